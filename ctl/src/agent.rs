@@ -1,0 +1,255 @@
+//! The host agent's process: found, started, awaited. Everything it does is its own business.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sovereign_protocol::layout::Layout;
+use tokio::net::UnixStream;
+
+use crate::context::escaped;
+use crate::error::{CommandError, Kind};
+use crate::link::Link;
+
+/// A fresh host agent answers within this time, or something is wrong with it.
+const START: Duration = Duration::from_secs(10);
+/// After its child ended, a losing `up` still gives the winner's agent this long to answer.
+const LOST_RACE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+/// What is shown of its log when it does not come up.
+const LOG_TAIL_BYTES: u64 = 4 << 10;
+const LOG_TAIL_LINES: usize = 8;
+
+/// The binaries that belong together; they lie beside `sovereign`.
+#[derive(Debug, Clone)]
+pub(crate) struct Binaries {
+    /// The host agent.
+    pub(crate) host: PathBuf,
+    /// PID 1 of a guest.
+    pub(crate) init: PathBuf,
+    /// The guest agent.
+    pub(crate) guest: PathBuf,
+}
+
+impl Binaries {
+    /// Looks beside the running executable.
+    ///
+    /// # Errors
+    /// `Configuration`, naming each one that is missing.
+    pub(crate) fn find() -> Result<Self, CommandError> {
+        let own = std::env::current_exe()
+            .and_then(|path| path.canonicalize())
+            .map_err(|error| {
+                CommandError::new(
+                    Kind::Internal,
+                    "NoExecutable",
+                    "cannot find the running executable",
+                )
+                .because(error)
+            })?;
+        Self::beside(own.parent().unwrap_or(Path::new("/")))
+    }
+
+    fn beside(dir: &Path) -> Result<Self, CommandError> {
+        let [host, init, guest] =
+            ["sovereign-host", "sovereign-init", "sovereign-guest"].map(|name| dir.join(name));
+        let missing: Vec<String> = [&host, &init, &guest]
+            .into_iter()
+            .filter(|path| !path.is_file())
+            .map(|path| path.display().to_string())
+            .collect();
+        if missing.is_empty() {
+            return Ok(Self { host, init, guest });
+        }
+        let message = format!("not there: {}", missing.join(", "));
+        Err(CommandError::new(Kind::Configuration, "MissingBinary", message).next("make build"))
+    }
+}
+
+/// Connects to the host agent, and starts it first if none answers. True when it was started.
+///
+/// # Errors
+/// As [`Link::connect`]; `Unreachable` with the end of its log when it does not come up.
+pub(crate) async fn ensure(layout: &Layout, binaries: &Binaries) -> Result<(Link, bool), CommandError> {
+    if let Some(link) = Link::connect_if_running(layout).await? {
+        return Ok((link, false));
+    }
+    let log_start = fs::metadata(layout.log()).map_or(0, |log| log.len());
+    let mut child = spawn(layout, &binaries.host)?;
+    let mut limit = Instant::now() + START;
+    let mut ended = None;
+    loop {
+        if let Some(link) = Link::connect_if_running(layout).await? {
+            let listening = Process::listening(layout).await;
+            let ours = listening.is_some_and(|process| process.pid.unsigned_abs() == child.id());
+            return Ok((link, ours)); // another `up` may have been quicker
+        }
+        if ended.is_none()
+            && let Ok(Some(status)) = child.try_wait()
+        {
+            ended = Some(status);
+            limit = Instant::now() + LOST_RACE;
+        }
+        if Instant::now() >= limit {
+            let how = ended.map_or("did not answer".to_owned(), |status| format!("ended ({status})"));
+            let message = format!("the host agent {how}; {}", log_tail(&layout.log(), log_start));
+            return Err(CommandError::new(Kind::Unreachable, "AgentDidNotStart", message)
+                .next(format!("less {}", layout.log().display())));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn spawn(layout: &Layout, host: &Path) -> Result<Child, CommandError> {
+    let failed = |what: &str, path: &Path, error: std::io::Error| {
+        let message = format!("cannot {what} {}", path.display());
+        CommandError::new(Kind::Internal, "AgentDidNotStart", message).because(error)
+    };
+    for dir in [&layout.state, &layout.run] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|error| failed("make the directory", dir, error))?;
+    }
+    let path = layout.log();
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path);
+    let log = log.map_err(|error| failed("open", &path, error))?;
+    let second = log.try_clone().map_err(|error| failed("open", &path, error))?;
+    Command::new(host)
+        .args(["run", "--detach", "--instance", layout.instance.as_str()])
+        .arg("--run-dir")
+        .arg(&layout.run)
+        .arg("--state-dir")
+        .arg(&layout.state)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(second)
+        .spawn()
+        .map_err(|error| failed("start", host, error))
+}
+
+/// The last lines that were written after `start`.
+fn log_tail(path: &Path, start: u64) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let from = length.saturating_sub(LOG_TAIL_BYTES).max(start.min(length));
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.is_empty() {
+        return format!("its log {} says nothing", path.display());
+    }
+    let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    format!(
+        "its log {} ends with:\n    {}",
+        path.display(),
+        escaped(&tail.join("\n")).replace('\n', "\n    ")
+    )
+}
+
+/// A running host agent, held by its pidfd, so that no other process can be taken for it.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pidfd: OwnedFd,
+    /// Its process id.
+    pub(crate) pid: i32,
+}
+
+impl Process {
+    /// The process at the other end of the control socket; `None` when nobody listens.
+    pub(crate) async fn listening(layout: &Layout) -> Option<Self> {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let stream = UnixStream::connect(layout.control()).await.ok()?;
+        let pid = Pid::from_raw(stream.peer_cred().ok()?.pid()?)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self {
+            pidfd,
+            pid: pid.as_raw_nonzero().get(),
+        })
+    }
+
+    /// Waits for its end, by looking: tokio's AsyncFd cannot be had without `unsafe`. Cancel safe.
+    pub(crate) async fn ended(&self) {
+        while !self.has_ended() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A pidfd reads as soon as its process has ended.
+    fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        matches!(poll(&mut fds, Some(&now)), Ok(1..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sovereign_protocol::name::Name;
+
+    #[test]
+    fn missing_binaries_are_all_named_with_the_command_that_builds_them() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("sovereign-init"), "").unwrap();
+        let error = Binaries::beside(dir.path()).unwrap_err();
+        let text = error.human();
+        assert!(
+            text.contains("sovereign-host")
+                && text.contains("sovereign-guest")
+                && !text.contains("sovereign-init")
+        );
+        assert!(text.ends_with("next: make build\n"));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_agent_that_ends_at_once_is_reported_with_the_end_of_its_log() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            instance: Name::parse("t").unwrap(),
+            run: dir.path().join("run"),
+            state: dir.path().join("state"),
+        };
+        let host = dir.path().join("sovereign-host");
+        fs::write(
+            &host,
+            "#!/bin/sh\necho \"args: $*\"\nprintf 'cannot \\033[31mstart\\n' >&2\nexit 9\n",
+        )
+        .unwrap();
+        fs::set_permissions(&host, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir_all(&layout.state).unwrap();
+        fs::write(layout.log(), "old line\n").unwrap();
+        let binaries = Binaries {
+            init: host.clone(),
+            guest: host.clone(),
+            host,
+        };
+        let error = ensure(&layout, &binaries).await.err().unwrap();
+        let text = error.human();
+        assert_eq!(error.kind, Kind::Unreachable);
+        assert!(
+            text.contains("exit status: 9") && text.contains("cannot \\x1b[31mstart"),
+            "{text}"
+        );
+        assert!(
+            text.contains("args: run --detach --instance t --run-dir") && !text.contains("old line"),
+            "{text}"
+        );
+    }
+}

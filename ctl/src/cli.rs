@@ -1,0 +1,184 @@
+//! The command line as people type it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use sovereign_protocol::name::Name;
+
+/// The instance when none is named.
+pub(crate) const DEFAULT_INSTANCE: &str = "default";
+
+/// Runs small Linux guests that hold your own services.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sovereign",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Examples:\n  sovereign init && sovereign up\n  sovereign status\n  sovereign psql sql -c 'select 1'\n\n\
+Exit codes: 0 done, 1 wanted state not reached, 2 usage, 3 configuration or lock,\n\
+4 agent not reachable, 5 timed out, 6 refused, 70 internal, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    /// The flags of every verb.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The flags of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The configuration file [default: ./sovereign.toml, then XDG_CONFIG_HOME/sovereign/sovereign.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "SOVEREIGN_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The instance: everything is kept apart by its name
+    #[arg(long, global = true, value_name = "NAME", env = "SOVEREIGN_INSTANCE", default_value = DEFAULT_INSTANCE)]
+    pub(crate) instance: Name,
+    /// Data as JSON, and one JSON object at the end
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Write a commented sovereign.toml, if there is none
+    #[command(after_help = "Example:\n  sovereign init")]
+    Init,
+    /// Build the guest image, or find it in the cache
+    #[command(after_help = "Example:\n  sovereign build --locked")]
+    Build(Build),
+    /// Bring guests up as the configuration says, and wait until they are ready
+    #[command(after_help = "Examples:\n  sovereign up\n  sovereign up sql --timeout 30")]
+    Up(Up),
+    /// Stop all guests in order, then the host agent
+    #[command(after_help = "Example:\n  sovereign down")]
+    Down,
+    /// Remove a stopped guest's data disk, logs and secrets
+    #[command(after_help = "Example:\n  sovereign down && sovereign destroy sql --yes")]
+    Destroy(Destroy),
+    /// Show what is true now: a picture on a terminal, JSON in a pipe
+    #[command(
+        after_help = "Examples:\n  sovereign status\n  sovereign status --check   # exit 1 unless all guests are ready\n  sovereign status --json | jq .guests[0].ready"
+    )]
+    Status(Status),
+    /// Print each condition when it changes, until Ctrl-C
+    #[command(after_help = "Example:\n  sovereign watch --json")]
+    Watch,
+    /// Print what a guest's console said
+    #[command(after_help = "Example:\n  sovereign logs sql")]
+    Logs(Guest),
+    /// Run a command in a guest; its exit code is ours
+    #[command(after_help = "Example:\n  sovereign exec sql -- uname -a")]
+    Exec(Exec),
+    /// Run the guest's psql as its superuser; its exit code is ours
+    #[command(after_help = "Examples:\n  sovereign psql sql -c 'select 1'\n  sovereign psql sql < dump.sql")]
+    Psql(Psql),
+    /// Print one secret's value, alone
+    #[command(
+        after_help = "Example:\n  PGPASSWORD=$(sovereign secret sql/postgres) psql -h 127.0.0.1 -p 15432 -U postgres"
+    )]
+    Secret(Secret),
+}
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// Fail (exit 3) where a locked package is gone, rather than take its successor
+    #[arg(long)]
+    pub(crate) locked: bool,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Only this guest, beside those that run already
+    pub(crate) name: Option<Name>,
+    /// How long to wait for readiness, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) timeout: u64,
+    /// As for `build`
+    #[command(flatten)]
+    pub(crate) build: Build,
+}
+
+/// Arguments of `destroy`.
+#[derive(Debug, Args)]
+pub(crate) struct Destroy {
+    /// The guest
+    pub(crate) name: Name,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Exit 1 unless all guests are ready
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+/// One guest.
+#[derive(Debug, Args)]
+pub(crate) struct Guest {
+    /// The guest
+    pub(crate) name: Name,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The guest
+    pub(crate) name: Name,
+    /// The guest's user that runs it [default: root]
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Arguments of `psql`.
+#[derive(Debug, Args)]
+pub(crate) struct Psql {
+    /// The guest
+    pub(crate) name: Name,
+    /// Arguments for psql
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `secret`.
+#[derive(Debug, Args)]
+pub(crate) struct Secret {
+    /// The secret, as `GUEST/NAME`
+    #[arg(value_name = "GUEST/NAME")]
+    pub(crate) secret: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_definition_is_consistent_and_every_verb_has_an_example() {
+        Cli::command().debug_assert();
+        for verb in Cli::command().get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("sovereign {}", verb.get_name())),
+                "{} has no example",
+                verb.get_name()
+            );
+        }
+    }
+}

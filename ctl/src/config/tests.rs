@@ -1,0 +1,260 @@
+use std::path::Path;
+
+use sovereign_protocol::spec::{Image, ServiceKind};
+
+use super::*;
+
+fn parse(text: &str) -> Result<Settings, Box<Problem>> {
+    super::parse(Path::new("s.toml"), text)
+}
+
+const GUEST: &str = "[guest.sql]\n[guest.sql.service.postgres]\nkind = \"postgres\"\n";
+
+#[test]
+fn the_template_is_valid_and_means_what_it_says() {
+    let settings = parse(TEMPLATE).unwrap();
+    let guest = &settings.guests[&Name::parse("sql").unwrap()];
+    assert_eq!((guest.memory_mib, guest.vcpus, guest.data_mib), (256, 1, 2048));
+    assert_eq!(guest.forwards[0].listen.to_string(), "127.0.0.1:15432");
+    assert_eq!(guest.forwards[0].port, 5432);
+}
+
+#[test]
+fn settings_become_lines_of_postgresql_conf() {
+    let text = format!(
+        "{GUEST}[guest.sql.service.postgres.settings]\nfsync = false\nwork_mem = \"8MB\"\nlimit.x = 3\n"
+    );
+    assert_eq!(parse(&text).unwrap_err().reason, "WrongType");
+    let text = text.replace("limit.x", "\"pg.x\"");
+    let settings = parse(&text).unwrap();
+    let ServiceKind::Postgres { settings, .. } = &settings.guests.values().next().unwrap().services[0].kind;
+    let lines: Vec<String> = settings
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    assert_eq!(lines, ["fsync=off", "pg.x=3", "work_mem=8MB"]);
+}
+
+#[test]
+fn only_the_asked_guests_are_in_the_document() {
+    let settings = parse(&format!("{GUEST}[guest.other]\n")).unwrap();
+    let image = Image {
+        kernel: "k".into(),
+        initramfs: "i".into(),
+        root: "r".into(),
+        agent: "a".into(),
+        digest: "d".into(),
+    };
+    assert_eq!(settings.host_spec(&image, None).guests.len(), 2);
+    let only = std::collections::BTreeSet::from([Name::parse("sql").unwrap()]);
+    assert_eq!(
+        settings
+            .host_spec(&image, Some(&only))
+            .guests
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>(),
+        only.into_iter().collect::<Vec<_>>()
+    );
+}
+
+/// (what stands in the file, line, key, code, text that the message must hold)
+const TABLE: &[(&str, usize, &str, &str, &str)] = &[
+    ("", 1, "guest", "NoGuest", "[guest.NAME]"),
+    ("[guest.sql", 1, "[guest.sql", "NotToml", ""),
+    ("[guest.sql]\nmemory = \n", 2, "memory", "NotToml", ""),
+    (
+        "[guest.sql]\nmemory = \"1GiB\"\nmemory = \"2GiB\"\n",
+        3,
+        "memory",
+        "NotToml",
+        "duplicate",
+    ),
+    (
+        "[guest.sql]\nmemry = \"1GiB\"\n",
+        2,
+        "guest.sql.memry",
+        "UnknownKey",
+        "did you mean \"memory\"",
+    ),
+    (
+        "[guests.sql]\n",
+        1,
+        "guests",
+        "UnknownKey",
+        "did you mean \"guest\"",
+    ),
+    (
+        "[guest.sql]\nzzzz = 1\n",
+        2,
+        "guest.sql.zzzz",
+        "UnknownKey",
+        "accepted: memory, vcpus, data, service, forward",
+    ),
+    (
+        "[build]\nmiror = \"http://x\"\n",
+        2,
+        "build.miror",
+        "UnknownKey",
+        "did you mean \"mirror\"",
+    ),
+    (
+        "[[guest.sql.forward]]\nname = \"x\"\nlistn = \"x\"\n",
+        3,
+        "guest.sql.forward.0.listn",
+        "UnknownKey",
+        "did you mean \"listen\"",
+    ),
+    (
+        "[guest.sql]\nmemory = 256\n",
+        2,
+        "guest.sql.memory",
+        "WrongType",
+        "invalid type",
+    ),
+    (
+        "[guest.sql.service.postgres]\nport = 1\n",
+        1,
+        "guest.sql.service.postgres",
+        "MissingKey",
+        "`kind`",
+    ),
+    (
+        "[guest.sql]\nmemory = \"256MB\"\n",
+        2,
+        "guest.sql.memory",
+        "BadSize",
+        "accepted: a number and MiB, GiB or TiB",
+    ),
+    (
+        "[guest.sql]\n\n# x\nmemory = \"8MiB\"\n",
+        4,
+        "guest.sql.memory",
+        "OutOfRange",
+        "96 to",
+    ),
+    (
+        "[guest.sql]\ndata = \"1MiB\"\n",
+        2,
+        "guest.sql.data",
+        "OutOfRange",
+        "64 to",
+    ),
+    (
+        "[guest.sql]\nvcpus = 0\n",
+        2,
+        "guest.sql.vcpus",
+        "OutOfRange",
+        "1 to 64",
+    ),
+    (
+        "[guest.sql]\nvcpus = 1000\n",
+        2,
+        "guest.sql.vcpus",
+        "OutOfRange",
+        "1 to 64",
+    ),
+    ("[guest.SQL]\n", 1, "guest.SQL", "BadName", "a-z"),
+    (
+        "[guest.sql.service.db]\nkind = \"postgre\"\n",
+        2,
+        "guest.sql.service.db.kind",
+        "UnknownKind",
+        "did you mean \"postgres\"",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\nport = 0\n",
+        3,
+        "guest.sql.service.db.port",
+        "OutOfRange",
+        "1 to 65535",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[guest.sql.service.db.settings]\nport = 1\n",
+        4,
+        "guest.sql.service.db.settings.port",
+        "OwnedSetting",
+        "the service's own key",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[guest.sql.service.db.settings]\n\"a b\" = 1\n",
+        3,
+        "guest.sql.service.db.settings",
+        "OutOfRange",
+        "not one line of postgresql.conf",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[guest.sql.service.db.settings]\na = \"1\\nb = 2\"\n",
+        4,
+        "guest.sql.service.db.settings.a",
+        "WrongType",
+        "one line",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"bd\"\nlisten = \"127.0.0.1:1\"\n",
+        4,
+        "guest.sql.forward.0.name",
+        "NoSuchService",
+        "accepted: db",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"15432\"\n",
+        5,
+        "guest.sql.forward.0.listen",
+        "BadAddress",
+        "127.0.0.1:15432",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\nport = 1\n",
+        6,
+        "guest.sql.forward.0.port",
+        "Contradiction",
+        "listens on 5432",
+    ),
+    (
+        "[guest.a.service.db]\nkind = \"postgres\"\n[[guest.a.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n\
+         [guest.b.service.db]\nkind = \"postgres\"\n[[guest.b.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n",
+        10,
+        "guest.b.forward.0.listen",
+        "Contradiction",
+        "leads to guest a already",
+    ),
+    (
+        "[build]\nrecipe = \"postgresql-16\"\n",
+        2,
+        "build.recipe",
+        "UnknownRecipe",
+        "did you mean \"postgresql-17\"",
+    ),
+    (
+        "[build]\nmirror = \"https://x\"\n",
+        2,
+        "build.mirror",
+        "BadMirror",
+        "http://host/debian",
+    ),
+];
+
+#[test]
+fn every_mistake_is_named_with_file_line_key_and_what_is_accepted() {
+    for (text, line, key, reason, holds) in TABLE {
+        let problem = parse(text).expect_err(text);
+        assert_eq!(
+            (problem.line, problem.key.as_str(), problem.reason),
+            (*line, *key, *reason),
+            "{text:?}: {problem}"
+        );
+        let message = problem.to_string();
+        assert!(
+            message.starts_with(&format!("s.toml:{line}:")) && message.contains(holds),
+            "{message}"
+        );
+        let error = CommandError::from(problem);
+        assert_eq!(error.kind.exit_code(), 3);
+        assert!(
+            error
+                .human()
+                .contains(&format!("next: edit s.toml line {line}, then: sovereign up"))
+        );
+    }
+}

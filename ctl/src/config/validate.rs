@@ -1,0 +1,323 @@
+//! What the file means: units, names, limits and contradictions, each problem at its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{Forward, HostSpec, Image, Service, ServiceKind, SpecError};
+
+use super::source::Source;
+use super::written::{self, Written};
+use super::{Guest, Problem, RECIPE, Settings};
+
+const DEFAULT_MEMORY_MIB: u32 = 256;
+const DEFAULT_DATA_MIB: u32 = 2048;
+const DEFAULT_VCPUS: u8 = 1;
+const POSTGRES_PORT: u16 = 5432;
+const SIZES: &str = "a number and MiB, GiB or TiB, such as \"256MiB\"";
+
+/// Lines of postgresql.conf that would take PostgreSQL out of the agent's sight.
+const OWNED_SETTINGS: [&str; 6] = [
+    "port",
+    "data_directory",
+    "hba_file",
+    "ident_file",
+    "unix_socket_directories",
+    "external_pid_file",
+];
+
+pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings, Box<Problem>> {
+    let recipe = written.build.recipe.unwrap_or_else(|| RECIPE.to_owned());
+    if recipe != RECIPE {
+        let problem = source.problem(
+            &["build", "recipe"],
+            "UnknownRecipe",
+            format!("there is no recipe {recipe:?}"),
+        );
+        return Err(problem.near(&recipe, &[RECIPE]).accepts(format!("{RECIPE:?}")));
+    }
+    if let Some(mirror) = written
+        .build
+        .mirror
+        .as_deref()
+        .filter(|mirror| !mirror.starts_with("http://"))
+    {
+        let text =
+            format!("{mirror:?} is no mirror's address (packages are checked by signature, not by TLS)");
+        return Err(source
+            .problem(&["build", "mirror"], "BadMirror", text)
+            .accepts("\"http://host/debian\""));
+    }
+    let mut guests = BTreeMap::new();
+    for (name, guest) in written.guest {
+        let parsed = parse_name(source, &["guest", &name], &name)?;
+        guests.insert(parsed, self::guest(source, &name, guest)?);
+    }
+    if guests.is_empty() {
+        return Err(source
+            .problem(&["guest"], "NoGuest", "no guest is configured")
+            .accepts("at least one [guest.NAME]"));
+    }
+    let settings = Settings {
+        path: source.file().to_owned(),
+        mirror: written.build.mirror,
+        recipe,
+        guests,
+    };
+    check_listens(source, &settings)?;
+    check_contract(source, &settings)?;
+    Ok(settings)
+}
+
+fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Guest, Box<Problem>> {
+    let at = ["guest", name];
+    let memory_mib = size(
+        source,
+        &[at[0], name, "memory"],
+        written.memory,
+        DEFAULT_MEMORY_MIB,
+    )?;
+    let data_mib = size(source, &[at[0], name, "data"], written.data, DEFAULT_DATA_MIB)?;
+    let vcpus = match written.vcpus {
+        None => DEFAULT_VCPUS,
+        Some(count) => u8::try_from(count).map_err(|_| {
+            source
+                .problem(
+                    &[at[0], name, "vcpus"],
+                    "OutOfRange",
+                    format!("{count} is no number of CPUs"),
+                )
+                .accepts("1 to 64")
+        })?,
+    };
+    let mut services = Vec::new();
+    for (service, written) in written.service {
+        services.push(self::service(source, name, &service, written)?);
+    }
+    let mut forwards = Vec::new();
+    for (index, written) in written.forward.into_iter().enumerate() {
+        forwards.push(forward(source, name, &index.to_string(), written, &services)?);
+    }
+    Ok(Guest {
+        memory_mib,
+        vcpus,
+        data_mib,
+        services,
+        forwards,
+    })
+}
+
+fn service(
+    source: &Source<'_>,
+    guest: &str,
+    key: &str,
+    written: written::Service,
+) -> Result<Service, Box<Problem>> {
+    let at = |last: &'static str| ["guest", guest, "service", key, last];
+    let name = parse_name(source, &["guest", guest, "service", key], key)?;
+    if written.kind != "postgres" {
+        let problem = source.problem(
+            &at("kind"),
+            "UnknownKind",
+            format!("there is no kind of service {:?}", written.kind),
+        );
+        return Err(problem.near(&written.kind, &["postgres"]).accepts("\"postgres\""));
+    }
+    let port = match written.port {
+        None => POSTGRES_PORT,
+        Some(port) => parse_port(source, &at("port"), port)?,
+    };
+    let mut settings = BTreeMap::new();
+    for (setting, value) in written.settings {
+        let path = ["guest", guest, "service", key, "settings", &setting];
+        if OWNED_SETTINGS.contains(&setting.as_str()) {
+            let problem = source.problem(&path, "OwnedSetting", "the guest agent sets this itself");
+            let accepted = if setting == "port" {
+                "the service's own key, port = …"
+            } else {
+                "no value"
+            };
+            return Err(problem.accepts(accepted));
+        }
+        settings.insert(setting.clone(), setting_value(source, &path, value)?);
+    }
+    Ok(Service {
+        name,
+        kind: ServiceKind::Postgres { settings, port },
+    })
+}
+
+fn setting_value(source: &Source<'_>, path: &[&str], value: toml::Value) -> Result<String, Box<Problem>> {
+    match value {
+        toml::Value::String(text) if !text.contains(['\n', '\r', '\0']) => Ok(text),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Float(number) => Ok(number.to_string()),
+        toml::Value::Boolean(flag) => Ok(if flag { "on" } else { "off" }.to_owned()),
+        _ => Err(source
+            .problem(path, "WrongType", "this is not one line of postgresql.conf")
+            .accepts("text of one line, a number, true or false")),
+    }
+}
+
+fn forward(
+    source: &Source<'_>,
+    guest: &str,
+    index: &str,
+    written: written::Forward,
+    services: &[Service],
+) -> Result<Forward, Box<Problem>> {
+    let at = |last: &'static str| ["guest", guest, "forward", index, last];
+    let service = services
+        .iter()
+        .find(|service| service.name.as_str() == written.name);
+    let Some(service) = service else {
+        let known: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
+        let text = format!(
+            "guest {guest} has no service {:?}; a forward carries its service's name",
+            written.name
+        );
+        let problem = source
+            .problem(&at("name"), "NoSuchService", text)
+            .near(&written.name, &known);
+        return Err(problem.accepts(if known.is_empty() {
+            "none: add a service first".to_owned()
+        } else {
+            known.join(", ")
+        }));
+    };
+    let listen: SocketAddr = written.listen.parse().map_err(|_| {
+        source
+            .problem(
+                &at("listen"),
+                "BadAddress",
+                format!("{:?} is no address to listen on", written.listen),
+            )
+            .accepts("an address and a port, such as \"127.0.0.1:15432\"")
+    })?;
+    if listen.port() == 0 {
+        return Err(source
+            .problem(&at("listen"), "OutOfRange", "port 0 cannot be forwarded")
+            .accepts("a port from 1 to 65535"));
+    }
+    let ServiceKind::Postgres { port: own, .. } = service.kind;
+    let port = match written.port {
+        None => own,
+        Some(port) => parse_port(source, &at("port"), port)?,
+    };
+    if port != own {
+        let text = format!(
+            "port {port} contradicts service {}, which listens on {own}",
+            service.name
+        );
+        return Err(source
+            .problem(&at("port"), "Contradiction", text)
+            .accepts(format!("{own}, or leave the key out")));
+    }
+    Ok(Forward {
+        name: service.name.clone(),
+        listen,
+        port,
+    })
+}
+
+fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
+    Name::parse(text).map_err(|error| source.problem(path, "BadName", error.to_string()))
+}
+
+fn parse_port(source: &Source<'_>, path: &[&str], port: i64) -> Result<u16, Box<Problem>> {
+    u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| {
+        source
+            .problem(path, "OutOfRange", format!("{port} is no TCP port"))
+            .accepts("1 to 65535")
+    })
+}
+
+fn size(
+    source: &Source<'_>,
+    path: &[&str],
+    text: Option<String>,
+    default_mib: u32,
+) -> Result<u32, Box<Problem>> {
+    let Some(text) = text else { return Ok(default_mib) };
+    mebibytes(&text).ok_or_else(|| {
+        source
+            .problem(path, "BadSize", format!("{text:?} is no size"))
+            .accepts(SIZES)
+    })
+}
+
+fn mebibytes(text: &str) -> Option<u32> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let factor: u32 = match text[digits..].trim_start() {
+        "MiB" => 1,
+        "GiB" => 1 << 10,
+        "TiB" => 1 << 20,
+        _ => return None,
+    };
+    text[..digits].parse::<u32>().ok()?.checked_mul(factor)
+}
+
+fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
+    let mut taken: BTreeMap<SocketAddr, &Name> = BTreeMap::new();
+    for (name, guest) in &settings.guests {
+        for (index, forward) in guest.forwards.iter().enumerate() {
+            if let Some(other) = taken.insert(forward.listen, name) {
+                let path = ["guest", name.as_str(), "forward", &index.to_string(), "listen"];
+                let text = format!("{} leads to guest {other} already", forward.listen);
+                return Err(source
+                    .problem(&path, "Contradiction", text)
+                    .accepts("an address of its own for each forward"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs the contract's own checks, so that the file and the agent can never disagree about a limit.
+fn check_contract(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
+    let image = Image {
+        kernel: "/".into(),
+        initramfs: "/".into(),
+        root: "/".into(),
+        agent: "/".into(),
+        digest: String::new(),
+    };
+    let all: BTreeSet<Name> = settings.guests.keys().cloned().collect();
+    let document = serde_json::to_vec(&settings.host_spec(&image, Some(&all)))
+        .map_err(|error| source.problem(&[], "Invalid", error.to_string()))?;
+    match HostSpec::parse(&document) {
+        Ok(_) => Ok(()),
+        Err(SpecError::Value { path, problem }) => Err(at_written_path(source, settings, &path, problem)),
+        Err(error) => Err(source.problem(&[], "Invalid", error.to_string())),
+    }
+}
+
+/// Leads a path of the contract, `guests.sql.memory_mib`, back to the key as written.
+fn at_written_path(source: &Source<'_>, settings: &Settings, path: &str, problem: String) -> Box<Problem> {
+    let mut parts = path.split(['.', '[']).skip(1);
+    let guest = parts.next().unwrap_or_default();
+    let key = match parts.next().unwrap_or_default() {
+        "memory_mib" => "memory",
+        "data_mib" => "data",
+        "services" => "service",
+        "forwards" => "forward",
+        other => other,
+    };
+    let index = parts
+        .next()
+        .and_then(|part| part.trim_end_matches(']').parse::<usize>().ok());
+    let service = index.and_then(|index| {
+        let guest = settings.guests.iter().find(|(name, _)| name.as_str() == guest)?.1;
+        Some(guest.services.get(index)?.name.as_str())
+    });
+    let mut written = vec!["guest", guest, key];
+    if key == "service" {
+        written.extend(service.into_iter().chain(["settings"]));
+    }
+    let unit = if matches!(key, "memory" | "data") {
+        " (MiB)"
+    } else {
+        ""
+    };
+    source.problem(&written, "OutOfRange", format!("{problem}{unit}"))
+}

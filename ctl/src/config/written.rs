@@ -1,0 +1,50 @@
+//! The file as written: every key that may stand in it, and nothing about what it means.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Written {
+    #[serde(default)]
+    pub(super) build: Build,
+    #[serde(default)]
+    pub(super) guest: BTreeMap<String, Guest>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Build {
+    pub(super) mirror: Option<String>,
+    pub(super) recipe: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Guest {
+    pub(super) memory: Option<String>,
+    pub(super) vcpus: Option<i64>,
+    pub(super) data: Option<String>,
+    #[serde(default)]
+    pub(super) service: BTreeMap<String, Service>,
+    #[serde(default)]
+    pub(super) forward: Vec<Forward>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub(super) kind: String,
+    pub(super) port: Option<i64>,
+    #[serde(default)]
+    pub(super) settings: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Forward {
+    pub(super) name: String,
+    pub(super) listen: String,
+    pub(super) port: Option<i64>,
+}

@@ -1,0 +1,38 @@
+//! The verbs, one file each. A verb returns its exit code, or the error that fixes it.
+
+use crate::cli::Verb;
+use crate::context::Context;
+use crate::error::CommandError;
+
+mod build;
+mod destroy;
+mod down;
+mod exec;
+mod init;
+mod logs;
+mod psql;
+mod secret;
+mod status;
+mod up;
+mod watch;
+
+/// Runs a verb.
+pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandError> {
+    match verb {
+        Verb::Init => init::run(context).map(done),
+        Verb::Build(args) => build::run(context, &args).await.map(done),
+        Verb::Up(args) => up::run(context, args).await.map(done),
+        Verb::Down => down::run(context).await.map(done),
+        Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
+        Verb::Status(args) => status::run(context, &args).await,
+        Verb::Watch => watch::run(context).await.map(done),
+        Verb::Logs(args) => logs::run(context, &args.name).map(done),
+        Verb::Exec(args) => exec::run(context, &args.name, args.command, args.user).await,
+        Verb::Psql(args) => psql::run(context, args).await,
+        Verb::Secret(args) => secret::run(context, &args.secret).map(done),
+    }
+}
+
+fn done((): ()) -> u8 {
+    0
+}

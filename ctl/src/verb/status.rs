@@ -1,0 +1,207 @@
+//! `status`: what is true now; with no agent, what lies on disk.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use sovereign_protocol::condition::Status;
+use sovereign_protocol::layout::Layout;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::status::{GuestStatus, Phase, SCHEMA, StatusReport};
+
+use crate::cli;
+use crate::clock::rfc3339;
+use crate::context::{Context, data, data_json, talk};
+use crate::error::{CommandError, Kind};
+use crate::link::Link;
+use crate::picture::picture;
+use crate::{config, progress};
+
+pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, CommandError> {
+    let link = Link::connect_if_running(&context.layout).await?;
+    let report = match &link {
+        Some(link) => link.status().await?,
+        None => at_rest(context),
+    };
+    if context.wants_data() {
+        data_json(&report)?;
+    } else if link.is_some() {
+        data(&picture(&report))?;
+    } else {
+        let names: Vec<&str> = report.guests.iter().map(|guest| guest.name.as_str()).collect();
+        data(&format!(
+            "instance {}: nothing running (guests: {})",
+            report.instance,
+            names.join(", ")
+        ))?;
+    }
+    if link.is_none() {
+        talk(&format!(
+            "nothing running; next: {}",
+            context.spell("sovereign up")
+        ));
+    }
+    let ready = !report.guests.is_empty() && report.guests.iter().all(progress::is_ready);
+    Ok(if args.check && !ready {
+        Kind::NotReached.exit_code()
+    } else {
+        0
+    })
+}
+
+/// Without an agent nothing was observed: readiness is unknown, and so is what a lone shim may still do.
+fn at_rest(context: &Context) -> StatusReport {
+    let configured: Vec<Name> = config::load(context)
+        .map(|settings| settings.guests.into_keys().collect())
+        .unwrap_or_default();
+    let since = rfc3339(SystemTime::now());
+    let names = on_disk(&context.layout)
+        .into_iter()
+        .chain(configured)
+        .collect::<BTreeSet<Name>>();
+    let guests = names.into_iter().map(|name| GuestStatus {
+        name,
+        phase: Phase::Stopped,
+        ready: Status::Unknown,
+        since: since.clone(),
+        boot_id: None,
+        spec_revision: 0,
+        applied_revision: 0,
+        vmm: None,
+        conditions: Vec::new(),
+        forwards: Vec::new(),
+    });
+    StatusReport {
+        schema: SCHEMA.to_owned(),
+        instance: context.layout.instance.clone(),
+        revision: 0,
+        guests: guests.collect(),
+    }
+}
+
+fn on_disk(layout: &Layout) -> BTreeSet<Name> {
+    let Ok(entries) = std::fs::read_dir(layout.state.join("guests")) else {
+        return BTreeSet::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use crate::picture::examples::{guest, report};
+
+    /// Every field that is written is in the schema and required there, and the other way round.
+    fn compare(schema: &Value, definition: &Value, value: &Value, path: &str) {
+        let definition = match definition.get("$ref").and_then(Value::as_str) {
+            Some(name) => &schema["$defs"][name.trim_start_matches("#/$defs/")],
+            None => definition,
+        };
+        if let Some(variants) = definition.get("anyOf").and_then(Value::as_array) {
+            let fits = variants
+                .iter()
+                .find(|variant| (variant["type"] == "null") == value.is_null())
+                .unwrap();
+            return compare(schema, fits, value, path);
+        }
+        let allowed = |value: &Value| {
+            definition
+                .get("enum")
+                .is_none_or(|known| known.as_array().unwrap().contains(value))
+        };
+        assert!(allowed(value), "{path}: {value} is not in the schema");
+        match value {
+            Value::Object(object) => {
+                let keys: Vec<&String> = object.keys().collect();
+                let mut known: Vec<&String> =
+                    definition["properties"].as_object().expect(path).keys().collect();
+                let mut required: Vec<&str> = definition["required"]
+                    .as_array()
+                    .expect(path)
+                    .iter()
+                    .map(|key| key.as_str().unwrap())
+                    .collect();
+                known.sort();
+                required.sort_unstable();
+                assert_eq!(keys, known, "{path}: fields and properties");
+                assert_eq!(keys, required, "{path}: fields and required");
+                assert_eq!(definition["additionalProperties"], false, "{path}");
+                for (key, inner) in object {
+                    compare(
+                        schema,
+                        &definition["properties"][key],
+                        inner,
+                        &format!("{path}.{key}"),
+                    );
+                }
+            }
+            Value::Array(elements) => {
+                assert_eq!(definition["type"], "array", "{path}");
+                elements
+                    .iter()
+                    .for_each(|element| compare(schema, &definition["items"], element, path));
+            }
+            Value::String(_) => assert_eq!(definition["type"], "string", "{path}"),
+            Value::Number(_) => assert_eq!(definition["type"], "integer", "{path}"),
+            Value::Null => assert_eq!(definition["type"], "null", "{path}"),
+            Value::Bool(_) => panic!("{path}: no field is a bool"),
+        }
+    }
+
+    #[test]
+    fn the_report_and_its_schema_name_the_same_fields() {
+        let schema: Value = serde_json::from_str(include_str!("../../../docs/status.schema.json")).unwrap();
+        assert_eq!(
+            schema["properties"]["schema"]["const"],
+            sovereign_protocol::status::SCHEMA
+        );
+        let mut stopped = guest();
+        stopped.vmm = None;
+        stopped.boot_id = None;
+        compare(
+            &schema,
+            &schema,
+            &serde_json::to_value(report(vec![guest(), stopped])).unwrap(),
+            "$",
+        );
+    }
+
+    #[test]
+    fn the_schema_knows_every_layer_and_phase() {
+        use sovereign_protocol::condition::Layer;
+        use sovereign_protocol::status::Phase;
+        let schema: Value = serde_json::from_str(include_str!("../../../docs/status.schema.json")).unwrap();
+        let known = |name: &str| schema["$defs"][name]["enum"].as_array().unwrap().clone();
+        let layers = [
+            Layer::Vmm,
+            Layer::Session,
+            Layer::Kernel,
+            Layer::Clock,
+            Layer::Disk,
+            Layer::Loopback,
+            Layer::Interface,
+            Layer::Tap,
+            Layer::Routing,
+            Layer::Nat,
+            Layer::Service,
+            Layer::Tailscale,
+            Layer::Forward,
+        ];
+        assert_eq!(known("layer"), layers.map(|layer| Value::from(layer.as_str())));
+        let phases = [
+            Phase::Stopped,
+            Phase::Starting,
+            Phase::Running,
+            Phase::Stopping,
+            Phase::Failed,
+            Phase::CrashLoop,
+        ];
+        assert_eq!(
+            known("phase"),
+            phases.map(|phase| serde_json::to_value(phase).unwrap())
+        );
+    }
+}

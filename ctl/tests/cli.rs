@@ -1,0 +1,276 @@
+//! The binary as scripts meet it: help, exit codes, the JSON of failures, quiet places.
+
+#![allow(clippy::unwrap_used)] // clippy.toml excepts test functions, not the helpers beside them
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const VERBS: [&str; 11] = [
+    "init", "build", "up", "down", "destroy", "status", "watch", "logs", "exec", "psql", "secret",
+];
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sovereign"));
+        command
+            .args(args)
+            .current_dir(self.path())
+            .env_clear()
+            .stdin(std::process::Stdio::null());
+        for (name, below) in [
+            ("HOME", "home"),
+            ("XDG_CACHE_HOME", "cache"),
+            ("SOVEREIGN_STATE_DIR", "state"),
+            ("SOVEREIGN_RUN_DIR", "run"),
+        ] {
+            command.env(name, self.path().join(below));
+        }
+        command.output().unwrap()
+    }
+
+    fn state(&self, below: &str) -> std::path::PathBuf {
+        self.path().join("state/default").join(below)
+    }
+
+    fn write_state(&self, below: &str, text: &str) {
+        let path = self.state(below);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The one object on stdout, with exactly the promised fields.
+fn failure(output: &Output) -> Value {
+    let text = stdout(output);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let object: Value = serde_json::from_str(&text).unwrap();
+    let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["evidence", "layer", "next", "ok", "reason"]);
+    assert_eq!(object["ok"], false);
+    assert!(!object["next"].as_str().unwrap().is_empty());
+    object
+}
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    let home = Home::new();
+    let all = stdout(&home.run(&["--help"]));
+    for verb in VERBS {
+        assert!(all.contains(&format!("\n  {verb}")), "{verb} is not in --help");
+        let help = home.run(&[verb, "--help"]);
+        assert_eq!(code(&help), 0);
+        assert!(stdout(&help).contains(&format!("sovereign {verb}")), "{verb}");
+    }
+    assert!(stdout(&home.run(&["--version"])).starts_with("sovereign "));
+}
+
+#[test]
+fn usage_errors_are_exit_2_also_as_json() {
+    let home = Home::new();
+    for args in [
+        &["stauts"][..],
+        &["exec", "sql"],
+        &["up", "--timeout", "0"],
+        &["logs", "SQL"],
+        &["secret", "sql"],
+        &[],
+    ] {
+        assert_eq!(code(&home.run(args)), 2, "{args:?}");
+    }
+    let output = home.run(&["--json", "stauts"]);
+    assert_eq!(
+        (code(&output), &failure(&output)["reason"]),
+        (2, &Value::from("Usage"))
+    );
+}
+
+#[test]
+fn configuration_errors_are_exit_3_and_nothing_is_made() {
+    let home = Home::new();
+    let none = home.run(&["up"]);
+    assert_eq!(code(&none), 3);
+    assert!(
+        stderr(&none).ends_with("next: sovereign init\n"),
+        "{}",
+        stderr(&none)
+    );
+    std::fs::write(
+        home.path().join("sovereign.toml"),
+        "[guest.sql]\nmemry = \"1GiB\"\n",
+    )
+    .unwrap();
+    let output = home.run(&["up", "--json"]);
+    assert_eq!(code(&output), 3);
+    let evidence = failure(&output)["evidence"].as_str().unwrap().to_owned();
+    for part in ["sovereign.toml:2:", "guest.sql.memry", "did you mean \"memory\""] {
+        assert!(evidence.contains(part), "{evidence}");
+    }
+    let named = home.run(&["up", "--config", "other.toml"]);
+    assert_eq!(code(&named), 3);
+    assert!(
+        stderr(&named).contains("sovereign --config other.toml init"),
+        "{}",
+        stderr(&named)
+    );
+    assert!(!home.path().join("state").exists() && !home.path().join("run").exists());
+}
+
+#[test]
+fn init_writes_once() {
+    let home = Home::new();
+    let path = home.path().join("sovereign.toml");
+    assert_eq!(code(&home.run(&["init"])), 0);
+    let first = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, first.clone() + "# mine\n").unwrap();
+    let again = home.run(&["init", "--json"]);
+    assert_eq!(code(&again), 0);
+    assert_eq!(
+        serde_json::from_str::<Value>(&stdout(&again)).unwrap()["reason"],
+        "Exists"
+    );
+    assert!(std::fs::read_to_string(&path).unwrap().ends_with("# mine\n"));
+}
+
+#[test]
+fn with_nothing_running() {
+    let home = Home::new();
+    home.run(&["init"]);
+    let status = home.run(&["status"]);
+    assert_eq!(code(&status), 0);
+    let report: Value = serde_json::from_str(&stdout(&status)).unwrap();
+    assert_eq!(
+        (&report["schema"], &report["guests"][0]["ready"]),
+        (&"sovereign.status/1".into(), &"Unknown".into())
+    );
+    assert!(stderr(&status).contains("nothing running"));
+    assert_eq!(code(&home.run(&["status", "--check"])), 1);
+    assert_eq!(code(&home.run(&["down"])), 0);
+    for args in [
+        &["watch"][..],
+        &["exec", "sql", "--", "true"],
+        &["psql", "sql", "-c", "select 1"],
+    ] {
+        let output = home.run(args);
+        assert_eq!(code(&output), 4, "{args:?}");
+        assert!(
+            stderr(&output).ends_with("next: sovereign up\n"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let other = home.run(&["--instance", "x1", "watch"]);
+    assert!(
+        stderr(&other).ends_with("next: sovereign --instance x1 up\n"),
+        "{}",
+        stderr(&other)
+    );
+    assert!(!home.path().join("state").exists(), "asking makes nothing");
+}
+
+#[test]
+fn a_secret_is_printed_alone_and_a_broken_file_is_never_quoted() {
+    let home = Home::new();
+    home.write_state("secrets.json", r#"{"sql/postgres":"canary"}"#);
+    let found = home.run(&["secret", "sql/postgres"]);
+    assert_eq!(
+        (stdout(&found), stderr(&found)),
+        ("canary\n".to_owned(), String::new())
+    );
+    let absent = home.run(&["secret", "sql/other"]);
+    assert_eq!(code(&absent), 1);
+    assert!(stderr(&absent).contains("sql/postgres") && !stderr(&absent).contains("canary"));
+    home.write_state("secrets.json", r#"{"sql/postgres":["canary"]}"#);
+    let broken = home.run(&["secret", "sql/postgres"]);
+    assert_eq!(code(&broken), 3);
+    assert!(!stderr(&broken).contains("canary"));
+}
+
+#[test]
+fn logs_are_escaped() {
+    let home = Home::new();
+    assert_eq!(code(&home.run(&["logs", "sql"])), 1);
+    home.write_state("guests/sql/console.log", "boot\r\n\x1b[2Jx\n");
+    assert_eq!(stdout(&home.run(&["logs", "sql"])), "boot\n\\x1b[2Jx\n");
+}
+
+#[test]
+fn destroy_asks_and_then_removes_the_guest_and_its_secrets_only() {
+    let home = Home::new();
+    home.write_state("guests/sql/data.img", "data");
+    home.write_state("guests/forge/data.img", "data");
+    home.write_state("secrets.json", r#"{"sql/postgres":"a","forge/postgres":"b"}"#);
+    let unasked = home.run(&["destroy", "sql"]);
+    assert_eq!(code(&unasked), 2);
+    assert!(stderr(&unasked).ends_with("next: sovereign destroy sql --yes\n"));
+    assert!(home.state("guests/sql").exists());
+    assert_eq!(code(&home.run(&["destroy", "sql", "--yes"])), 0);
+    assert!(!home.state("guests/sql").exists() && home.state("guests/forge/data.img").exists());
+    let secrets = std::fs::read_to_string(home.state("secrets.json")).unwrap();
+    assert_eq!(secrets, r#"{"forge/postgres":"b"}"#);
+    let mode = std::fs::metadata(home.state("secrets.json"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(
+        code(&home.run(&["destroy", "sql", "--yes"])),
+        0,
+        "again is no failure"
+    );
+}
+
+#[test]
+fn a_socket_path_over_the_limit_is_exit_3() {
+    let home = Home::new();
+    home.run(&["init"]);
+    let output = Command::new(env!("CARGO_BIN_EXE_sovereign"))
+        .args(["up"])
+        .current_dir(home.path())
+        .env("SOVEREIGN_RUN_DIR", format!("/tmp/{}", "x".repeat(100)))
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 3);
+    assert!(stderr(&output).contains("107"));
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_failure() {
+    let home = Home::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sovereign"))
+        .args(["status"])
+        .env("SOVEREIGN_STATE_DIR", home.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0);
+    assert!(!stderr(&output).contains("error"), "{}", stderr(&output));
+}

@@ -1,0 +1,29 @@
+//! Reading the clocks. The decision what to do with them is in `core`.
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+
+const NANOS: i64 = 1_000_000_000;
+
+/// Milliseconds since boot, time in suspend included.
+#[must_use]
+pub fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
+    u64::try_from(now.tv_sec() * 1_000 + now.tv_nsec() / 1_000_000).unwrap_or(0)
+}
+
+/// Nanoseconds since 1970 by the guest's clock.
+#[must_use]
+pub fn wall_ns() -> i64 {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).unwrap_or(TimeSpec::new(0, 0));
+    now.tv_sec().saturating_mul(NANOS).saturating_add(now.tv_nsec())
+}
+
+/// Sets the guest's clock.
+///
+/// # Errors
+/// The system's own.
+pub fn set_wall_ns(to: i64) -> nix::Result<()> {
+    let time = TimeSpec::new(to.div_euclid(NANOS), to.rem_euclid(NANOS));
+    clock_settime(ClockId::CLOCK_REALTIME, time)
+}

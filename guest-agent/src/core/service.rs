@@ -1,0 +1,543 @@
+//! The life of one service, as a state machine.
+//!
+//! ```text
+//! Waiting -> Launching -> Starting -> Up
+//!               |  ^         |        |      ended: Pausing -> Launching, 5 times in 60 s: Stuck
+//!               v  |         v        v
+//!              Pausing <-----+--------+      stop: Stopping -> Stopped (or Launching for a restart)
+//! ```
+
+use std::collections::VecDeque;
+
+use sovereign_protocol::condition::{Status, Verdict};
+
+/// Ends within [`CRASH_WINDOW_MS`] that make a crash loop.
+const CRASHES: usize = 5;
+/// See [`CRASHES`].
+const CRASH_WINDOW_MS: u64 = 60_000;
+const FIRST_PAUSE_MS: u64 = 200;
+const LONGEST_PAUSE_MS: u64 = 10_000;
+/// Between tries of an adjustment that fails.
+const ADJUST_AGAIN_MS: u64 = 60_000;
+/// Between probes while the service is not ready.
+const PROBE_FAST_MS: u64 = 100;
+/// Between probes of a ready service.
+const PROBE_STEADY_MS: u64 = 5_000;
+/// Silent probes before a service counts as not ready.
+const SILENT: u32 = 3;
+/// A fast stop that takes longer becomes a kill.
+const STOP_MS: u64 = 30_000;
+/// How long a verdict on a service holds without a new probe.
+pub const VALID_MS: u64 = 3 * PROBE_STEADY_MS;
+
+/// Where a service is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// The data disk is not known to be good.
+    Waiting,
+    /// Its data directory and configuration are made, its process is started or adopted.
+    Launching,
+    /// Its process runs and has not yet answered.
+    Starting,
+    /// It answered.
+    Up,
+    /// It ended or could not be started; the next launch is at this time.
+    Pausing {
+        /// The time.
+        until_ms: u64,
+    },
+    /// It is not started again until its specification changes.
+    Stuck,
+    /// It was told to stop.
+    Stopping {
+        /// When.
+        since_ms: u64,
+        /// It is launched again afterwards.
+        again: bool,
+    },
+    /// It is not to run.
+    Stopped,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Log-in, query, not in recovery.
+    Ready(String),
+    /// It answers that it recovers or starts up.
+    Recovering(String),
+    /// Nobody listens.
+    Refused(String),
+    /// Nothing came back in time.
+    Silent(String),
+    /// It answered something else.
+    Broken(String),
+}
+
+/// Why a launch failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LaunchError {
+    /// Trying again cannot help: code and evidence.
+    Hopeless(&'static str, String),
+    /// It may work next time.
+    Failed(String),
+}
+
+/// How an adjustment to the specification came out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Adjusted {
+    /// All is as specified.
+    Done,
+    /// Some settings need a restart.
+    Restart(String),
+    /// It could not be done.
+    Failed(String),
+}
+
+/// What happens to a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The data disk was looked at.
+    Disk(Status),
+    /// A launch ended.
+    Launched(Result<(), LaunchError>),
+    /// The process ended; how, in words.
+    Ended(String),
+    /// A probe ended.
+    Probed(Probe),
+    /// An adjustment ended.
+    Adjusted(Adjusted),
+    /// Its specification is another one now.
+    Changed,
+    /// It is to stop.
+    Stop,
+    /// Time passes.
+    Tick,
+}
+
+/// What is to be done for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Make what is missing and start or adopt the process; answered by [`Event::Launched`], later by [`Event::Ended`].
+    Launch,
+    /// Look whether it is ready; answered by [`Event::Probed`].
+    Probe,
+    /// Make the running service as specified; answered by [`Event::Adjusted`].
+    Adjust,
+    /// Ask the process to end soon.
+    Stop,
+    /// End all its processes now.
+    Kill,
+}
+
+/// One service.
+#[derive(Debug)]
+pub struct Machine {
+    state: State,
+    disk: Status,
+    verdict: Verdict,
+    ends_ms: VecDeque<u64>,
+    silent: u32,
+    probing: bool,
+    next_probe_ms: u64,
+    adjusted: bool,
+    adjusting: bool,
+    next_adjust_ms: u64,
+    /// Why the service is not as specified although it runs.
+    unadjusted: Option<String>,
+    killed: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            state: State::Waiting,
+            disk: Status::Unknown,
+            verdict: Verdict::unknown("Waiting", "the data disk was not looked at yet"),
+            ends_ms: VecDeque::new(),
+            silent: 0,
+            probing: false,
+            next_probe_ms: 0,
+            adjusted: false,
+            adjusting: false,
+            next_adjust_ms: 0,
+            unadjusted: None,
+            killed: false,
+        }
+    }
+}
+
+impl Machine {
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What is true of it.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Why it is not as specified although it runs.
+    #[must_use]
+    pub fn unadjusted(&self) -> Option<&str> {
+        self.unadjusted.as_deref()
+    }
+
+    /// True when nothing about it is due within a second.
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        match self.state {
+            State::Up => self.verdict.status == Status::True,
+            State::Stuck | State::Stopped | State::Waiting => true,
+            State::Launching | State::Starting | State::Pausing { .. } | State::Stopping { .. } => false,
+        }
+    }
+
+    /// One event; what is to be done about it.
+    pub fn step(&mut self, event: Event, now_ms: u64) -> Option<Action> {
+        match event {
+            Event::Disk(status) => self.disk(status),
+            Event::Launched(outcome) => self.launched(outcome, now_ms),
+            Event::Ended(how) => self.ended(&how, now_ms),
+            Event::Probed(probe) => self.probed(probe, now_ms),
+            Event::Adjusted(outcome) => self.adjusted(outcome, now_ms),
+            Event::Changed => self.changed(),
+            Event::Stop => self.stop(now_ms, false),
+            Event::Tick => self.tick(now_ms),
+        }
+    }
+
+    fn disk(&mut self, status: Status) -> Option<Action> {
+        self.disk = status;
+        match (&self.state, status) {
+            (State::Waiting, Status::True) => Some(self.launch()),
+            (State::Waiting, Status::False) => {
+                self.verdict = Verdict::no("DiskMissing", "not started: the data disk is not good (see layer disk)");
+                None
+            }
+            // A running service is left alone: it knows best what it can still do.
+            _ => None,
+        }
+    }
+
+    fn launch(&mut self) -> Action {
+        self.state = State::Launching;
+        self.adjusted = false;
+        self.silent = 0;
+        self.killed = false;
+        if self.verdict.status != Status::False {
+            self.verdict = Verdict::no("Launching", "its data directory and configuration are made");
+        }
+        Action::Launch
+    }
+
+    fn launched(&mut self, outcome: Result<(), LaunchError>, now_ms: u64) -> Option<Action> {
+        if let State::Stopping { .. } = self.state {
+            return match outcome {
+                Ok(()) => Some(Action::Stop),
+                Err(_) => self.stopped(),
+            };
+        }
+        match outcome {
+            Ok(()) => {
+                self.state = State::Starting;
+                self.next_probe_ms = now_ms;
+                self.verdict = Verdict::no("Starting", "its process runs and has not answered yet");
+            }
+            Err(LaunchError::Hopeless(reason, evidence)) => {
+                self.state = State::Stuck;
+                self.verdict = Verdict::no(reason, evidence);
+            }
+            Err(LaunchError::Failed(evidence)) => self.pause("LaunchFailed", &evidence, now_ms),
+        }
+        None
+    }
+
+    fn ended(&mut self, how: &str, now_ms: u64) -> Option<Action> {
+        match self.state {
+            State::Stopping { again: true, .. } => Some(self.launch()),
+            State::Stopping { again: false, .. } => self.stopped(),
+            State::Launching | State::Starting | State::Up => {
+                self.pause("Ended", how, now_ms);
+                None
+            }
+            State::Waiting | State::Pausing { .. } | State::Stuck | State::Stopped => None,
+        }
+    }
+
+    fn stopped(&mut self) -> Option<Action> {
+        self.state = State::Stopped;
+        self.verdict = Verdict::no("Stopped", "it was told to stop");
+        None
+    }
+
+    fn pause(&mut self, reason: &str, how: &str, now_ms: u64) {
+        self.ends_ms.push_back(now_ms);
+        while self.ends_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) > CRASH_WINDOW_MS) {
+            self.ends_ms.pop_front();
+        }
+        let ends = self.ends_ms.len();
+        if ends >= CRASHES {
+            self.state = State::Stuck;
+            self.verdict = Verdict::no("CrashLoop", format!("{ends} failures within {} s, the last: {how}; apply a changed spec to try again", CRASH_WINDOW_MS / 1_000));
+            return;
+        }
+        let doublings = u32::try_from(ends.saturating_sub(1)).unwrap_or(0);
+        let pause = (FIRST_PAUSE_MS << doublings.min(10)).min(LONGEST_PAUSE_MS);
+        self.state = State::Pausing { until_ms: now_ms + pause };
+        self.verdict = Verdict::no(reason, format!("{how}; started again after {pause} ms"));
+    }
+
+    fn probed(&mut self, probe: Probe, now_ms: u64) -> Option<Action> {
+        self.probing = false;
+        if !matches!(self.state, State::Starting | State::Up) {
+            return None;
+        }
+        let was_up = self.state == State::Up;
+        self.silent = if matches!(probe, Probe::Silent(_)) { self.silent + 1 } else { 0 };
+        let verdict = match probe {
+            Probe::Ready(evidence) => {
+                self.state = State::Up;
+                Verdict::yes("Ready", evidence)
+            }
+            Probe::Recovering(evidence) => Verdict::no("Recovering", evidence),
+            Probe::Refused(evidence) if was_up => Verdict::no("NotListening", evidence),
+            Probe::Refused(evidence) => Verdict::no("Starting", evidence),
+            Probe::Silent(evidence) if self.silent < SILENT => Verdict::unknown("Silent", evidence),
+            Probe::Silent(evidence) => Verdict::no("Silent", format!("{} probes: {evidence}", self.silent)),
+            Probe::Broken(evidence) => Verdict::no("Broken", evidence),
+        };
+        let ready = verdict.status == Status::True;
+        self.verdict = verdict;
+        self.next_probe_ms = now_ms + if ready { PROBE_STEADY_MS } else { PROBE_FAST_MS };
+        self.adjust_if_due(now_ms)
+    }
+
+    fn adjust_if_due(&mut self, now_ms: u64) -> Option<Action> {
+        let due = self.verdict.status == Status::True && !self.adjusted && !self.adjusting && now_ms >= self.next_adjust_ms;
+        due.then(|| {
+            self.adjusting = true;
+            self.adjusted = true; // a change from now on makes it false again
+            Action::Adjust
+        })
+    }
+
+    fn adjusted(&mut self, outcome: Adjusted, now_ms: u64) -> Option<Action> {
+        self.adjusting = false;
+        self.unadjusted = None;
+        match outcome {
+            Adjusted::Done => self.adjust_if_due(now_ms),
+            Adjusted::Restart(why) => {
+                self.verdict = Verdict::no("Restarting", why);
+                self.stop(now_ms, true)
+            }
+            Adjusted::Failed(why) => {
+                self.unadjusted = Some(why);
+                self.adjusted = false;
+                self.next_adjust_ms = now_ms + ADJUST_AGAIN_MS;
+                None
+            }
+        }
+    }
+
+    fn changed(&mut self) -> Option<Action> {
+        self.adjusted = false;
+        self.next_adjust_ms = 0;
+        match self.state {
+            State::Up => self.adjust_if_due(0),
+            State::Stuck | State::Stopped => {
+                self.ends_ms.clear();
+                self.state = State::Waiting;
+                self.disk(self.disk)
+            }
+            State::Pausing { .. } => {
+                self.ends_ms.clear();
+                None
+            }
+            State::Waiting | State::Launching | State::Starting | State::Stopping { .. } => None,
+        }
+    }
+
+    fn stop(&mut self, now_ms: u64, again: bool) -> Option<Action> {
+        match self.state {
+            State::Starting | State::Up => {
+                self.state = State::Stopping { since_ms: now_ms, again };
+                if !again {
+                    self.verdict = Verdict::no("Stopping", "it was told to stop");
+                }
+                Some(Action::Stop)
+            }
+            State::Launching => {
+                self.state = State::Stopping { since_ms: now_ms, again };
+                None // it is stopped when the launch has ended
+            }
+            State::Stopping { since_ms, .. } => {
+                self.state = State::Stopping { since_ms, again };
+                None
+            }
+            State::Waiting | State::Pausing { .. } | State::Stuck | State::Stopped => self.stopped(),
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64) -> Option<Action> {
+        match self.state {
+            State::Pausing { until_ms } if now_ms >= until_ms => Some(self.launch()),
+            State::Stopping { since_ms, .. } if !self.killed && now_ms.saturating_sub(since_ms) >= STOP_MS => {
+                self.killed = true;
+                Some(Action::Kill)
+            }
+            State::Starting | State::Up if !self.probing && now_ms >= self.next_probe_ms => {
+                self.probing = true;
+                Some(Action::Probe)
+            }
+            State::Up => self.adjust_if_due(now_ms),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> Machine {
+        let mut machine = Machine::default();
+        assert_eq!(machine.step(Event::Disk(Status::True), 0), Some(Action::Launch));
+        machine.step(Event::Launched(Ok(())), 0);
+        assert_eq!(machine.step(Event::Tick, 0), Some(Action::Probe));
+        assert_eq!(machine.step(Event::Probed(Probe::Ready("SELECT 1".into())), 0), Some(Action::Adjust));
+        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 0), None);
+        machine
+    }
+
+    #[test]
+    fn nothing_starts_without_the_data_disk() {
+        let mut machine = Machine::default();
+        assert_eq!(machine.step(Event::Tick, 0), None);
+        assert_eq!(machine.step(Event::Disk(Status::Unknown), 0), None);
+        assert_eq!(machine.verdict().status, Status::Unknown);
+        assert_eq!(machine.step(Event::Disk(Status::False), 0), None);
+        assert_eq!(machine.verdict().reason, "DiskMissing");
+    }
+
+    #[test]
+    fn ready_needs_an_answer_and_recovery_is_not_an_end() {
+        let mut machine = Machine::default();
+        machine.step(Event::Disk(Status::True), 0);
+        machine.step(Event::Launched(Ok(())), 0);
+        for (probe, reason) in [
+            (Probe::Refused("no socket".into()), "Starting"),
+            (Probe::Recovering("57P03".into()), "Recovering"),
+            (Probe::Broken("x".into()), "Broken"),
+        ] {
+            assert_eq!(machine.step(Event::Probed(probe), 0), None);
+            assert_eq!((machine.verdict().status, machine.verdict().reason.as_str()), (Status::False, reason));
+            assert_eq!(machine.state(), &State::Starting);
+        }
+    }
+
+    #[test]
+    fn silence_is_unknown_twice_and_then_false() {
+        let mut machine = up();
+        let mut seen = Vec::new();
+        for n in 0..4 {
+            machine.step(Event::Probed(Probe::Silent("2 s".into())), n);
+            seen.push(machine.verdict().status);
+        }
+        assert_eq!(seen, [Status::Unknown, Status::Unknown, Status::False, Status::False]);
+        machine.step(Event::Probed(Probe::Ready(String::new())), 5);
+        assert_eq!(machine.verdict().status, Status::True);
+    }
+
+    #[test]
+    fn ends_are_answered_with_longer_pauses_and_then_a_crash_loop() {
+        let mut machine = up();
+        let mut now = 0;
+        let mut pauses = Vec::new();
+        loop {
+            machine.step(Event::Ended("killed by signal 9".into()), now);
+            let State::Pausing { until_ms } = *machine.state() else { break };
+            pauses.push(until_ms - now);
+            assert_eq!(machine.step(Event::Tick, until_ms - 1), None);
+            assert_eq!(machine.step(Event::Tick, until_ms), Some(Action::Launch));
+            machine.step(Event::Launched(Ok(())), until_ms);
+            now = until_ms;
+        }
+        assert_eq!(pauses, [200, 400, 800, 1_600]);
+        assert_eq!((machine.state(), machine.verdict().reason.as_str()), (&State::Stuck, "CrashLoop"));
+        assert_eq!(machine.step(Event::Tick, now + 1_000_000), None);
+        assert_eq!(machine.step(Event::Changed, now), Some(Action::Launch));
+    }
+
+    #[test]
+    fn rare_ends_are_no_crash_loop() {
+        let mut machine = up();
+        for n in 0..20 {
+            let now = n * 20_000;
+            machine.step(Event::Ended("x".into()), now);
+            assert_eq!(machine.step(Event::Tick, now + 19_000), Some(Action::Launch), "{n}");
+            machine.step(Event::Launched(Ok(())), now + 19_000);
+        }
+    }
+
+    #[test]
+    fn a_hopeless_launch_is_not_tried_again() {
+        let mut machine = Machine::default();
+        machine.step(Event::Disk(Status::True), 0);
+        machine.step(Event::Launched(Err(LaunchError::Hopeless("OtherVersion", "16, not 17".into()))), 0);
+        assert_eq!(machine.verdict(), &Verdict::no("OtherVersion", "16, not 17"));
+        assert_eq!(machine.step(Event::Tick, 1_000_000), None);
+    }
+
+    #[test]
+    fn a_change_is_adjusted_once_also_when_it_comes_during_an_adjustment() {
+        let mut machine = up();
+        assert_eq!(machine.step(Event::Changed, 1), Some(Action::Adjust));
+        assert_eq!(machine.step(Event::Changed, 1), None);
+        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 2), Some(Action::Adjust));
+        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 3), None);
+    }
+
+    #[test]
+    fn a_failed_adjustment_is_told_and_tried_again() {
+        let mut machine = up();
+        machine.step(Event::Changed, 1);
+        machine.step(Event::Adjusted(Adjusted::Failed("bad value".into())), 1);
+        assert_eq!(machine.unadjusted(), Some("bad value"));
+        assert_eq!(machine.verdict().status, Status::True);
+        machine.step(Event::Tick, 6_000); // a probe
+        assert_eq!(machine.step(Event::Tick, 60_000), None);
+        assert_eq!(machine.step(Event::Tick, 60_001), Some(Action::Adjust));
+        machine.step(Event::Adjusted(Adjusted::Done), 60_002);
+        assert_eq!(machine.unadjusted(), None);
+    }
+
+    #[test]
+    fn a_restart_launches_again_and_a_stop_does_not() {
+        let mut machine = up();
+        machine.step(Event::Changed, 1);
+        assert_eq!(machine.step(Event::Adjusted(Adjusted::Restart("port".into())), 1), Some(Action::Stop));
+        assert_eq!(machine.step(Event::Ended("0".into()), 2), Some(Action::Launch));
+
+        let mut machine = up();
+        assert_eq!(machine.step(Event::Stop, 1), Some(Action::Stop));
+        assert_eq!(machine.step(Event::Tick, 30_000), None);
+        assert_eq!(machine.step(Event::Tick, 30_001), Some(Action::Kill));
+        assert_eq!(machine.step(Event::Tick, 30_002), None);
+        assert_eq!(machine.step(Event::Ended("137".into()), 30_003), None);
+        assert_eq!(machine.state(), &State::Stopped);
+    }
+
+    #[test]
+    fn a_stop_during_a_launch_waits_for_it() {
+        let mut machine = Machine::default();
+        machine.step(Event::Disk(Status::True), 0);
+        assert_eq!(machine.step(Event::Stop, 0), None);
+        assert_eq!(machine.step(Event::Launched(Ok(())), 1), Some(Action::Stop));
+        machine.step(Event::Ended("0".into()), 2);
+        assert_eq!(machine.state(), &State::Stopped);
+    }
+}

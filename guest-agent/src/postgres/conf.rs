@@ -1,0 +1,199 @@
+//! The configuration files of PostgreSQL, generated on /run at each start: the data directory holds none of ours.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{fs, io};
+
+use crate::places;
+
+/// The role that the readiness probe logs in as; it may do what every role may do.
+pub const PROBE_ROLE: &str = "sovereign_probe";
+/// The superuser role.
+pub const SUPERUSER: &str = "postgres";
+/// The name of the map in pg_ident.conf.
+const MAP: &str = "sovereign";
+
+/// What the server has read: a copy, so that an adopting agent need not ask it to read again.
+const LOADED: &str = "loaded";
+
+/// What varies between guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The TCP port and the suffix of the Unix socket.
+    pub port: u16,
+    /// How backends share memory.
+    pub shared_memory: SharedMemory,
+    /// The specification's own settings.
+    pub lines: BTreeMap<String, String>,
+}
+
+/// dynamic_shared_memory_type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedMemory {
+    /// Files in /dev/shm.
+    Posix,
+    /// Files in the data directory: where /dev/shm does not work.
+    Mmap,
+}
+
+impl SharedMemory {
+    /// Tries to create a file where shm_open would.
+    #[must_use]
+    pub fn probe(dev_shm: &Path) -> Self {
+        let path = dev_shm.join(format!("sovereign-probe-{}", std::process::id()));
+        let works = fs::write(&path, "x").is_ok();
+        let _ = fs::remove_file(&path);
+        if works { Self::Posix } else { Self::Mmap }
+    }
+
+    /// As it stands in postgresql.conf.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Posix => "posix",
+            Self::Mmap => "mmap",
+        }
+    }
+}
+
+/// postgresql.conf: ours, then the specification's lines, of which the last wins.
+#[must_use]
+pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
+    let port = settings.port.to_string();
+    let hba = directory.join("pg_hba.conf").display().to_string();
+    let ident = directory.join("pg_ident.conf").display().to_string();
+    let ours = [
+        ("hba_file", hba.as_str()),
+        ("ident_file", ident.as_str()),
+        ("port", port.as_str()),
+        ("listen_addresses", "127.0.0.1"),
+        ("unix_socket_directories", places::PG_SOCKETS),
+        ("dynamic_shared_memory_type", settings.shared_memory.as_str()),
+        ("shared_buffers", "16MB"),
+        ("max_connections", "50"),
+        ("password_encryption", "scram-sha-256"),
+        ("jit", "off"),
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+    ];
+    let mut text = "# Written by sovereign-guest at each start and change.\n".to_owned();
+    let theirs = settings.lines.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    for (key, value) in ours.into_iter().chain(theirs) {
+        let _ = writeln!(text, "{key} = {}", quote(value));
+    }
+    text
+}
+
+/// pg_hba.conf: users of the guest by who they are, everybody else by password.
+#[must_use]
+pub fn pg_hba() -> String {
+    format!("local all all peer map={MAP}\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n")
+}
+
+/// pg_ident.conf: root is the agent; every other user is the role of the same name.
+#[must_use]
+pub fn pg_ident(server_user: &str) -> String {
+    format!("{MAP} root {PROBE_ROLE}\n{MAP} root {SUPERUSER}\n{MAP} {server_user} {SUPERUSER}\n{MAP} /^(.*)$ \\1\n")
+}
+
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// Writes all files, each whole or not at all.
+///
+/// # Errors
+/// The system's own.
+pub fn write(directory: &Path, settings: &Settings, server_user: &str) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let files = [
+        ("pg_hba.conf", pg_hba()),
+        ("pg_ident.conf", pg_ident(server_user)),
+        ("postgresql.conf", postgresql_conf(directory, settings)),
+    ];
+    for (name, text) in files {
+        let new = directory.join(format!("{name}.new"));
+        fs::write(&new, text)?;
+        fs::rename(new, directory.join(name))?;
+    }
+    Ok(())
+}
+
+/// Notes that the server has read the configuration as it is now.
+///
+/// # Errors
+/// The system's own.
+pub fn mark_loaded(directory: &Path) -> io::Result<()> {
+    fs::copy(directory.join("postgresql.conf"), directory.join(LOADED)).map(drop)
+}
+
+/// True when the server has read the configuration as it is now.
+#[must_use]
+pub fn is_loaded(directory: &Path) -> bool {
+    let wanted = fs::read(directory.join("postgresql.conf")).ok();
+    wanted.is_some() && wanted == fs::read(directory.join(LOADED)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn settings(lines: &[(&str, &str)]) -> Settings {
+        Settings {
+            port: 5433,
+            shared_memory: SharedMemory::Mmap,
+            lines: lines.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn the_specification_comes_last_and_is_quoted() {
+        let text = postgresql_conf(Path::new("/run/x"), &settings(&[("shared_buffers", "32MB"), ("search_path", r"'a\b'")]));
+        assert!(text.contains("port = '5433'\n"));
+        assert!(text.contains("dynamic_shared_memory_type = 'mmap'\n"));
+        assert!(text.contains("hba_file = '/run/x/pg_hba.conf'\n"));
+        assert!(text.ends_with("search_path = '''a\\\\b'''\nshared_buffers = '32MB'\n"), "{text}");
+    }
+
+    #[test]
+    fn nobody_is_let_in_by_trust() {
+        assert!(pg_hba().lines().all(|line| line.ends_with("scram-sha-256") || line.contains(" peer ")));
+        assert_eq!(pg_ident("postgres").lines().next(), Some("sovereign root sovereign_probe"));
+    }
+
+    #[test]
+    fn shared_memory_falls_back_where_no_file_can_be_made() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(SharedMemory::probe(directory.path()), SharedMemory::Posix);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(SharedMemory::probe(&directory.path().join("missing")), SharedMemory::Mmap);
+    }
+
+    #[test]
+    fn a_changed_configuration_is_not_a_loaded_one() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_loaded(directory.path()));
+        write(directory.path(), &settings(&[]), "postgres").unwrap();
+        assert!(!is_loaded(directory.path()));
+        mark_loaded(directory.path()).unwrap();
+        write(directory.path(), &settings(&[]), "postgres").unwrap();
+        assert!(is_loaded(directory.path()));
+        write(directory.path(), &settings(&[("work_mem", "5MB")]), "postgres").unwrap();
+        assert!(!is_loaded(directory.path()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_leaves_its_quotes(value in "[^\n\r\0]{0,40}") {
+            let quoted = quote(&value);
+            let inner = &quoted[1..quoted.len() - 1];
+            let undone = inner.replace("''", "'").replace("\\\\", "\\");
+            // Every quote inside is doubled and every backslash too.
+            prop_assert!(!inner.replace("''", "").contains('\''));
+            prop_assert!(!inner.replace("\\\\", "").contains('\\'));
+            prop_assert_eq!(undone.len(), value.len());
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! PostgreSQL: from an action of the core to files, processes and sessions, and back to an event.
+//!
+//! `conf` writes texts, `cluster` owns the data directory, `process` the cgroup and the
+//! postmaster, `session` talks to it. What is to be done is decided in `core`.
+
+pub mod cluster;
+pub mod conf;
+pub mod process;
+pub mod session;
+
+use std::path::PathBuf;
+
+use sovereign_protocol::secret::Secret;
+use sovereign_protocol::spec::{Service, ServiceKind};
+use tokio::sync::mpsc;
+
+use crate::core::service::{Action, Adjusted, Event, LaunchError, Probe};
+use crate::places;
+use cluster::Cluster;
+
+/// One PostgreSQL as it is to run.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    service: Service,
+    password: Option<Secret>,
+}
+
+impl Postgres {
+    /// A PostgreSQL with the password of its superuser, if it is to have one.
+    #[must_use]
+    pub fn new(service: Service, password: Option<Secret>) -> Self {
+        Self { service, password }
+    }
+
+    /// Does it and sends what came of it; for [`Action::Launch`] also the end of the process.
+    pub async fn act(self, action: Action, events: mpsc::Sender<Event>) {
+        let event = match action {
+            Action::Launch => return self.launch(events).await,
+            Action::Probe => Event::Probed(self.probe().await),
+            Action::Adjust => Event::Adjusted(self.adjust().await.unwrap_or_else(Adjusted::Failed)),
+            Action::Stop => {
+                process::stop(&self.cgroup(), &cluster::any_main_pid());
+                return;
+            }
+            Action::Kill => {
+                process::kill(&self.cgroup());
+                return;
+            }
+        };
+        let _ = events.send(event).await; // nobody listens when the agent ends
+    }
+
+    async fn launch(self, events: mpsc::Sender<Event>) {
+        let running = match self.bring_up().await {
+            Ok(running) => running,
+            Err(error) => {
+                let _ = events.send(Event::Launched(Err(error))).await;
+                return;
+            }
+        };
+        let _ = events.send(Event::Launched(Ok(()))).await;
+        let how = running.ended().await;
+        let _ = events.send(Event::Ended(how)).await;
+    }
+
+    async fn bring_up(&self) -> Result<process::Running, LaunchError> {
+        let cluster = Cluster::find()?;
+        let cgroup = self.cgroup();
+        let failed = |what: &'static str| move |error: std::io::Error| LaunchError::Failed(format!("{what}: {error}"));
+        if let Some(running) = process::adopt(&cgroup, cluster.main_pid()).await.map_err(failed("adopt"))? {
+            return Ok(running);
+        }
+        cluster.prepare(self.password.as_ref()).await?;
+        let settings = self.settings();
+        conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name()).map_err(failed("write the configuration"))?;
+        if !settings.lines.is_empty() {
+            cluster.check_settings().await?;
+        }
+        conf::mark_loaded(places::RUN_POSTGRES.as_ref()).map_err(failed("write the configuration"))?;
+        process::start(&cgroup, &cluster.command()).map_err(failed("start postgres"))
+    }
+
+    async fn probe(&self) -> Probe {
+        session::probe(&self.target()).await
+    }
+
+    async fn adjust(&self) -> Result<Adjusted, String> {
+        let directory = std::path::Path::new(places::RUN_POSTGRES);
+        let written = |error: std::io::Error| format!("write the configuration: {error}");
+        conf::write(directory, &self.settings(), cluster::USER).map_err(written)?;
+        let reload = !conf::is_loaded(directory);
+        let adjusted = session::adjust(&self.target(), self.password.as_ref(), reload).await?;
+        if adjusted == Adjusted::Done {
+            conf::mark_loaded(directory).map_err(written)?;
+        }
+        Ok(adjusted)
+    }
+
+    fn settings(&self) -> conf::Settings {
+        let ServiceKind::Postgres { settings, port } = &self.service.kind;
+        conf::Settings {
+            port: *port,
+            shared_memory: conf::SharedMemory::probe(std::path::Path::new("/dev/shm")),
+            lines: settings.clone(),
+        }
+    }
+
+    /// Where the running server listens, which is not yet the specified port after a change of port.
+    fn target(&self) -> session::Target {
+        let ServiceKind::Postgres { port, .. } = &self.service.kind;
+        session::Target {
+            sockets: places::PG_SOCKETS.into(),
+            port: cluster::running_port().unwrap_or(*port),
+        }
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        PathBuf::from(places::CGROUP).join(self.service.name.as_str())
+    }
+}

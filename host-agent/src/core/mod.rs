@@ -1,0 +1,11 @@
+//! What the agent decides, without a clock, a file or a task.
+//!
+//! [`World::step`] takes an event and the time and says what to do; [`World::report`] says
+//! what is true. Nothing here waits, sleeps or fails.
+
+mod backoff;
+mod report;
+mod world;
+
+pub use backoff::{Backoff, Next};
+pub use world::{Effect, Event, World};

@@ -1,0 +1,386 @@
+//! The agent's picture of its guests, and the one function that changes it.
+
+use std::collections::BTreeMap;
+
+use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::feed::{Changes, Cursor, Feed};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{GuestConfig, HostSpec};
+use sovereign_protocol::status::{Phase, VmmStatus};
+
+use super::backoff::{Backoff, Next};
+use crate::shim::contract::{ExitReason, ExitRecord};
+
+/// A condition that holds until it is told otherwise.
+const LASTING_MS: u64 = u64::MAX;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// ctl replaced the wanted state; the document was validated and kept.
+    Applied(HostSpec),
+    /// A shim runs with this boot.
+    Booted {
+        /// The guest.
+        guest: Name,
+        /// The boot.
+        boot_id: String,
+        /// Its VMM.
+        vmm: VmmStatus,
+    },
+    /// The VMM's run state, in QEMU's words.
+    VmmState(Name, String),
+    /// The guest agent answered the hello.
+    SessionUp(Name, String),
+    /// The link to the guest agent is gone; the text says why.
+    SessionLost(Name, String),
+    /// The guest agent took over this revision.
+    SpecApplied(Name, u64),
+    /// The guest agent refused the spec.
+    SpecRefused(Name, String),
+    /// What changed in the guest.
+    Conditions(Name, Changes),
+    /// The guest's clock was measured.
+    Clock(Name, Verdict),
+    /// A forward listens or does not.
+    Forward(Name, String, Verdict),
+    /// The guest's shim has ended.
+    Ended(Name, ExitRecord),
+    /// Time has passed.
+    Tick,
+    /// ctl wants everything stopped.
+    StopAll,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Start or adopt a guest's shim and talk to it.
+    Start(Name, GuestConfig, u64),
+    /// Give a running guest its new spec.
+    Push(Name, GuestConfig, u64),
+    /// Stop a guest in order.
+    Stop(Name),
+    /// Let a guest's forwards listen, or not.
+    Forwards(Name, bool),
+}
+
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) config: GuestConfig,
+    pub(super) wanted: bool,
+    pub(super) phase: Phase,
+    pub(super) spec_revision: u64,
+    pub(super) applied_revision: u64,
+    pub(super) boot: Option<(String, VmmStatus)>,
+    pub(super) ready: Status,
+    pub(super) ready_since_ms: u64,
+    start_at_ms: Option<u64>,
+    backoff: Backoff,
+    serving: bool,
+}
+
+/// All guests and the feed of their conditions.
+#[derive(Debug)]
+pub struct World {
+    pub(super) guests: BTreeMap<Name, Guest>,
+    pub(super) feed: Feed,
+    pub(super) revision: u64,
+    stopping: bool,
+}
+
+impl World {
+    /// No guests, nothing wanted.
+    #[must_use]
+    pub fn new(incarnation: u64) -> Self {
+        Self {
+            guests: BTreeMap::new(),
+            feed: Feed::new(incarnation),
+            revision: 0,
+            stopping: false,
+        }
+    }
+
+    /// Takes an event in and says what to do about it.
+    pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Applied(spec) => self.apply(spec, now_ms, &mut effects),
+            Event::StopAll => self.stop_all(&mut effects),
+            Event::Ended(name, record) => self.ended(&name, &record, now_ms),
+            Event::Tick => {}
+            other => self.observe(other, now_ms),
+        }
+        self.start_due(now_ms, &mut effects);
+        self.judge_ready(now_ms, &mut effects);
+        effects
+    }
+
+    /// What changed after a cursor.
+    #[must_use]
+    pub fn changes(&self, cursor: Option<Cursor>, now_ms: u64) -> Changes {
+        self.feed.since(cursor, now_ms)
+    }
+
+    /// Where the feed stands.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.feed.cursor()
+    }
+
+    /// The revision of the wanted state.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The guest's ports that forwards lead to, by forward.
+    #[must_use]
+    pub fn forward_ports(&self, guest: &Name) -> BTreeMap<Name, u16> {
+        let forwards = self.guests.get(guest).map(|guest| guest.config.forwards.as_slice());
+        let ports = forwards.unwrap_or_default().iter();
+        ports.map(|forward| (forward.name.clone(), forward.port)).collect()
+    }
+
+    /// True when a stop was asked for and no guest runs any more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.stopping && self.guests.values().all(|guest| guest.phase == Phase::Stopped)
+    }
+
+    /// When [`Event::Tick`] is due at the latest.
+    #[must_use]
+    pub fn next_tick_ms(&self) -> Option<u64> {
+        self.guests.values().filter_map(|guest| guest.start_at_ms).min()
+    }
+
+    fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
+        self.revision += 1;
+        for (name, guest) in &mut self.guests {
+            if !spec.guests.contains_key(name) {
+                guest.wanted = false;
+                guest.stop(name, effects);
+            }
+        }
+        for (name, config) in spec.guests {
+            let guest = self.guests.entry(name.clone()).or_insert_with(|| Guest::new(config.clone(), now_ms));
+            if guest.config != config || guest.spec_revision == 0 {
+                guest.spec_revision = self.revision;
+                guest.config = config;
+                if guest.phase == Phase::Running {
+                    effects.push(Effect::Push(name.clone(), guest.config.clone(), guest.spec_revision));
+                }
+            }
+            guest.wanted = true;
+            if matches!(guest.phase, Phase::Stopped | Phase::Failed | Phase::CrashLoop) {
+                guest.backoff.forget();
+                guest.start_at_ms = Some(now_ms);
+            }
+        }
+    }
+
+    fn stop_all(&mut self, effects: &mut Vec<Effect>) {
+        self.stopping = true;
+        for (name, guest) in &mut self.guests {
+            guest.wanted = false;
+            guest.stop(name, effects);
+        }
+    }
+
+    fn start_due(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for (name, guest) in &mut self.guests {
+            if guest.start_at_ms.is_some_and(|at| at <= now_ms) {
+                guest.start_at_ms = None;
+                guest.phase = Phase::Starting;
+                effects.push(Effect::Start(name.clone(), guest.config.clone(), guest.spec_revision));
+            }
+        }
+    }
+
+    fn ended(&mut self, name: &Name, record: &ExitRecord, now_ms: u64) {
+        let stale: Vec<Key> = self
+            .feed
+            .snapshot(now_ms)
+            .map(|condition| condition.key)
+            .filter(|key| key.subject.split_once('/').is_some_and(|(guest, _)| guest == name.as_str()))
+            .collect();
+        let Some(guest) = self.guests.get_mut(name) else { return };
+        guest.boot = None;
+        guest.applied_revision = 0;
+        guest.start_at_ms = None;
+        for key in stale {
+            self.feed.remove(&key);
+        }
+        guest.phase = match (guest.wanted, record.reason) {
+            (false, _) => Phase::Stopped,
+            (true, _) if guest.phase == Phase::Stopping => {
+                guest.start_at_ms = Some(now_ms); // wanted again while it was being stopped
+                Phase::Stopped
+            }
+            (true, ExitReason::PoweredOff) => Phase::Stopped, // somebody in the guest meant it
+            (true, ExitReason::GuestRebooted) => {
+                guest.start_at_ms = Some(now_ms);
+                Phase::Starting
+            }
+            (true, _) => match guest.backoff.ended(now_ms) {
+                Next::StartAt(at) => {
+                    guest.start_at_ms = Some(at);
+                    Phase::Failed
+                }
+                Next::CrashLoop => Phase::CrashLoop,
+            },
+        };
+        let code = if guest.phase == Phase::CrashLoop { "CrashLoop".to_owned() } else { format!("{:?}", record.reason) };
+        let verdict = Verdict::no(code, &record.evidence);
+        self.feed.observe(host_key(Layer::Vmm, name, "vmm"), verdict, LASTING_MS, now_ms);
+    }
+
+    fn observe(&mut self, event: Event, now_ms: u64) {
+        match event {
+            Event::Booted { guest: name, boot_id, vmm } => {
+                let Some(guest) = self.guests.get_mut(&name) else { return };
+                if guest.phase != Phase::Stopping {
+                    guest.phase = Phase::Starting;
+                }
+                let verdict = Verdict::yes("Running", format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why));
+                guest.boot = Some((boot_id, vmm));
+                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+                self.set(Layer::Session, &name, "agent", Verdict::unknown("Dialling", "the guest boots"), now_ms);
+            }
+            Event::VmmState(name, state) => {
+                let verdict = match state.as_str() {
+                    "running" => Verdict::yes("Running", "QMP says running"),
+                    "paused" => Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer"),
+                    other => Verdict::no("Stuck", format!("QMP says {other}")),
+                };
+                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+            }
+            Event::SessionUp(name, evidence) => {
+                if let Some(guest) = self.guests.get_mut(&name)
+                    && guest.phase == Phase::Starting
+                {
+                    guest.phase = Phase::Running;
+                }
+                self.set(Layer::Session, &name, "agent", Verdict::yes("Answered", evidence), now_ms);
+            }
+            Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
+            Event::SpecApplied(name, revision) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.applied_revision = revision;
+                }
+            }
+            Event::SpecRefused(name, why) => {
+                self.set(Layer::Session, &name, "agent", Verdict::no("SpecRefused", why), now_ms);
+            }
+            Event::Conditions(name, changes) => self.merge(&name, changes, now_ms),
+            Event::Clock(name, verdict) => {
+                let key = host_key(Layer::Clock, &name, "offset");
+                self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
+            }
+            Event::Forward(name, forward, verdict) => self.set(Layer::Forward, &name, &forward, verdict, now_ms),
+            Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
+        }
+    }
+
+    fn session_lost(&mut self, name: &Name, why: &str, now_ms: u64) {
+        self.set(Layer::Session, name, "agent", Verdict::unknown("Lost", why), now_ms);
+        let unseen: Vec<_> = self
+            .guest_conditions(name, now_ms)
+            .filter(|c| !host_owned(c.key.layer) && c.verdict.status != Status::Unknown)
+            .collect();
+        for condition in unseen {
+            let evidence = format!("session lost; before: {} {}", condition.verdict.reason, condition.verdict.evidence);
+            let verdict = Verdict::unknown("SessionLost", evidence);
+            self.feed.observe(condition.key, verdict, LASTING_MS, now_ms);
+        }
+    }
+
+    fn merge(&mut self, name: &Name, changes: Changes, now_ms: u64) {
+        if changes.reset {
+            let listed: Vec<Key> = changes.conditions.iter().map(|c| host_key(c.key.layer, name, &c.key.subject)).collect();
+            let gone: Vec<Key> = self
+                .guest_conditions(name, now_ms)
+                .map(|c| c.key)
+                .filter(|key| !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key))
+                .collect();
+            for key in gone {
+                self.feed.remove(&key);
+            }
+        }
+        for condition in changes.conditions.into_iter().filter(|c| !host_owned(c.key.layer)) {
+            let key = host_key(condition.key.layer, name, &condition.key.subject);
+            let observed_ms = now_ms.saturating_sub(condition.age_ms);
+            self.feed.observe(key, condition.verdict, condition.valid_ms, observed_ms);
+        }
+        for key in changes.removed.iter().filter(|key| !host_owned(key.layer)) {
+            self.feed.remove(&host_key(key.layer, name, &key.subject));
+        }
+    }
+
+    fn set(&mut self, layer: Layer, guest: &Name, subject: &str, verdict: Verdict, now_ms: u64) {
+        self.feed.observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
+    }
+
+    fn judge_ready(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let names: Vec<Name> = self.guests.keys().cloned().collect();
+        for name in names {
+            let ready = self.ready(&name, now_ms);
+            let Some(guest) = self.guests.get_mut(&name) else { continue };
+            if guest.ready != ready {
+                guest.ready = ready;
+                guest.ready_since_ms = now_ms;
+            }
+            let serve = ready == Status::True && guest.wanted;
+            if guest.serving != serve {
+                guest.serving = serve;
+                effects.push(Effect::Forwards(name, serve));
+            }
+        }
+    }
+}
+
+impl Guest {
+    fn new(config: GuestConfig, now_ms: u64) -> Self {
+        Self {
+            config,
+            wanted: true,
+            phase: Phase::Stopped,
+            spec_revision: 0,
+            applied_revision: 0,
+            boot: None,
+            ready: Status::Unknown,
+            ready_since_ms: now_ms,
+            start_at_ms: None,
+            backoff: Backoff::default(),
+            serving: false,
+        }
+    }
+
+    fn stop(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+        self.start_at_ms = None;
+        match self.phase {
+            Phase::Starting | Phase::Running => {
+                self.phase = Phase::Stopping;
+                effects.push(Effect::Stop(name.clone()));
+            }
+            Phase::Failed | Phase::CrashLoop => self.phase = Phase::Stopped,
+            Phase::Stopped | Phase::Stopping => {}
+        }
+    }
+}
+
+/// A clock measurement says nothing about the clock after this time.
+const CLOCK_VALID_MS: u64 = 200_000;
+
+/// Layers that the host judges itself, whatever a guest may claim.
+fn host_owned(layer: Layer) -> bool {
+    matches!(layer, Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward)
+}
+
+fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {
+    Key::new(layer, format!("{guest}/{subject}"))
+}
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;

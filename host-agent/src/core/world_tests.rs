@@ -1,0 +1,225 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use sovereign_protocol::condition::Condition;
+use sovereign_protocol::spec::{Forward, Image, Service, ServiceKind, VERSION};
+
+use super::*;
+
+fn sql() -> Name {
+    Name::parse("sql").unwrap()
+}
+
+fn config(port: u16) -> GuestConfig {
+    let postgres = Name::parse("postgres").unwrap();
+    GuestConfig {
+        memory_mib: 256,
+        vcpus: 1,
+        data_mib: 64,
+        image: Image {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            root: "r".into(),
+            agent: "a".into(),
+            digest: "d".into(),
+        },
+        services: vec![Service {
+            name: postgres.clone(),
+            kind: ServiceKind::Postgres { settings: BTreeMap::new(), port },
+        }],
+        forwards: vec![Forward { name: postgres, listen: "127.0.0.1:15432".parse().unwrap(), port }],
+    }
+}
+
+fn spec(port: u16) -> HostSpec {
+    HostSpec {
+        version: VERSION,
+        guests: BTreeMap::from([(sql(), config(port))]),
+    }
+}
+
+fn booted() -> Event {
+    let vmm = VmmStatus { kind: "qemu".into(), accel: "tcg".into(), why: "x".into(), pid: 7 };
+    Event::Booted { guest: sql(), boot_id: "b".into(), vmm }
+}
+
+fn service(status: Status, valid_ms: u64) -> Event {
+    let condition = Condition {
+        key: Key::new(Layer::Service, "postgres"),
+        verdict: Verdict::new(status, "X", "e"),
+        age_ms: 0,
+        valid_ms,
+        since_ms: 0,
+    };
+    let cursor = Cursor { incarnation: 1, revision: 1 };
+    Event::Conditions(sql(), Changes { cursor, reset: false, conditions: vec![condition], removed: vec![] })
+}
+
+fn exit(reason: ExitReason) -> Event {
+    let record = ExitRecord { boot_id: "b".into(), reason, evidence: "why".into(), wall_ns: 0 };
+    Event::Ended(sql(), record)
+}
+
+fn ready_world() -> World {
+    let mut world = World::new(1);
+    for event in [
+        Event::Applied(spec(5432)),
+        booted(),
+        Event::SessionUp(sql(), "hello".into()),
+        Event::SpecApplied(sql(), 1),
+        service(Status::True, 1_000),
+    ] {
+        world.step(event, 0);
+    }
+    world
+}
+
+#[test]
+fn a_guest_is_ready_only_when_each_step_was_seen() {
+    let mut world = World::new(1);
+    assert_eq!(world.step(Event::Applied(spec(5432)), 0), [Effect::Start(sql(), config(5432), 1)]);
+    assert_eq!(world.ready(&sql(), 0), Status::Unknown);
+    world.step(booted(), 0);
+    world.step(Event::SessionUp(sql(), "hello".into()), 0);
+    world.step(service(Status::True, 1_000), 0);
+    assert_eq!(world.ready(&sql(), 0), Status::Unknown, "the spec is not applied yet");
+    let effects = world.step(Event::SpecApplied(sql(), 1), 0);
+    assert_eq!(effects, [Effect::Forwards(sql(), true)]);
+    assert_eq!(world.ready(&sql(), 1_000), Status::True);
+    assert_eq!(world.ready(&sql(), 1_001), Status::Unknown, "the service was not seen since");
+}
+
+#[test]
+fn the_same_spec_again_does_nothing_and_a_changed_one_is_pushed() {
+    let mut world = ready_world();
+    assert_eq!(world.step(Event::Applied(spec(5432)), 1), []);
+    assert_eq!(world.ready(&sql(), 1), Status::True);
+    let effects = world.step(Event::Applied(spec(5433)), 2);
+    assert_eq!(effects, [Effect::Push(sql(), config(5433), 3), Effect::Forwards(sql(), false)]);
+}
+
+#[test]
+fn a_lost_session_makes_the_guest_unknown_not_false() {
+    let mut world = ready_world();
+    let effects = world.step(Event::SessionLost(sql(), "reset".into()), 1);
+    assert_eq!(effects, [Effect::Forwards(sql(), false)]);
+    assert_eq!(world.ready(&sql(), 1), Status::Unknown);
+    assert!(world.guest_conditions(&sql(), 1).all(|c| c.verdict.status != Status::False));
+    world.step(Event::SessionUp(sql(), "hello".into()), 2);
+    let effects = world.step(service(Status::True, 1_000), 2);
+    assert_eq!(effects, [Effect::Forwards(sql(), true)]);
+}
+
+#[test]
+fn a_paused_vmm_is_unknown_and_comes_back_without_a_restart() {
+    let mut world = ready_world();
+    world.step(Event::VmmState(sql(), "paused".into()), 1);
+    assert_eq!(world.ready(&sql(), 1), Status::Unknown);
+    let effects = world.step(Event::VmmState(sql(), "running".into()), 2);
+    assert_eq!(effects, [Effect::Forwards(sql(), true)]);
+}
+
+#[test]
+fn a_crash_is_restarted_with_pauses_until_it_is_a_loop() {
+    let mut world = ready_world();
+    world.step(exit(ExitReason::Crashed), 10);
+    assert_eq!(world.next_tick_ms(), Some(260));
+    assert_eq!(world.step(Event::Tick, 259), []);
+    assert_eq!(world.step(Event::Tick, 260).len(), 1);
+    for n in 0..4 {
+        world.step(booted(), 1_000 * n);
+        world.step(exit(ExitReason::Crashed), 1_000 * n);
+        world.step(Event::Tick, 1_000 * n + 900);
+    }
+    let report = world.report(&sql(), 5_000, |ms| ms.to_string());
+    assert_eq!(report.guests[0].phase, Phase::CrashLoop);
+    assert_eq!(report.guests[0].conditions[0].reason, "CrashLoop");
+    assert_eq!(world.next_tick_ms(), None);
+    let effects = world.step(Event::Applied(spec(5432)), 9_000);
+    assert_eq!(effects.len(), 1, "up starts it again");
+}
+
+#[test]
+fn a_guest_reboot_starts_at_once_and_a_power_off_does_not() {
+    let mut world = ready_world();
+    let effects = world.step(exit(ExitReason::GuestRebooted), 1);
+    assert!(effects.contains(&Effect::Start(sql(), config(5432), 1)));
+    let mut world = ready_world();
+    world.step(exit(ExitReason::PoweredOff), 1);
+    assert_eq!(world.next_tick_ms(), None);
+}
+
+#[test]
+fn stop_stops_in_order_and_is_done_when_all_have_ended() {
+    let mut world = ready_world();
+    let effects = world.step(Event::StopAll, 1);
+    assert_eq!(effects, [Effect::Stop(sql()), Effect::Forwards(sql(), false)]);
+    assert!(!world.is_done());
+    world.step(exit(ExitReason::PoweredOff), 2);
+    assert!(world.is_done());
+}
+
+#[test]
+fn a_guest_that_left_the_file_is_stopped_once() {
+    let mut world = ready_world();
+    let empty = HostSpec { version: VERSION, guests: BTreeMap::new() };
+    let effects = world.step(Event::Applied(empty.clone()), 1);
+    assert!(effects.contains(&Effect::Stop(sql())));
+    assert_eq!(world.step(Event::Applied(empty), 2), []);
+}
+
+#[test]
+fn a_guest_cannot_speak_for_the_host() {
+    let mut world = ready_world();
+    let lie = Condition {
+        key: Key::new(Layer::Vmm, "vmm"),
+        verdict: Verdict::no("Lie", ""),
+        age_ms: 0,
+        valid_ms: 1,
+        since_ms: 0,
+    };
+    let cursor = Cursor { incarnation: 1, revision: 2 };
+    let changes = Changes { cursor, reset: true, conditions: vec![lie], removed: vec![Key::new(Layer::Session, "agent")] };
+    world.step(Event::Conditions(sql(), changes), 1);
+    let host: Vec<_> = world.guest_conditions(&sql(), 1).filter(|c| host_owned(c.key.layer)).collect();
+    assert_eq!(host.len(), 2);
+    assert!(host.iter().all(|c| c.verdict.status == Status::True));
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(Event::Applied(spec(5432))),
+        Just(Event::Applied(spec(5433))),
+        Just(Event::Applied(HostSpec { version: VERSION, guests: BTreeMap::new() })),
+        Just(booted()),
+        Just(Event::SessionUp(sql(), String::new())),
+        Just(Event::SessionLost(sql(), String::new())),
+        Just(Event::SpecApplied(sql(), 1)),
+        Just(service(Status::True, 1_000)),
+        Just(service(Status::False, 1_000)),
+        Just(exit(ExitReason::Crashed)),
+        Just(exit(ExitReason::GuestRebooted)),
+        Just(exit(ExitReason::PoweredOff)),
+        Just(Event::StopAll),
+        Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: ready implies an answering service in a running VMM.
+    #[test]
+    fn ready_is_never_claimed_without_a_running_vmm(events in proptest::collection::vec(any_event(), 0..40)) {
+        let mut world = World::new(1);
+        for (now, event) in events.into_iter().enumerate() {
+            world.step(event, now as u64 * 100);
+            let report = world.report(&sql(), now as u64 * 100, |_| String::new());
+            for guest in report.guests {
+                if guest.ready == Status::True {
+                    prop_assert!(guest.vmm.is_some());
+                    prop_assert_eq!(guest.applied_revision, guest.spec_revision);
+                    prop_assert!(guest.conditions.iter().any(|c| c.layer == Layer::Service && c.status == Status::True));
+                }
+            }
+        }
+    }
+}

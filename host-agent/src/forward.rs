@@ -1,0 +1,162 @@
+//! A TCP port of the host that leads to a guest's loopback over vsock.
+//!
+//! The port is reserved (bound) at once, so that a conflict shows early, and *listens* only
+//! while its guest is ready: without a listener the kernel refuses, it never completes a
+//! connect for somebody who is not there. `shutdown(SHUT_RD)` un-listens and keeps the port;
+//! the recipe and its traps are in FACTS section 11.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt};
+use sovereign_protocol::bulk::{self, Answer, Open};
+use sovereign_protocol::handshake::Channel;
+use sovereign_protocol::limits::{BULK_OPEN, BULK_STREAMS};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::link::{self, Target};
+
+const BACKLOG: i32 = 128;
+
+/// A reserved port that listens or refuses.
+#[derive(Debug)]
+pub struct Forward {
+    socket: OwnedFd,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Forward {
+    /// Reserves the port.
+    ///
+    /// # Errors
+    /// `AddrInUse` when another program has it.
+    pub fn reserve(address: SocketAddr) -> io::Result<Self> {
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        bind(&socket, &address)?;
+        Ok(Self {
+            socket,
+            accepting: None,
+        })
+    }
+
+    /// Listens and carries each connection to `port` of the guest.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn open(&mut self, port: u16, target: watch::Receiver<Option<Target>>) -> io::Result<()> {
+        if self.accepting.is_some() {
+            return Ok(());
+        }
+        // While connections live, listening again needs SO_REUSEADDR; while un-listened it must be off.
+        sockopt::set_socket_reuseaddr(&self.socket, true)?;
+        listen(&self.socket, BACKLOG)?;
+        let listener = TcpListener::from(self.socket.try_clone()?);
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        self.accepting = Some(tokio::spawn(accept(listener, port, target)));
+        Ok(())
+    }
+
+    /// Refuses again; connections that live go on.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub async fn close(&mut self) -> io::Result<()> {
+        let Some(accepting) = self.accepting.take() else {
+            return Ok(());
+        };
+        accepting.abort();
+        let _ = accepting.await; // a registered listener that is shut down would spin its thread
+        shutdown(&self.socket, Shutdown::Read)?;
+        sockopt::set_socket_reuseaddr(&self.socket, false)?;
+        Ok(())
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+        }
+    }
+}
+
+async fn accept(listener: tokio::net::TcpListener, port: u16, target: watch::Receiver<Option<Target>>) {
+    let mut streams = JoinSet::new();
+    loop {
+        // Both arms are cancel safe.
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if streams.len() < BULK_STREAMS => {
+                    streams.spawn(carry(stream, port, target.borrow().clone()));
+                }
+                Ok((stream, _)) => reset(stream),
+                Err(error) => {
+                    tracing::warn!(%error, "a forward cannot accept");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = streams.join_next() => {}
+        }
+    }
+}
+
+async fn carry(mut stream: TcpStream, port: u16, target: Option<Target>) {
+    let Some(target) = target else { return reset(stream) };
+    let _ = stream.set_nodelay(true);
+    let opened = tokio::time::timeout(BULK_OPEN, open(&target, &Open::Tcp { port })).await;
+    let carried = match opened {
+        Ok(Ok(guest)) => bulk::carry(&mut stream, guest).await,
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    if carried.is_err() {
+        reset(stream); // the client sees a failure, never silence
+    }
+}
+
+/// Opens a bulk stream in the guest.
+///
+/// # Errors
+/// The link's, or `ConnectionRefused` with the guest's reason.
+pub async fn open(target: &Target, what: &Open) -> io::Result<sovereign_protocol::transport::BoxStream> {
+    let (mut stream, _) = link::open(target, Channel::Bulk).await.map_err(io::Error::other)?;
+    bulk::write_message(&mut stream, what).await?;
+    match bulk::read_message(&mut stream).await? {
+        Answer::Opened => Ok(stream),
+        Answer::Refused { reason } => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
+    }
+}
+
+fn reset(stream: TcpStream) {
+    let _ = sockopt::set_socket_linger(&stream, Some(std::time::Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reserved_port_refuses_listens_and_refuses_again() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut forward = Forward::reserve(free).unwrap();
+        let connect = || std::net::TcpStream::connect(free);
+        let (_sender, target) = watch::channel(None);
+        for _ in 0..3 {
+            assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            assert_eq!(Forward::reserve(free).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            forward.open(5432, target.clone()).unwrap();
+            let mut stream = TcpStream::connect(free).await.unwrap();
+            let ended = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "no guest: reset, not silence");
+            forward.close().await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One boot of one guest, seen from the agent: start or adopt the shim, keep the link, stop in order.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use sovereign_protocol::boot::AGENT_PORT;
+use sovereign_protocol::handshake::Identity;
+use sovereign_protocol::transport::Address;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::clock::wall_ns;
+use crate::core::Event;
+use crate::files;
+use crate::link::{self, Target, Wanted};
+use crate::shim::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig};
+
+/// A shim opens its socket within this time; a KVM probe may come first.
+const SHIM_START: Duration = Duration::from_secs(15);
+const SHIM_PAUSE: Duration = Duration::from_millis(5);
+/// The guest's services and init may take this long to power off.
+const ORDERLY: Duration = Duration::from_secs(20);
+/// Then the power button is pressed, and then the VMM is ended.
+const BUTTON: Duration = Duration::from_secs(5);
+
+/// What the engine tells a running guest.
+#[derive(Debug)]
+pub struct Handle {
+    /// The wanted spec, or shutdown.
+    pub wanted: watch::Sender<Wanted>,
+    /// The guest agent's address while a VMM runs.
+    pub target: watch::Receiver<Option<Target>>,
+}
+
+/// Starts the task of one boot; its last event is [`Event::Ended`].
+#[must_use]
+pub fn start(config: ShimConfig, wanted: Wanted, events: mpsc::Sender<Event>) -> Handle {
+    let (wanted_sender, wanted) = watch::channel(wanted);
+    let (target_sender, target) = watch::channel(None);
+    tokio::spawn(async move {
+        let guest = config.guest.clone();
+        let record = match run(&config, wanted, &target_sender, &events).await {
+            Ok(record) => record,
+            Err(error) => ExitRecord {
+                boot_id: String::new(),
+                reason: ExitReason::StartFailed,
+                evidence: format!("{error:#}"),
+                wall_ns: wall_ns(),
+            },
+        };
+        target_sender.send_replace(None);
+        tracing::info!(%guest, reason = ?record.reason, evidence = %record.evidence.escape_debug(), "guest ended");
+        let _ = events.send(Event::Ended(guest, record)).await; // the engine ends last
+    });
+    Handle {
+        wanted: wanted_sender,
+        target,
+    }
+}
+
+async fn run(
+    config: &ShimConfig,
+    mut wanted: watch::Receiver<Wanted>,
+    target: &watch::Sender<Option<Target>>,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<ExitRecord> {
+    let (mut shim, _child) = Shim::adopt_or_start(config).await?;
+    shim.ask(Request::Identify).await?;
+    let (boot_id, key, vmm) = match shim.next().await {
+        Some(Message::Identity { boot_id, key, vmm }) => (boot_id, key, vmm),
+        Some(Message::Exited(record)) => return Ok(record),
+        Some(Message::State(_)) | None => return Ok(last_record(config, None)),
+    };
+    let pid = vmm.pid;
+    tracing::info!(guest = %config.guest, boot_id, pid, "guest started");
+    let reached = Target {
+        address: Address::Hybrid {
+            path: config.paths.vsock(),
+            port: AGENT_PORT,
+        },
+        identity: Identity {
+            boot_id: boot_id.clone(),
+            key,
+        },
+    };
+    target.send_replace(Some(reached.clone()));
+    let guest = config.guest.clone();
+    events.send(Event::Booted { guest: guest.clone(), boot_id: boot_id.clone(), vmm }).await?;
+
+    let link = link::keep(guest.clone(), reached, wanted.clone(), events.clone());
+    tokio::pin!(link);
+    let mut stop = Stop::default();
+    loop {
+        // Losing an arm is safe: lines and watch are cancel safe, the link is pinned.
+        tokio::select! {
+            () = &mut link => anyhow::bail!("the engine is gone"),
+            message = shim.next() => match message {
+                Some(Message::Exited(record)) => return Ok(record),
+                Some(Message::State(state)) => events.send(Event::VmmState(guest.clone(), state)).await?,
+                Some(Message::Identity { .. }) => {}
+                None => return Ok(last_record(config, Some(&boot_id))),
+            },
+            changed = wanted.changed() => {
+                changed.context("the engine is gone")?;
+                if wanted.borrow_and_update().shutdown {
+                    stop.begin();
+                }
+            }
+            () = stop.due() => shim.ask(stop.next()).await?,
+        }
+    }
+}
+
+/// The escalation of a stop: the agent's own shutdown, the power button, the end.
+#[derive(Debug, Default)]
+struct Stop {
+    due: Option<Instant>,
+    pressed: bool,
+}
+
+impl Stop {
+    fn begin(&mut self) {
+        self.due.get_or_insert(Instant::now() + ORDERLY);
+    }
+
+    async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn next(&mut self) -> Request {
+        self.due = Some(Instant::now() + BUTTON);
+        if std::mem::replace(&mut self.pressed, true) {
+            Request::Kill
+        } else {
+            Request::PowerDown
+        }
+    }
+}
+
+/// How a boot ended whose shim is gone without a word.
+fn last_record(config: &ShimConfig, boot_id: Option<&str>) -> ExitRecord {
+    let kept = files::read_optional(&config.paths.exit_record)
+        .ok()
+        .flatten()
+        .and_then(|bytes| serde_json::from_slice::<ExitRecord>(&bytes).ok())
+        .filter(|record| boot_id.is_none_or(|id| id == record.boot_id));
+    kept.unwrap_or_else(|| ExitRecord {
+        boot_id: boot_id.unwrap_or_default().to_owned(),
+        reason: ExitReason::ShimDied,
+        evidence: "the shim ended without an exit record, and its VMM with it".to_owned(),
+        wall_ns: wall_ns(),
+    })
+}
+
+struct Shim {
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    write: OwnedWriteHalf,
+}
+
+impl Shim {
+    /// The child is kept so that it is reaped; it is not ended with us.
+    async fn adopt_or_start(config: &ShimConfig) -> anyhow::Result<(Self, Option<Child>)> {
+        let path = config.paths.shim();
+        if let Ok(stream) = UnixStream::connect(&path).await {
+            return Ok((Self::new(stream), None));
+        }
+        let mut child = spawn(config)?;
+        let connecting = async {
+            loop {
+                if let Ok(stream) = UnixStream::connect(&path).await {
+                    return stream;
+                }
+                tokio::time::sleep(SHIM_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            stream = tokio::time::timeout(SHIM_START, connecting) => {
+                Ok((Self::new(stream.context("the shim did not open its socket in time")?), Some(child)))
+            }
+            status = child.wait() => {
+                let evidence = last_record(config, None).evidence;
+                anyhow::bail!("the shim ended with {}: {evidence}", status.context("the shim cannot be waited for")?)
+            }
+        }
+    }
+
+    fn new(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self {
+            lines: BufReader::new(read).lines(),
+            write,
+        }
+    }
+
+    async fn ask(&mut self, request: Request) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(&request)?;
+        line.push(b'\n');
+        let _ = self.write.write_all(&line).await; // a dead shim is seen by next()
+        Ok(())
+    }
+
+    /// The next message; `None` when the shim is gone. Cancel safe.
+    async fn next(&mut self) -> Option<Message> {
+        let line = self.lines.next_line().await.ok()??;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+fn spawn(config: &ShimConfig) -> anyhow::Result<Child> {
+    let path = config.paths.config();
+    files::private_dir(&config.paths.run)?;
+    files::private_dir(config.paths.data_disk.parent().unwrap_or(Path::new("/")))?;
+    files::remove(&config.paths.exit_record)?; // a record belongs to the last boot that was begun
+    files::replace(&path, &serde_json::to_vec_pretty(config)?)?;
+    let log = config.paths.console.with_file_name("shim.log");
+    let log = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let ours = std::env::current_exe().context("cannot find our own program")?;
+    tokio::process::Command::new(ours)
+        .arg("shim")
+        .arg(config.guest.as_str())
+        .arg("--config")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context("cannot start the shim")
+}

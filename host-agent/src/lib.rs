@@ -1,0 +1,17 @@
+//! The host agent: the only code that changes the host.
+//!
+//! `sovereign-host run` is the agent of one instance; `sovereign-host shim NAME` is the
+//! parent of one guest's VMM and outlives the agent. Neither opens AF_VSOCK: the shim's
+//! own vsock device is reached through a hybrid Unix socket.
+
+pub mod clock;
+pub mod control;
+pub mod core;
+pub mod engine;
+pub mod files;
+pub mod forward;
+pub mod guest;
+pub mod link;
+pub mod secrets;
+pub mod shim;
+pub mod vsock;

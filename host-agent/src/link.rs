@@ -1,0 +1,199 @@
+//! The link to one guest agent: dial until the hello, keep the spec applied, carry conditions up.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::feed::{Changes, Cursor};
+use sovereign_protocol::handshake::{self, Channel, HandshakeError, Identity};
+use sovereign_protocol::limits::{CALL, CALL_GRACE, WATCH_HOLD};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::service::{GuestClient, GuestRequest, GuestResponse};
+use sovereign_protocol::transport::{self, Address, BoxStream};
+use sovereign_protocol::v1::{self, Document, Ping};
+use sovereign_protocol::codec;
+use tarpc::{ClientMessage, Response, client, context};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::{Offset, wall_ns};
+use crate::core::Event;
+
+/// Between dials that nobody answered.
+const DIAL_PAUSE: Duration = Duration::from_millis(25);
+/// Between pings.
+const PING: Duration = Duration::from_secs(2);
+/// Pings without an answer that end a session.
+const MISSES: u32 = 3;
+
+/// Where a guest's agent is, and what proves it.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The listener.
+    pub address: Address,
+    /// The boot's identity.
+    pub identity: Identity,
+}
+
+/// What the guest is to run.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// A GuestSpec.
+    pub document: Vec<u8>,
+    /// Its revision.
+    pub revision: u64,
+    /// True when the guest is to power off.
+    pub shutdown: bool,
+}
+
+/// Opens a stream of one channel to the guest agent.
+///
+/// # Errors
+/// The dial's or the handshake's own.
+pub async fn open(target: &Target, channel: Channel) -> anyhow::Result<(BoxStream, handshake::Session)> {
+    let mut stream = transport::dial(&target.address).await?;
+    let session = handshake::dial(&mut stream, &target.identity, channel).await?;
+    Ok((stream, session))
+}
+
+/// Keeps a session with the guest for as long as it is polled.
+pub async fn keep(guest: Name, target: Target, mut wanted: watch::Receiver<Wanted>, events: mpsc::Sender<Event>) {
+    loop {
+        let (stream, session) = dial_until_answered(&guest, &target, &events).await;
+        let evidence = format!("agent {} speaks version {}", session.peer_agent, session.version);
+        if events.send(Event::SessionUp(guest.clone(), evidence)).await.is_err() {
+            return;
+        }
+        let Err(error) = serve(&guest, &target, stream, &mut wanted, &events).await;
+        let lost = Event::SessionLost(guest.clone(), format!("{error:#}"));
+        if events.send(lost).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(DIAL_PAUSE).await;
+    }
+}
+
+async fn dial_until_answered(
+    guest: &Name,
+    target: &Target,
+    events: &mpsc::Sender<Event>,
+) -> (BoxStream, handshake::Session) {
+    let mut told = String::new();
+    loop {
+        match open(target, Channel::Guest).await {
+            Ok(opened) => return opened,
+            Err(error) if error.downcast_ref::<HandshakeError>().is_some() => {
+                let text = format!("{error:#}");
+                if text != told {
+                    let _ = events.send(Event::SessionLost(guest.clone(), text.clone())).await;
+                    told = text;
+                }
+            }
+            Err(_) => {} // nobody listens yet
+        }
+        tokio::time::sleep(DIAL_PAUSE).await;
+    }
+}
+
+async fn serve(
+    guest: &Name,
+    target: &Target,
+    stream: BoxStream,
+    wanted: &mut watch::Receiver<Wanted>,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<std::convert::Infallible> {
+    let calls = client(stream);
+    let (watching, _) = open(target, Channel::Guest).await.context("no second stream for watch")?;
+    let watching = client(watching);
+    // Each arm only ever ends with an error, which ends the session; losing the others is the point.
+    tokio::select! {
+        ended = carry_conditions(guest, &watching, events) => ended,
+        ended = ping(guest, &calls, events) => ended,
+        ended = push(guest, &calls, wanted, events) => ended,
+    }
+}
+
+fn client(stream: BoxStream) -> GuestClient {
+    let transport = codec::transport::<_, Response<GuestResponse>, ClientMessage<GuestRequest>>(stream);
+    GuestClient::new(client::Config::default(), transport).spawn()
+}
+
+async fn carry_conditions(
+    guest: &Name,
+    client: &GuestClient,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<std::convert::Infallible> {
+    let mut cursor: Option<Cursor> = None;
+    let hold_ms = u32::try_from(WATCH_HOLD.as_millis()).unwrap_or(u32::MAX);
+    loop {
+        let after = cursor.map(v1::Cursor::from);
+        let changes = call(WATCH_HOLD + CALL, |context| client.watch(context, after, hold_ms))
+            .await
+            .context("watch ended")?;
+        let changes = Changes::from(changes);
+        cursor = Some(changes.cursor);
+        if !changes.is_empty() {
+            events.send(Event::Conditions(guest.clone(), changes)).await?;
+        }
+    }
+}
+
+async fn ping(
+    guest: &Name,
+    client: &GuestClient,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<std::convert::Infallible> {
+    let mut misses = 0;
+    loop {
+        let sent_ns = wall_ns();
+        match call(PING, |context| client.ping(context, Ping { host_sent_ns: sent_ns })).await {
+            Ok(pong) => {
+                misses = 0;
+                let verdict: Verdict = Offset::measure(sent_ns, pong, wall_ns()).verdict();
+                events.send(Event::Clock(guest.clone(), verdict)).await?;
+            }
+            Err(error) => {
+                misses += 1;
+                if misses == MISSES {
+                    return Err(error.context(format!("{MISSES} pings without an answer")));
+                }
+            }
+        }
+        tokio::time::sleep(PING).await;
+    }
+}
+
+async fn push(
+    guest: &Name,
+    client: &GuestClient,
+    wanted: &mut watch::Receiver<Wanted>,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<std::convert::Infallible> {
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        if now.shutdown {
+            let answer = call(CALL, |context| client.shutdown(context)).await.context("shutdown")?;
+            answer.context("the guest does not shut down")?;
+        } else {
+            let document = Document::from(now.document);
+            let applied = call(CALL, |context| client.apply(context, document)).await.context("apply")?;
+            let event = match applied {
+                Ok(applied) => Event::SpecApplied(guest.clone(), applied.revision),
+                Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),
+            };
+            events.send(event).await?;
+        }
+        wanted.changed().await?;
+    }
+}
+
+/// One call with its own deadline and, beyond that, the outer timeout after which the
+/// connection counts as dead (tarpc does not bound calls on an unwritable transport).
+async fn call<T, F>(deadline: Duration, start: impl FnOnce(context::Context) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, client::RpcError>>,
+{
+    let mut context = context::current();
+    context.deadline = Instant::now() + deadline;
+    let answered = tokio::time::timeout(deadline + CALL_GRACE, start(context)).await;
+    Ok(answered.context("no answer")??)
+}

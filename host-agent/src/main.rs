@@ -1,0 +1,127 @@
+//! `sovereign-host`: the host agent, and the shims it starts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sovereign_host_agent::{control, engine, files, shim};
+use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::layout::Layout;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::transport::bind_unix;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// The host agent of sovereign. It is started by `sovereign up`.
+#[derive(Parser)]
+#[command(version, after_help = "Example: sovereign-host run --instance default --run-dir /run/sovereign/default --state-dir /var/lib/sovereign/default")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Runs the agent of one instance until `sovereign down`.
+    Run {
+        /// The instance.
+        #[arg(long)]
+        instance: Name,
+        /// Where its sockets are.
+        #[arg(long)]
+        run_dir: PathBuf,
+        /// Where its lasting files are.
+        #[arg(long)]
+        state_dir: PathBuf,
+        /// Leaves the terminal's session.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Runs one boot of one guest (started by `run`).
+    #[command(hide = true)]
+    Shim {
+        /// The guest, for people who read process lists.
+        guest: Name,
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Becomes a VMM that dies with its shim (started by `shim`).
+    #[command(hide = true)]
+    BecomeVmm {
+        /// The shim's process.
+        parent: i32,
+        /// The VMM.
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let outcome = match Arguments::parse().verb {
+        Verb::Run {
+            instance,
+            run_dir,
+            state_dir,
+            detach,
+        } => {
+            let layout = Layout {
+                instance,
+                run: run_dir,
+                state: state_dir,
+            };
+            leave_session(detach).and_then(|()| block_on(run(layout)))
+        }
+        Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
+        Verb::BecomeVmm { parent, argv } => shim::vmm::become_vmm(parent, &argv).map(|never| match never {}),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "ended");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The main thread is the only one that spawns: PR_SET_PDEATHSIG follows it.
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(work)
+}
+
+fn leave_session(detach: bool) -> anyhow::Result<()> {
+    if detach {
+        rustix::process::setsid().context("cannot leave the terminal's session")?;
+    }
+    Ok(())
+}
+
+async fn run(layout: Layout) -> anyhow::Result<()> {
+    files::private_dir(&layout.run)?;
+    files::private_dir(&layout.state)?;
+    let lock = std::fs::File::create(layout.lock()).context("cannot open the lock")?;
+    lock.try_lock().context("another host agent runs this instance")?;
+    let listener = bind_unix(&layout.control()).context("cannot open the control socket")?;
+    let incarnation = u64::from_str_radix(&random_hex::<8>()?, 16)?;
+    let (event_sender, events) = mpsc::channel(engine::QUEUE);
+    let (request_sender, requests) = mpsc::channel(engine::QUEUE);
+    let (engine, cursor) = engine::Engine::new(layout.clone(), incarnation, event_sender)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tracing::info!(instance = %layout.instance, "host agent runs");
+    // Guests outlive an agent that is terminated; only `stop` stops them.
+    let outcome = tokio::select! {
+        outcome = engine.run(events, requests) => outcome,
+        () = control::serve(listener, layout.clone(), request_sender, cursor) => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
+    files::remove(&layout.control())?;
+    let _ = std::fs::remove_dir(&layout.run); // stays while guests run
+    outcome
+}

@@ -1,0 +1,73 @@
+//! Secret values of an instance: one 0600 file beside the store, never in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::secret::Secret;
+use sovereign_protocol::spec::Exposed;
+
+use crate::files;
+
+/// The secrets file.
+#[derive(Debug)]
+pub struct Secrets {
+    path: PathBuf,
+    values: BTreeMap<String, Exposed>,
+}
+
+impl Secrets {
+    /// Reads the file, or begins an empty one.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read: nothing is ever generated over it.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let values = match files::read_optional(path)? {
+            Some(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?
+            }
+            None => BTreeMap::new(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            values,
+        })
+    }
+
+    /// A service's password; made and kept on first use.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub fn password(&mut self, guest: &Name, service: &Name) -> anyhow::Result<Exposed> {
+        let key = format!("{guest}/{service}");
+        if let Some(value) = self.values.get(&key) {
+            return Ok(value.clone());
+        }
+        let value = Exposed(Secret::new(random_hex::<16>()?));
+        self.values.insert(key, value.clone());
+        files::replace(&self.path, &serde_json::to_vec_pretty(&self.values)?)?;
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_made_once_and_a_damaged_file_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secrets.json");
+        let (guest, service) = (Name::parse("sql").unwrap(), Name::parse("postgres").unwrap());
+        let first = Secrets::load(&path).unwrap().password(&guest, &service).unwrap();
+        let again = Secrets::load(&path).unwrap().password(&guest, &service).unwrap();
+        assert_eq!(first, again);
+        assert_eq!(first.0.reveal().len(), 32);
+
+        std::fs::write(&path, "{").unwrap();
+        assert!(Secrets::load(&path).unwrap_err().to_string().contains("is damaged"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"{");
+    }
+}

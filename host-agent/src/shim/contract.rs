@@ -1,0 +1,149 @@
+//! What the host agent and a shim say to each other: JSON lines on a Unix socket.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sovereign_protocol::handshake::BootKey;
+use sovereign_protocol::layout::Layout;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::Image;
+use sovereign_protocol::status::VmmStatus;
+
+/// What one boot needs; written to a file by the agent, without any secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimConfig {
+    /// The guest.
+    pub guest: Name,
+    /// Memory of the VM, in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Size of the data disk, in MiB.
+    pub data_mib: u32,
+    /// What it boots.
+    pub image: Image,
+    /// Files and sockets.
+    pub paths: Paths,
+}
+
+/// The files and sockets of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paths {
+    /// The guest's run directory.
+    pub run: PathBuf,
+    /// The data disk.
+    pub data_disk: PathBuf,
+    /// The console ring.
+    pub console: PathBuf,
+    /// The exit record.
+    pub exit_record: PathBuf,
+    /// Where the verdict on KVM is kept.
+    pub accel_cache: PathBuf,
+}
+
+impl Paths {
+    /// The paths of `guest` in an instance.
+    #[must_use]
+    pub fn of(layout: &Layout, guest: &Name) -> Self {
+        Self {
+            run: layout.guest_run(guest),
+            data_disk: layout.data_disk(guest),
+            console: layout.console(guest),
+            exit_record: layout.exit_record(guest),
+            accel_cache: layout.state.join("accel.json"),
+        }
+    }
+
+    /// The shim's own socket.
+    #[must_use]
+    pub fn shim(&self) -> PathBuf {
+        self.run.join("shim.sock")
+    }
+
+    /// The hybrid Unix socket to the guest's vsock ports.
+    #[must_use]
+    pub fn vsock(&self) -> PathBuf {
+        self.run.join("vsock.sock")
+    }
+
+    /// The socket between QEMU and the vsock device.
+    #[must_use]
+    pub fn vhost(&self) -> PathBuf {
+        self.run.join("vhost.sock")
+    }
+
+    /// QEMU's machine protocol.
+    #[must_use]
+    pub fn qmp(&self) -> PathBuf {
+        self.run.join("qmp.sock")
+    }
+
+    /// The [`ShimConfig`].
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.run.join("shim.json")
+    }
+}
+
+/// The agent asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Who are you, and the key of this boot.
+    Identify,
+    /// Press the ACPI power button.
+    PowerDown,
+    /// End the VMM at once.
+    Kill,
+}
+
+/// The shim answers, and says by itself how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// The answer to [`Request::Identify`].
+    Identity {
+        /// The boot id.
+        boot_id: String,
+        /// The key of this boot.
+        key: BootKey,
+        /// The virtual machine monitor.
+        vmm: VmmStatus,
+    },
+    /// The VMM's run state changed, in QEMU's words (`running`, `paused`, `internal-error`).
+    State(String),
+    /// The VMM ended; the shim's last message.
+    Exited(ExitRecord),
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// The boot.
+    pub boot_id: String,
+    /// Why, as far as it is known.
+    pub reason: ExitReason,
+    /// Exit status or signal, and what the VMM said last.
+    pub evidence: String,
+    /// When, in nanoseconds since 1970 UTC.
+    pub wall_ns: i64,
+}
+
+/// Why a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitReason {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset.
+    GuestRebooted,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// We ended it.
+    Killed,
+    /// It ended before the guest ran.
+    StartFailed,
+    /// It died by itself.
+    Crashed,
+    /// The shim was killed: no record was written.
+    ShimDied,
+}

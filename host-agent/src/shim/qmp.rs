@@ -1,0 +1,117 @@
+//! QEMU's machine protocol: as much of it as a shim needs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines, Take};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::contract::ExitReason;
+
+/// QEMU opens its socket within this time.
+const CONNECT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
+/// All that one boot's QMP may send: events are rare and small.
+const TOTAL_BYTES: u64 = 64 << 20;
+
+/// The one client that QMP admits.
+#[derive(Debug)]
+pub struct Qmp {
+    lines: Lines<BufReader<Take<OwnedReadHalf>>>,
+    write: OwnedWriteHalf,
+}
+
+/// What QEMU told by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QmpEvent {
+    /// The machine ends, for this reason.
+    Shutdown(ExitReason),
+    /// The run state changed.
+    State(String),
+    /// Nothing for us.
+    Other,
+}
+
+impl Qmp {
+    /// Connects as soon as QEMU listens, and leaves the negotiation mode.
+    ///
+    /// # Errors
+    /// When QEMU does not listen in time or says something else.
+    pub async fn connect(path: &Path) -> anyhow::Result<Self> {
+        let connecting = async {
+            loop {
+                if let Ok(stream) = UnixStream::connect(path).await {
+                    return stream;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let stream = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .context("QEMU opened no QMP socket in time")?;
+        let (read, write) = stream.into_split();
+        let mut qmp = Self {
+            lines: BufReader::new(read.take(TOTAL_BYTES)).lines(),
+            write,
+        };
+        qmp.execute("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    /// Sends a command; its answer comes among the events and is ignored.
+    ///
+    /// # Errors
+    /// The socket's own.
+    pub async fn execute(&mut self, command: &str) -> anyhow::Result<()> {
+        let line = format!("{}\n", json!({ "execute": command }));
+        self.write
+            .write_all(line.as_bytes())
+            .await
+            .with_context(|| format!("cannot send {command} to QEMU"))
+    }
+
+    /// The next event; `None` when QEMU has closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<QmpEvent> {
+        let line = self.lines.next_line().await.ok()??;
+        Some(parse(&line))
+    }
+}
+
+fn parse(line: &str) -> QmpEvent {
+    let Ok(value) = serde_json::from_str::<Value>(line) else {
+        return QmpEvent::Other;
+    };
+    match value["event"].as_str() {
+        Some("SHUTDOWN") => QmpEvent::Shutdown(match value["data"]["reason"].as_str() {
+            Some("guest-shutdown") => ExitReason::PoweredOff,
+            Some("guest-reset") => ExitReason::GuestRebooted,
+            Some("guest-panic") => ExitReason::GuestPanicked,
+            Some("host-qmp-quit" | "host-signal" | "host-ui") => ExitReason::Killed,
+            _ => ExitReason::Crashed,
+        }),
+        Some("STOP") => QmpEvent::State("paused".to_owned()),
+        Some("RESUME") => QmpEvent::State("running".to_owned()),
+        Some("BLOCK_IO_ERROR") => QmpEvent::State("io-error".to_owned()),
+        _ => QmpEvent::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_and_nonsense_is_ignored() {
+        let shutdown = |reason: &str| parse(&json!({"event": "SHUTDOWN", "data": {"reason": reason}}).to_string());
+        assert_eq!(shutdown("guest-reset"), QmpEvent::Shutdown(ExitReason::GuestRebooted));
+        assert_eq!(shutdown("guest-shutdown"), QmpEvent::Shutdown(ExitReason::PoweredOff));
+        assert_eq!(shutdown("new in QEMU 99"), QmpEvent::Shutdown(ExitReason::Crashed));
+        assert_eq!(parse(r#"{"event":"STOP"}"#), QmpEvent::State("paused".into()));
+        for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
+            assert_eq!(parse(line), QmpEvent::Other);
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What a guest kernel must have, and how a packaged one is made ready.
+//!
+//! Owns the kernel contract ([`REQUIREMENTS`]) and, behind the feature `build`, turns the files of a kernel
+//! package into an uncompressed image and a load order of modules. It never downloads, writes or loads anything.
+
+mod requirement;
+
+pub use requirement::{Proof, REQUIREMENTS, Requirement, missing};
+
+#[cfg(feature = "build")]
+mod decompress;
+#[cfg(feature = "build")]
+mod module_index;
+#[cfg(feature = "build")]
+mod modules;
+#[cfg(feature = "build")]
+mod vmlinux;
+
+#[cfg(feature = "build")]
+pub use self::{
+    decompress::{Compression, DecompressError},
+    module_index::{ModuleIndex, dependency_text, index_bytes, indexes},
+    modules::{ModuleError, ModuleSet, ReadyModule, canonical_name},
+    vmlinux::{VmlinuxError, vmlinux},
+};

@@ -1,0 +1,232 @@
+//! Conditions: what is true now, as far as it was observed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::EVIDENCE_CHARS;
+
+/// A layer of the stack below a service, lowest first (DESIGN section 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // each variant is the field's own term
+pub enum Layer {
+    Vmm,
+    Session,
+    Kernel,
+    Clock,
+    Disk,
+    Loopback,
+    Interface,
+    Tap,
+    Routing,
+    Nat,
+    Service,
+    Tailscale,
+    Forward,
+}
+
+impl Layer {
+    /// The layer's name as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Session => "session",
+            Self::Kernel => "kernel",
+            Self::Clock => "clock",
+            Self::Disk => "disk",
+            Self::Loopback => "loopback",
+            Self::Interface => "interface",
+            Self::Tap => "tap",
+            Self::Routing => "routing",
+            Self::Nat => "nat",
+            Self::Service => "service",
+            Self::Tailscale => "tailscale",
+            Self::Forward => "forward",
+        }
+    }
+
+    /// True for a layer whose failure leaves a guest ready all the same.
+    #[must_use]
+    pub fn advisory(self) -> bool {
+        matches!(self, Self::Clock | Self::Forward | Self::Tailscale)
+    }
+}
+
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Whether something holds. What was not observed is `Unknown`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)] // the three truth values
+pub enum Status {
+    True,
+    False,
+    Unknown,
+}
+
+impl Status {
+    /// Both hold: `False` wins over `Unknown`, `Unknown` over `True`.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::False, _) | (_, Self::False) => Self::False,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::True, Self::True) => Self::True,
+        }
+    }
+}
+
+/// What a condition is about: one subject in one layer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Key {
+    /// The layer.
+    pub layer: Layer,
+    /// The subject in it, such as a service's name or a mount point.
+    pub subject: String,
+}
+
+impl Key {
+    /// Names a subject of a layer.
+    #[must_use]
+    pub fn new(layer: Layer, subject: impl Into<String>) -> Self {
+        Self {
+            layer,
+            subject: subject.into(),
+        }
+    }
+}
+
+/// What was found, without the time of the finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether it holds.
+    pub status: Status,
+    /// A code for programs, in CamelCase, such as `Ready` or `CrashLoop`.
+    pub reason: String,
+    /// What was seen, for people; at most [`EVIDENCE_CHARS`] characters, no control characters.
+    pub evidence: String,
+}
+
+impl Verdict {
+    /// A finding; the evidence is cut to its limit and stripped of control characters.
+    #[must_use]
+    pub fn new(status: Status, reason: impl Into<String>, evidence: impl AsRef<str>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+            evidence: clean(evidence.as_ref()),
+        }
+    }
+
+    /// It holds.
+    #[must_use]
+    pub fn yes(reason: impl Into<String>, evidence: impl AsRef<str>) -> Self {
+        Self::new(Status::True, reason, evidence)
+    }
+
+    /// It was seen not to hold.
+    #[must_use]
+    pub fn no(reason: impl Into<String>, evidence: impl AsRef<str>) -> Self {
+        Self::new(Status::False, reason, evidence)
+    }
+
+    /// It was not observed.
+    #[must_use]
+    pub fn unknown(reason: impl Into<String>, evidence: impl AsRef<str>) -> Self {
+        Self::new(Status::Unknown, reason, evidence)
+    }
+}
+
+/// One line without control characters, cut to [`EVIDENCE_CHARS`].
+fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(EVIDENCE_CHARS)
+        .collect()
+}
+
+/// A verdict on a key, with its times in milliseconds.
+///
+/// Ages and not times travel: the receiver stamps them with its own clock,
+/// so that a wrong guest clock is harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is about.
+    #[serde(flatten)]
+    pub key: Key,
+    /// What was found.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Milliseconds since the observation, when the message was made.
+    pub age_ms: u64,
+    /// Milliseconds after the observation at which it turns `Unknown` by itself.
+    pub valid_ms: u64,
+    /// Milliseconds since the status last changed, when the message was made.
+    pub since_ms: u64,
+}
+
+impl Condition {
+    /// The condition as it reads `later_ms` milliseconds after the message was made.
+    #[must_use]
+    pub fn aged(&self, later_ms: u64) -> Self {
+        let mut aged = self.clone();
+        aged.age_ms = self.age_ms.saturating_add(later_ms);
+        aged.since_ms = self.since_ms.saturating_add(later_ms);
+        if aged.age_ms > aged.valid_ms && aged.verdict.status != Status::Unknown {
+            aged.since_ms = aged.age_ms - aged.valid_ms;
+            aged.verdict = Verdict::unknown(
+                "Stale",
+                format!(
+                    "last seen {} ms ago as {:?} ({}): {}",
+                    aged.age_ms, self.verdict.status, self.verdict.reason, self.verdict.evidence
+                ),
+            );
+        }
+        aged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(status: Status) -> Condition {
+        Condition {
+            key: Key::new(Layer::Service, "postgres"),
+            verdict: Verdict::new(status, "Ready", "SELECT 1 answered"),
+            age_ms: 10,
+            valid_ms: 100,
+            since_ms: 500,
+        }
+    }
+
+    #[test]
+    fn a_condition_turns_unknown_when_its_validity_has_passed() {
+        let fresh = condition(Status::True).aged(90);
+        assert_eq!((fresh.verdict.status, fresh.age_ms, fresh.since_ms), (Status::True, 100, 590));
+        for seen in [Status::True, Status::False] {
+            let stale = condition(seen).aged(95);
+            assert_eq!(stale.verdict.status, Status::Unknown);
+            assert_eq!(stale.verdict.reason, "Stale");
+            assert_eq!(stale.since_ms, 5);
+        }
+    }
+
+    #[test]
+    fn evidence_is_one_line_within_its_limit() {
+        let verdict = Verdict::no("X", "a\x1b[31m\nb".to_owned() + &"c".repeat(2_000));
+        assert!(!verdict.evidence.contains(['\x1b', '\n']));
+        assert_eq!(verdict.evidence.chars().count(), EVIDENCE_CHARS);
+    }
+
+    #[test]
+    fn false_wins_over_unknown_over_true() {
+        use Status::{False, True, Unknown};
+        assert_eq!(True.and(True), True);
+        assert_eq!(True.and(Unknown), Unknown);
+        assert_eq!(Unknown.and(False), False);
+    }
+}

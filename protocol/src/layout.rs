@@ -1,0 +1,88 @@
+//! Where one instance keeps its files. Pure: the directories are the caller's.
+
+use std::path::PathBuf;
+
+use crate::handshake::{BootKey, Identity};
+use crate::name::Name;
+
+/// The two directories of an instance and what lies in them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The instance.
+    pub instance: Name,
+    /// Sockets; gone after a reboot.
+    pub run: PathBuf,
+    /// Specs, data disks, secrets, logs; lasts.
+    pub state: PathBuf,
+}
+
+impl Layout {
+    /// The host agent's control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
+    /// The lock that only one host agent holds.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
+    /// Secret values, mode 0600: JSON object, `guest/name` to value.
+    #[must_use]
+    pub fn secrets(&self) -> PathBuf {
+        self.state.join("secrets.json")
+    }
+
+    /// The host agent's own log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.state.join("host.log")
+    }
+
+    /// The accepted HostSpec; there exactly while something is wanted to run.
+    #[must_use]
+    pub fn wanted(&self) -> PathBuf {
+        self.state.join("wanted.json")
+    }
+
+    /// A guest's lasting directory.
+    #[must_use]
+    pub fn guest_state(&self, guest: &Name) -> PathBuf {
+        self.state.join("guests").join(guest.as_str())
+    }
+
+    /// A guest's data disk.
+    #[must_use]
+    pub fn data_disk(&self, guest: &Name) -> PathBuf {
+        self.guest_state(guest).join("data.img")
+    }
+
+    /// What a guest's console printed (bounded ring).
+    #[must_use]
+    pub fn console(&self, guest: &Name) -> PathBuf {
+        self.guest_state(guest).join("console.log")
+    }
+
+    /// The record of how a guest's VMM last ended.
+    #[must_use]
+    pub fn exit_record(&self, guest: &Name) -> PathBuf {
+        self.guest_state(guest).join("exit.json")
+    }
+
+    /// A guest's sockets.
+    #[must_use]
+    pub fn guest_run(&self, guest: &Name) -> PathBuf {
+        self.run.join(guest.as_str())
+    }
+
+    /// What both ends of the control socket must share: SO_PEERCRED tells who is there.
+    #[must_use]
+    pub fn control_identity(&self) -> Identity {
+        Identity {
+            boot_id: format!("control:{}", self.instance),
+            key: BootKey::none(),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The contract between `sovereign`, the host agent and the guest agent.
+//!
+//! Owns: names, specs, conditions, the change feed, boot records, errors, limits,
+//! the handshake, the codec and the tarpc traits. Never reads a clock, the
+//! environment or a file; with feature `transport` it opens streams, and only
+//! `transport/vsock.rs` can open an AF_VSOCK socket.
+
+pub mod boot;
+pub mod bulk;
+pub mod codec;
+pub mod condition;
+pub mod feed;
+pub mod handshake;
+pub mod layout;
+pub mod limits;
+pub mod name;
+pub mod secret;
+pub mod service;
+pub mod spec;
+pub mod status;
+#[cfg(feature = "transport")]
+pub mod transport;
+pub mod v1;

@@ -1,0 +1,46 @@
+//! Every limit of the contract, in one place.
+
+use std::time::Duration;
+
+/// Largest RPC frame, in bytes, without its length header.
+pub const FRAME_BYTES: usize = 1 << 20;
+/// Largest handshake frame, in bytes, without its length header.
+pub const HELLO_BYTES: usize = 4 << 10;
+/// The whole handshake must end within this time.
+pub const HANDSHAKE: Duration = Duration::from_secs(2);
+/// Connections that have not yet shown the boot key, per listener.
+pub const UNAUTHENTICATED: usize = 64;
+/// Requests that one connection may have in flight.
+pub const IN_FLIGHT: usize = 64;
+/// The longest deadline that a peer may ask for.
+pub const DEADLINE: Duration = Duration::from_secs(3600);
+/// A stream must be open within this time.
+pub const DIAL: Duration = Duration::from_secs(2);
+/// What the outer timeout grants beyond a call's own deadline before the connection counts as dead.
+pub const CALL_GRACE: Duration = Duration::from_millis(250);
+/// The default deadline of a call.
+pub const CALL: Duration = Duration::from_secs(5);
+/// The longest time a `watch` is held open.
+pub const WATCH_HOLD: Duration = Duration::from_secs(8);
+/// Subjects that a feed remembers after their removal.
+pub const TOMBSTONES: usize = 1_024;
+/// Conditions that one feed holds.
+pub const CONDITIONS: usize = 4_096;
+/// Characters of a condition's evidence.
+pub const EVIDENCE_CHARS: usize = 512;
+/// Bytes of the path of a Unix socket (`sun_path` without its final zero).
+pub const SOCKET_PATH_BYTES: usize = 107;
+/// Characters of a name.
+pub const NAME_CHARS: usize = 32;
+/// Bytes of `boot.json`.
+pub const BOOT_RECORD_BYTES: usize = 64 << 10;
+/// Bytes of the line that a hybrid Unix socket sends or answers.
+pub const HYBRID_LINE_BYTES: usize = 32;
+/// Payload bytes of one bulk frame.
+pub const BULK_CHUNK_BYTES: usize = 64 << 10;
+/// Bytes of the JSON that opens a bulk stream.
+pub const BULK_OPEN_BYTES: usize = 64 << 10;
+/// Bulk streams that one guest serves at once.
+pub const BULK_STREAMS: usize = 256;
+/// A bulk stream's target must answer within this time.
+pub const BULK_OPEN: Duration = Duration::from_secs(5);

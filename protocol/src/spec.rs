@@ -1,0 +1,278 @@
+//! What is wanted: documents of versioned JSON, validated whole before anything changes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::Name;
+use crate::secret::{self, Secret};
+
+/// The document version that this build writes.
+pub const VERSION: u16 = 1;
+
+/// Everything that one host agent is to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSpec {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The guests by name.
+    pub guests: BTreeMap<Name, GuestConfig>,
+}
+
+/// One guest as the host runs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// Memory of the VM, in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Size of the data disk, in MiB (a sparse file).
+    pub data_mib: u32,
+    /// What it boots.
+    pub image: Image,
+    /// What runs in it, in order of start.
+    pub services: Vec<Service>,
+    /// Ports of the host that lead to ports of the guest.
+    pub forwards: Vec<Forward>,
+}
+
+/// A TCP port of the host that leads to one of the guest's loopback, over vsock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forward {
+    /// Its name; that of the service whose readiness opens it.
+    pub name: Name,
+    /// Where the host listens.
+    pub listen: SocketAddr,
+    /// The port in the guest.
+    pub port: u16,
+}
+
+/// The files a guest boots from, made by `sovereign build`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// An uncompressed kernel.
+    pub kernel: PathBuf,
+    /// The initramfs without the boot segment.
+    pub initramfs: PathBuf,
+    /// The read-only root (erofs).
+    pub root: PathBuf,
+    /// The read-only disk with guest agent and modules (erofs).
+    pub agent: PathBuf,
+    /// Digest over all of them.
+    pub digest: String,
+}
+
+/// Everything that one guest agent is to keep true.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSpec {
+    /// [`VERSION`].
+    pub version: u16,
+    /// The host's count of changes to this guest's spec.
+    pub revision: u64,
+    /// The guest's host name.
+    pub hostname: Name,
+    /// What runs, in order of start.
+    pub services: Vec<Service>,
+    /// Secret values by name; kept on /run only.
+    pub secrets: BTreeMap<String, Exposed>,
+}
+
+/// A secret in a document that goes to the guest, and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Exposed(#[serde(with = "secret::expose")] pub Secret);
+
+/// A service in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Its name, and its data directory's under `/var/lib`.
+    pub name: Name,
+    /// What it is.
+    pub kind: ServiceKind,
+}
+
+/// The services that are understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum ServiceKind {
+    /// PostgreSQL from the image.
+    Postgres {
+        /// Lines of postgresql.conf over the generated ones.
+        settings: BTreeMap<String, String>,
+        /// The TCP port inside the guest.
+        port: u16,
+    },
+}
+
+/// Why a document is not valid.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// It is no JSON of this shape.
+    #[error("the document cannot be read")]
+    Unreadable(#[source] serde_json::Error),
+    /// It is of another version.
+    #[error("the document is of version {0}; this build reads version {VERSION}")]
+    Version(u16),
+    /// Its values contradict each other or a limit.
+    #[error("{path}: {problem}")]
+    Value {
+        /// Where, such as `guests.sql.memory_mib`.
+        path: String,
+        /// What is wrong and what is accepted.
+        problem: String,
+    },
+}
+
+impl HostSpec {
+    /// Reads and validates a document.
+    ///
+    /// # Errors
+    /// The first problem, as [`SpecError`].
+    pub fn parse(document: &[u8]) -> Result<Self, SpecError> {
+        let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
+        check_version(spec.version)?;
+        let mut listens = BTreeMap::new();
+        for (name, guest) in &spec.guests {
+            let at = |key: &str| format!("guests.{name}.{key}");
+            within(at("memory_mib"), guest.memory_mib, 96, 1 << 20)?;
+            within(at("vcpus"), u32::from(guest.vcpus), 1, 64)?;
+            within(at("data_mib"), guest.data_mib, 64, 16 << 20)?;
+            check_services(&at("services"), &guest.services)?;
+            for forward in &guest.forwards {
+                check_forward(&at("forwards"), name, guest, forward)?;
+                if let Some(other) = listens.insert(forward.listen, name) {
+                    return Err(SpecError::Value {
+                        path: at("forwards"),
+                        problem: format!("{} is also forwarded to guest {other}", forward.listen),
+                    });
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+impl GuestSpec {
+    /// Reads and validates a document.
+    ///
+    /// # Errors
+    /// The first problem, as [`SpecError`].
+    pub fn parse(document: &[u8]) -> Result<Self, SpecError> {
+        let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
+        check_version(spec.version)?;
+        check_services("services", &spec.services)?;
+        Ok(spec)
+    }
+}
+
+fn check_version(version: u16) -> Result<(), SpecError> {
+    if version == VERSION {
+        Ok(())
+    } else {
+        Err(SpecError::Version(version))
+    }
+}
+
+fn within(path: String, value: u32, least: u32, most: u32) -> Result<(), SpecError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(SpecError::Value {
+        path,
+        problem: format!("{value} is not from {least} to {most}"),
+    })
+}
+
+fn check_forward(path: &str, guest: &Name, config: &GuestConfig, forward: &Forward) -> Result<(), SpecError> {
+    let problem = if forward.listen.port() == 0 || forward.port == 0 {
+        "port 0 cannot be forwarded".to_owned()
+    } else if !config.services.iter().any(|service| service.name == forward.name) {
+        format!("guest {guest} has no service {}: a forward carries the name of its service", forward.name)
+    } else {
+        return Ok(());
+    };
+    Err(SpecError::Value {
+        path: path.to_owned(),
+        problem,
+    })
+}
+
+fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
+    for (index, service) in services.iter().enumerate() {
+        if services[..index].iter().any(|other| other.name == service.name) {
+            return Err(SpecError::Value {
+                path: format!("{path}[{index}].name"),
+                problem: format!("{} is there twice", service.name),
+            });
+        }
+        let ServiceKind::Postgres { settings, .. } = &service.kind;
+        for (key, value) in settings {
+            if !is_setting_name(key) || value.contains(['\n', '\r', '\0']) {
+                return Err(SpecError::Value {
+                    path: format!("{path}[{index}].settings"),
+                    problem: format!("{key:?} is not one line of postgresql.conf"),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_setting_name(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest() -> GuestSpec {
+        GuestSpec {
+            version: VERSION,
+            revision: 1,
+            hostname: Name::parse("sql").unwrap(),
+            services: vec![Service {
+                name: Name::parse("postgres").unwrap(),
+                kind: ServiceKind::Postgres {
+                    settings: BTreeMap::from([("work_mem".into(), "4MB".into())]),
+                    port: 5432,
+                },
+            }],
+            secrets: BTreeMap::from([("postgres".into(), Exposed(Secret::new("s3cret".into())))]),
+        }
+    }
+
+    #[test]
+    fn a_guest_spec_survives_the_way_and_shows_no_secret() {
+        let document = serde_json::to_vec(&guest()).unwrap();
+        assert_eq!(GuestSpec::parse(&document).unwrap(), guest());
+        assert!(!format!("{:?}", guest()).contains("s3cret"));
+    }
+
+    #[test]
+    fn contradictions_are_named_by_path() {
+        let mut twice = guest();
+        twice.services.push(twice.services[0].clone());
+        let error = GuestSpec::parse(&serde_json::to_vec(&twice).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "services[1].name: postgres is there twice");
+
+        let mut injected = guest();
+        injected.services[0].kind = ServiceKind::Postgres {
+            settings: BTreeMap::from([("a".into(), "1\nb=2".into())]),
+            port: 5432,
+        };
+        assert!(GuestSpec::parse(&serde_json::to_vec(&injected).unwrap()).is_err());
+        let mut future = guest();
+        future.version = 2;
+        let error = GuestSpec::parse(&serde_json::to_vec(&future).unwrap()).unwrap_err();
+        assert!(matches!(error, SpecError::Version(2)));
+    }
+}

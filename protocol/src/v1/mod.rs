@@ -1,0 +1,160 @@
+//! Wire structs of protocol version 1: frozen, and converted to the domain types with `From`.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::condition::{self, Layer, Status};
+use crate::feed;
+
+/// A place in a feed's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Of the feed.
+    pub incarnation: u64,
+    /// Last change seen.
+    pub revision: u64,
+}
+
+/// A condition on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Index into the layers of version 1.
+    pub layer: Layer,
+    /// The subject in the layer.
+    pub subject: String,
+    /// Whether it holds.
+    pub status: Status,
+    /// Code for programs.
+    pub reason: String,
+    /// What was seen.
+    pub evidence: String,
+    /// Milliseconds since the observation.
+    pub age_ms: u64,
+    /// Milliseconds of validity.
+    pub valid_ms: u64,
+    /// Milliseconds since the status changed.
+    pub since_ms: u64,
+}
+
+/// The answer to `watch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Where to go on.
+    pub cursor: Cursor,
+    /// Everything is listed.
+    pub reset: bool,
+    /// Changed conditions.
+    pub conditions: Vec<Condition>,
+    /// Removed subjects.
+    pub removed: Vec<(Layer, String)>,
+}
+
+/// A document of versioned JSON, such as a GuestSpec: grows without a new wire version.
+pub type Document = ByteBuf;
+
+/// The answer to `apply`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The revision that is now wanted.
+    pub revision: u64,
+}
+
+/// A refused request: the state is as before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The document is not valid.
+    #[error("invalid: {0}")]
+    Invalid(String),
+    /// It conflicts with something else.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// It could not be kept or done.
+    #[error("failed: {0}")]
+    Failed(String),
+}
+
+/// A ping of the four-timestamp exchange, in nanoseconds of the sender's realtime clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// When the host sent it.
+    pub host_sent_ns: i64,
+}
+
+/// The answer to a [`Ping`], in nanoseconds of the guest's realtime clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// When the guest had it.
+    pub guest_received_ns: i64,
+    /// When the guest answered.
+    pub guest_sent_ns: i64,
+}
+
+impl From<feed::Cursor> for Cursor {
+    fn from(c: feed::Cursor) -> Self {
+        Self {
+            incarnation: c.incarnation,
+            revision: c.revision,
+        }
+    }
+}
+
+impl From<Cursor> for feed::Cursor {
+    fn from(c: Cursor) -> Self {
+        Self {
+            incarnation: c.incarnation,
+            revision: c.revision,
+        }
+    }
+}
+
+impl From<condition::Condition> for Condition {
+    fn from(c: condition::Condition) -> Self {
+        Self {
+            layer: c.key.layer,
+            subject: c.key.subject,
+            status: c.verdict.status,
+            reason: c.verdict.reason,
+            evidence: c.verdict.evidence,
+            age_ms: c.age_ms,
+            valid_ms: c.valid_ms,
+            since_ms: c.since_ms,
+        }
+    }
+}
+
+impl From<Condition> for condition::Condition {
+    fn from(c: Condition) -> Self {
+        Self {
+            key: condition::Key::new(c.layer, c.subject),
+            verdict: condition::Verdict::new(c.status, c.reason, c.evidence),
+            age_ms: c.age_ms,
+            valid_ms: c.valid_ms,
+            since_ms: c.since_ms,
+        }
+    }
+}
+
+impl From<feed::Changes> for Changes {
+    fn from(c: feed::Changes) -> Self {
+        Self {
+            cursor: c.cursor.into(),
+            reset: c.reset,
+            conditions: c.conditions.into_iter().map(Into::into).collect(),
+            removed: c.removed.into_iter().map(|k| (k.layer, k.subject)).collect(),
+        }
+    }
+}
+
+impl From<Changes> for feed::Changes {
+    fn from(c: Changes) -> Self {
+        Self {
+            cursor: c.cursor.into(),
+            reset: c.reset,
+            conditions: c.conditions.into_iter().map(Into::into).collect(),
+            removed: c.removed.into_iter().map(|(l, s)| condition::Key::new(l, s)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod golden;

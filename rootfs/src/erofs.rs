@@ -1,0 +1,216 @@
+//! A tree made into an erofs image by `mkfs.erofs`, the same bytes for the same tree and program.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use thiserror::Error;
+
+use crate::{staging, tree::Tree};
+
+/// The program.
+const PROGRAM: &str = "mkfs.erofs";
+/// The same for every image: an image is told by its digest, not by its UUID.
+const UUID: &str = "5eed0000-0000-4000-8000-736f76657265";
+/// Directories searched after PATH: ordinary users often lack them there.
+const MORE_DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin"];
+
+/// Why there is no image.
+#[derive(Debug, Error)]
+pub enum ErofsError {
+    /// The program is not installed.
+    #[error("{PROGRAM} is not in PATH: install the package erofs-utils")]
+    NoProgram,
+    /// It cannot be started.
+    #[error("cannot run {}", program.display())]
+    Run {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It failed.
+    #[error("{} failed ({status}): {message}", program.display())]
+    Failed {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it said.
+        message: String,
+    },
+    /// The tree or the image cannot be written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// `mkfs.erofs` of this machine.
+#[derive(Debug, Clone)]
+pub struct Mkfs {
+    program: PathBuf,
+    version: String,
+}
+
+impl Mkfs {
+    /// Finds the program and asks its version.
+    ///
+    /// # Errors
+    /// When it is not installed or cannot be run.
+    pub fn find() -> Result<Self, ErofsError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let program = search(&path).ok_or(ErofsError::NoProgram)?;
+        // Version 1.5 knows -V but ends with an error after printing it; the first line is the same in all versions.
+        let output = Command::new(&program)
+            .arg("-V")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| ErofsError::Run {
+                program: program.clone(),
+                source,
+            })?;
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let version = text
+            .lines()
+            .find(|line| line.starts_with(PROGRAM))
+            .unwrap_or(PROGRAM)
+            .trim()
+            .to_owned();
+        Ok(Self { program, version })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fake() -> Self {
+        Self {
+            program: PathBuf::from("/nonexistent"),
+            version: String::new(),
+        }
+    }
+
+    /// Name and version, as it says itself.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Makes an image of `tree` at `target`; its directory must exist. The image appears whole or not at all.
+    ///
+    /// # Errors
+    /// When the tree cannot be staged or the program fails.
+    pub fn erofs_from_tree(&self, tree: &Tree, target: &Path) -> Result<(), ErofsError> {
+        let parent = target.parent().unwrap_or(Path::new("."));
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| ErofsError::Io { action, path, source }
+        };
+        let work = tempfile::Builder::new()
+            .prefix(".staging-")
+            .tempdir_in(parent)
+            .map_err(io("create a directory in", parent))?;
+        let (root, image) = (work.path().join("root"), work.path().join("image"));
+        fs::create_dir(&root).map_err(io("create", &root))?;
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755))
+            .map_err(io("set the mode of", &root))?;
+        staging::write(tree, &root).map_err(io("stage a tree in", &root))?;
+        self.run(&image, &root)?;
+        fs::set_permissions(&image, fs::Permissions::from_mode(0o644))
+            .map_err(io("set the mode of", &image))?;
+        fs::File::open(&image)
+            .and_then(|file| file.sync_all())
+            .map_err(io("write out", &image))?;
+        fs::rename(&image, target).map_err(io("create", target))
+    }
+
+    fn run(&self, image: &Path, root: &Path) -> Result<(), ErofsError> {
+        let output = Command::new(&self.program)
+            .args([
+                "--quiet",
+                "-zlz4hc",
+                "-x-1",
+                "--force-uid=0",
+                "--force-gid=0",
+                "-T0",
+                &format!("-U{UUID}"),
+            ])
+            .args([image, root])
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| ErofsError::Run {
+                program: self.program.clone(),
+                source,
+            })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr)
+            .trim()
+            .escape_debug()
+            .to_string();
+        let message = text
+            .chars()
+            .rev()
+            .take(500)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect();
+        Err(ErofsError::Failed {
+            program: self.program.clone(),
+            status: output.status,
+            message,
+        })
+    }
+}
+
+fn search(path: &OsStr) -> Option<PathBuf> {
+    let directories = std::env::split_paths(path).chain(MORE_DIRECTORIES.iter().map(PathBuf::from));
+    let executable = |file: &PathBuf| {
+        fs::metadata(file).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
+    directories
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(PROGRAM))
+        .find(executable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_tree_gives_the_same_bytes() {
+        let Ok(mkfs) = Mkfs::find() else {
+            return eprintln!("skipped: {PROGRAM} is not installed");
+        };
+        let mut tree = Tree::default();
+        for at in 0..50 {
+            tree.file(&format!("usr/d{}/f{at}", at % 7), 0o644, vec![at; 5000])
+                .unwrap();
+        }
+        tree.link("bin", "usr/bin").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let images = ["a", "b"].map(|name| {
+            let target = directory.path().join(name);
+            mkfs.erofs_from_tree(&tree, &target).unwrap();
+            fs::read(target).unwrap()
+        });
+        assert!(!images[0].is_empty() && images[0] == images[1]);
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            2,
+            "nothing is left behind"
+        );
+    }
+}

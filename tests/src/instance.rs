@@ -1,0 +1,216 @@
+//! One throw-away instance of the product, driven through its command line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use sovereign_protocol::handshake::random_hex;
+
+use crate::guard;
+
+/// An instance with one PostgreSQL guest named `sql`; stopped when dropped.
+pub struct Instance {
+    dir: tempfile::TempDir,
+    name: String,
+    port: u16,
+}
+
+impl Instance {
+    /// Prepares directories and a configuration; starts nothing.
+    ///
+    /// # Errors
+    /// When a directory cannot be made or no port is free.
+    pub fn new() -> Result<Self> {
+        guard::refuse_vsock();
+        let instance = Self {
+            dir: tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?,
+            name: format!("t{}", random_hex::<4>()?),
+            port: free_port()?,
+        };
+        instance.configure("256MiB", "")?;
+        Ok(instance)
+    }
+
+    /// Writes the configuration with this memory and these settings of postgresql.conf.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn configure(&self, memory: &str, settings: &str) -> Result<()> {
+        let text = format!(
+            "[guest.sql]\nmemory = \"{memory}\"\ndata = \"512MiB\"\n\n\
+             [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n\n\
+             [guest.sql.service.postgres.settings]\n{settings}\n\n\
+             [[guest.sql.forward]]\nname = \"postgres\"\nlisten = \"127.0.0.1:{}\"\nport = 5432\n",
+            self.port
+        );
+        std::fs::write(self.path("sovereign.toml"), text)?;
+        Ok(())
+    }
+
+    /// A path in the instance's directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The forwarded port of PostgreSQL.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `sovereign` for this instance, with these arguments.
+    ///
+    /// # Panics
+    /// When the binaries were not built (`make build`).
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let program = binaries().join("sovereign");
+        assert!(program.is_file(), "{} is missing: run `make build`", program.display());
+        let mut command = Command::new(program);
+        command
+            .arg("--config")
+            .arg(self.path("sovereign.toml"))
+            .args(["--instance", &self.name])
+            .args(arguments)
+            .env("SOVEREIGN_STATE_DIR", self.path("state"))
+            .env("SOVEREIGN_RUN_DIR", self.path("run"));
+        command
+    }
+
+    /// Runs a command to its end, whatever that is.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        self.command(arguments).output().context("cannot run sovereign")
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    ///
+    /// # Errors
+    /// With both outputs, when it failed.
+    pub fn ok(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.run(arguments)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        ensure!(output.status.success(), "{arguments:?}: {}\n{out}\n{err}", output.status);
+        Ok(out)
+    }
+
+    /// `status --json`.
+    ///
+    /// # Errors
+    /// When it fails or is no JSON.
+    pub fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.ok(&["status", "--json"])?)?)
+    }
+
+    /// The guest `sql` in `status --json`.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn guest(&self) -> Result<Value> {
+        Ok(self.status()?["guests"][0].take())
+    }
+
+    /// Asks again until the guest satisfies `wanted`.
+    ///
+    /// # Errors
+    /// After `limit`, with what was seen last.
+    pub fn wait(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let begun = Instant::now();
+        loop {
+            let guest = self.guest()?;
+            if wanted(&guest) {
+                return Ok(guest);
+            }
+            if begun.elapsed() > limit {
+                bail!("{what}: not within {limit:?}; last: {guest:#}");
+            }
+            std::thread::sleep(Duration::from_millis(100)); // polls a process, waits for nothing else
+        }
+    }
+
+    /// Processes whose command line names this instance's directory.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let needle = self.dir.path().to_string_lossy().into_owned();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|pid| *pid != std::process::id())
+            .filter(|pid| command_line(*pid).contains(&needle))
+            .collect()
+    }
+
+    /// The pid of the one process whose command line holds all `words` and this instance's directory.
+    ///
+    /// # Errors
+    /// When there is none or more than one.
+    pub fn process(&self, words: &[&str]) -> Result<u32> {
+        let found: Vec<u32> = self
+            .processes()
+            .into_iter()
+            .filter(|pid| words.iter().all(|word| command_line(*pid).contains(word)))
+            .collect();
+        match found[..] {
+            [pid] => Ok(pid),
+            _ => bail!("{words:?}: {found:?}"),
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let stopped = self.run(&["down"]).is_ok_and(|output| output.status.success());
+        for pid in self.processes() {
+            eprintln!("{}: left over after down: {pid} {}", self.name, command_line(pid));
+            kill(pid);
+        }
+        if !stopped && !std::thread::panicking() {
+            eprintln!("{}: down failed", self.name);
+        }
+        if std::thread::panicking() {
+            show(&self.path("state").join(&self.name));
+        }
+    }
+}
+
+/// Sends SIGKILL to a process that this instance started.
+pub fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL); // it may be gone already
+    }
+}
+
+fn command_line(pid: u32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Logs of a failed test, so that CI's output tells why.
+fn show(state: &Path) {
+    for name in ["host.log", "guests/sql/shim.log", "guests/sql/console.log", "guests/sql/exit.json"] {
+        if let Ok(bytes) = std::fs::read(state.join(name)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let tail: Vec<&str> = text.lines().rev().take(40).collect();
+            eprintln!("--- {name}");
+            tail.iter().rev().for_each(|line| eprintln!("{}", line.escape_debug()));
+        }
+    }
+}
+
+/// Where `make build` puts the binaries.
+fn binaries() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::env::var_os("SOVEREIGN_BIN").map_or_else(|| root.join("target/sovereign"), |bin| root.join(bin))
+}
+
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    Ok(listener.local_addr()?.port())
+}

@@ -1,0 +1,9 @@
+//! The harness of the system tests: instances of their own, under a guard.
+//!
+//! Every instance has a random name, its own directories and its own processes; it shares
+//! only the image cache. It ends what it started, by pid, and nothing else.
+
+pub mod guard;
+pub mod instance;
+
+pub use instance::Instance;
