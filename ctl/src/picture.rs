@@ -45,7 +45,7 @@ pub(crate) fn ready_line(guest: &GuestStatus, width: usize, took: Option<&str>, 
             .iter()
             .filter(move |c| c.layer == layer && c.status == Status::True);
         conditions
-            .map(|c| line(&c.evidence))
+            .map(|c| headline(&line(&c.evidence)))
             .collect::<Vec<_>>()
             .join(", ")
     };
@@ -62,10 +62,13 @@ pub(crate) fn ready_line(guest: &GuestStatus, width: usize, took: Option<&str>, 
         || "clock unknown".to_owned(),
         |c| format!("clock {}", line(&c.evidence)),
     );
-    let listens: Vec<&str> = guest
+    let listens: Vec<String> = guest
         .forwards
         .iter()
-        .map(|forward| forward.listen.as_str())
+        .map(|forward| match forward.status {
+            Status::True => forward.listen.clone(),
+            Status::False | Status::Unknown => format!("{} does not listen", forward.listen),
+        })
         .collect();
     let mut parts = vec![
         format!("{:<width$}", guest.name.as_str()),
@@ -151,6 +154,11 @@ fn line(text: &str) -> String {
 }
 
 /// Reports for tests.
+/// What an evidence says first, such as `PostgreSQL 17.6`.
+fn headline(evidence: &str) -> String {
+    evidence.split_once(": ").map_or(evidence, |(head, _)| head).to_owned()
+}
+
 #[cfg(test)]
 pub(crate) mod examples {
     use sovereign_protocol::name::Name;

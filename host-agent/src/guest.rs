@@ -26,6 +26,8 @@ const SHIM_START: Duration = Duration::from_secs(15);
 const SHIM_PAUSE: Duration = Duration::from_millis(5);
 /// The guest's services and init may take this long to power off.
 const ORDERLY: Duration = Duration::from_secs(20);
+/// A shim that said its last word ends within this time.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Then the power button is pressed, and then the VMM is ended.
 const BUTTON: Duration = Duration::from_secs(5);
 
@@ -66,11 +68,23 @@ pub fn start(config: ShimConfig, wanted: Wanted, events: mpsc::Sender<Event>) ->
 
 async fn run(
     config: &ShimConfig,
+    wanted: watch::Receiver<Wanted>,
+    target: &watch::Sender<Option<Target>>,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<ExitRecord> {
+    let (mut shim, child) = Shim::adopt_or_start(config).await?;
+    let record = follow(config, &mut shim, wanted, target, events).await?;
+    shim.farewell(child).await;
+    Ok(record)
+}
+
+async fn follow(
+    config: &ShimConfig,
+    shim: &mut Shim,
     mut wanted: watch::Receiver<Wanted>,
     target: &watch::Sender<Option<Target>>,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<ExitRecord> {
-    let (mut shim, _child) = Shim::adopt_or_start(config).await?;
     shim.ask(Request::Identify).await?;
     let (boot_id, key, vmm) = match shim.next().await {
         Some(Message::Identity { boot_id, key, vmm }) => (boot_id, key, vmm),
@@ -206,6 +220,17 @@ impl Shim {
         line.push(b'\n');
         let _ = self.write.write_all(&line).await; // a dead shim is seen by next()
         Ok(())
+    }
+
+    /// Waits until the shim's process is gone, so that the next boot meets no remains.
+    async fn farewell(mut self, child: Option<Child>) {
+        let gone = async {
+            while let Ok(Some(_)) = self.lines.next_line().await {}
+            if let Some(mut child) = child {
+                let _ = child.wait().await; // its record says how it ended
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, gone).await;
     }
 
     /// The next message; `None` when the shim is gone. Cancel safe.

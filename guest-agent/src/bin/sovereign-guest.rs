@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::Context;
+use nix::sys::signal::SigSet;
 use sovereign_guest_agent::core::world::{Effect, Event, World};
 use sovereign_guest_agent::engine::{self, Hands, Request};
 use sovereign_guest_agent::facts::BootFacts;
@@ -24,6 +25,10 @@ use tokio::sync::mpsc;
 const SERVICE_EVENTS: usize = 4;
 
 fn main() {
+    // PID 1 blocks the signals that it reads; a blocked SIGTERM would be inherited down to every service.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        log::line("signals stay blocked", &[("error", &error)]);
+    }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let [verb, rest @ ..] = &arguments[..]
         && verb == spawn::VERB

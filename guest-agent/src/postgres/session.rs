@@ -46,14 +46,17 @@ impl Drop for Session {
 pub async fn probe(target: &Target) -> Probe {
     match timeout(PROBE, ask(target)).await {
         Err(_) => Probe::Silent(format!("no answer within {} s", PROBE.as_secs())),
-        Ok(Ok((1, false))) => Probe::Ready(format!("log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery")),
-        Ok(Ok((1, true))) => Probe::Recovering("it answers but is in recovery".to_owned()),
-        Ok(Ok((other, _))) => Probe::Broken(format!("SELECT 1 answered {other}")),
+        Ok(Ok((1, false, version))) => {
+            Probe::Ready(format!("PostgreSQL {version}: log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery"))
+        }
+        Ok(Ok((1, true, _))) => Probe::Recovering("it answers but is in recovery".to_owned()),
+        Ok(Ok((other, ..))) => Probe::Broken(format!("SELECT 1 answered {other}")),
         Ok(Err(error)) => judge(&error),
     }
 }
 
-async fn ask(target: &Target) -> Result<(i32, bool), Error> {
+/// SELECT 1, whether it is in recovery, and its version such as `17.6`.
+async fn ask(target: &Target) -> Result<(i32, bool, String), Error> {
     let session = match log_in(target, PROBE_ROLE).await {
         Err(error) if error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
             create_probe_role(target).await?;
@@ -61,8 +64,9 @@ async fn ask(target: &Target) -> Result<(i32, bool), Error> {
         }
         other => other?,
     };
-    let row = session.client.query_one("SELECT 1, pg_is_in_recovery()", &[]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    let query = "SELECT 1, pg_is_in_recovery(), split_part(current_setting('server_version'), ' ', 1)";
+    let row = session.client.query_one(query, &[]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
 }
 
 fn judge(error: &Error) -> Probe {

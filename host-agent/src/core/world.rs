@@ -11,8 +11,8 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 use super::backoff::{Backoff, Next};
 use crate::shim::contract::{ExitReason, ExitRecord};
 
-/// A condition that holds until it is told otherwise.
-const LASTING_MS: u64 = u64::MAX;
+/// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
+const LASTING_MS: u64 = (1 << 53) - 1;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

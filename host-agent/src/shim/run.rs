@@ -88,6 +88,7 @@ async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     tasks.spawn(serve(listener, Arc::new(identity), requests, messages.clone()));
     let record = watch_vmm(config, record, &mut child, &mut asked, &messages).await;
     keep(config, &record)?;
+    remove_sockets(config); // who hears the last message finds nothing left
     let _ = messages.send(Message::Exited(record)); // nobody may be there to hear it
     ended.cancel();
     let farewell = async { while tasks.join_next().await.is_some() {} };
