@@ -156,7 +156,10 @@ fn line(text: &str) -> String {
 /// Reports for tests.
 /// What an evidence says first, such as `PostgreSQL 17.6`.
 fn headline(evidence: &str) -> String {
-    evidence.split_once(": ").map_or(evidence, |(head, _)| head).to_owned()
+    evidence
+        .split_once(": ")
+        .map_or(evidence, |(head, _)| head)
+        .to_owned()
 }
 
 #[cfg(test)]

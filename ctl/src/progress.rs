@@ -54,9 +54,13 @@ pub(crate) fn decide(report: &StatusReport, wanted: &BTreeSet<Name>, revision: u
     }
 }
 
-/// True when a guest is ready on its wanted revision.
+/// True when a guest is ready on its wanted revision and each of its forwards listens or says why not.
 pub(crate) fn is_ready(guest: &GuestStatus) -> bool {
-    guest.ready == Status::True && guest.applied_revision == guest.spec_revision
+    let switched = guest
+        .forwards
+        .iter()
+        .all(|forward| forward.status != Status::Unknown);
+    guest.ready == Status::True && guest.applied_revision == guest.spec_revision && switched
 }
 
 /// The lowest layer that keeps a wanted guest from being ready, in the first such guest.

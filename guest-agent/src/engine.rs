@@ -66,7 +66,9 @@ impl Handle {
     /// # Errors
     /// The refusal in words.
     pub async fn apply(&self, document: Vec<u8>) -> Result<u64, String> {
-        self.ask(|reply| Request::Apply(document, reply)).await.unwrap_or_else(|ended| Err(ended.to_string()))
+        self.ask(|reply| Request::Apply(document, reply))
+            .await
+            .unwrap_or_else(|ended| Err(ended.to_string()))
     }
 
     /// What changed after the cursor, at the latest after `hold`. Cancel safe.
@@ -119,7 +121,13 @@ pub fn new(world: World) -> (Engine, Handle) {
         begun: Instant::now(),
         begun_ms: clock::boot_ms(),
     };
-    (engine, Handle { requests: sender, news: receiver })
+    (
+        engine,
+        Handle {
+            requests: sender,
+            news: receiver,
+        },
+    )
 }
 
 impl Engine {
@@ -165,7 +173,9 @@ impl Engine {
                 let admitted = admit(&document);
                 // A caller that is gone has its document applied all the same: it was sent.
                 let _ = reply.send(admitted.as_ref().map(|spec| spec.revision).map_err(Clone::clone));
-                admitted.map(|spec| self.world.step(Event::Apply(spec), self.now_ms())).unwrap_or_default()
+                admitted
+                    .map(|spec| self.world.step(Event::Apply(spec), self.now_ms()))
+                    .unwrap_or_default()
             }
             Request::Changes(cursor, reply) => {
                 let _ = reply.send(self.world.feed.since(cursor, self.now_ms()));
@@ -182,7 +192,9 @@ impl Engine {
     }
 
     fn password(&self, effect: &Effect) -> Option<Secret> {
-        let Effect::Service(service, _) = effect else { return None };
+        let Effect::Service(service, _) = effect else {
+            return None;
+        };
         let exposed = self.world.wanted()?.secrets.get(service.name.as_str())?;
         Some(exposed.0.clone())
     }
@@ -190,7 +202,11 @@ impl Engine {
     /// CLOCK_BOOTTIME by way of tokio's clock, so that tests can turn it; they agree but for suspends.
     fn now_ms(&self) -> u64 {
         let elapsed = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if cfg!(test) { self.begun_ms.saturating_add(elapsed) } else { clock::boot_ms() }
+        if cfg!(test) {
+            self.begun_ms.saturating_add(elapsed)
+        } else {
+            clock::boot_ms()
+        }
     }
 
     fn tell(&self) {
@@ -236,14 +252,25 @@ mod tests {
         assert!(first.reset);
         let waiting = {
             let handle = handle.clone();
-            tokio::spawn(async move { handle.watch(Some(first.cursor), Duration::from_secs(8)).await.unwrap() })
+            tokio::spawn(async move {
+                handle
+                    .watch(Some(first.cursor), Duration::from_secs(8))
+                    .await
+                    .unwrap()
+            })
         };
         tokio::task::yield_now().await;
-        handle.event(Event::Loopback(Verdict::yes("Answers", ""))).await.unwrap();
+        handle
+            .event(Event::Loopback(Verdict::yes("Answers", "")))
+            .await
+            .unwrap();
         let changes = waiting.await.unwrap();
         assert_eq!(changes.conditions.len(), 1);
         let begun = Instant::now();
-        let quiet = handle.watch(Some(changes.cursor), Duration::from_secs(1)).await.unwrap();
+        let quiet = handle
+            .watch(Some(changes.cursor), Duration::from_secs(1))
+            .await
+            .unwrap();
         assert!(quiet.is_empty());
         assert_eq!(begun.elapsed().as_secs(), 1);
     }

@@ -71,11 +71,22 @@ mod tests {
     fn the_newest_record_of_a_pid_is_found_and_old_ones_are_forgotten() {
         let mut exits = Exits::default();
         for n in 0..70u32 {
-            exits.push(Exit { pid: 100 + n % 66, status: n, at_ms: u64::from(n) << 33 });
+            exits.push(Exit {
+                pid: 100 + n % 66,
+                status: n,
+                at_ms: u64::from(n) << 33,
+            });
         }
         let file = exits.encode();
         assert_eq!(file.len(), RECORDS * 16);
-        assert_eq!(find(&file, 101), Some(Exit { pid: 101, status: 67, at_ms: 67 << 33 }));
+        assert_eq!(
+            find(&file, 101),
+            Some(Exit {
+                pid: 101,
+                status: 67,
+                at_ms: 67 << 33
+            })
+        );
         assert_eq!(find(&file, 105).map(|e| e.status), None);
         assert_eq!(find(&file[..5], 105), None);
     }

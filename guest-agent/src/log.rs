@@ -55,6 +55,9 @@ mod tests {
 
     #[test]
     fn a_line_has_a_limit() {
-        assert_eq!(format_line("x", &[("y", &"z".repeat(5_000))]).chars().count(), LINE_CHARS + 1);
+        assert_eq!(
+            format_line("x", &[("y", &"z".repeat(5_000))]).chars().count(),
+            LINE_CHARS + 1
+        );
     }
 }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket,
-    sockopt::ReceiveTimeout,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt,
+    socket, sockopt::ReceiveTimeout,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::os::fd::AsRawFd;
@@ -35,11 +35,21 @@ const RT_SCOPE_HOST: u8 = 254;
 /// # Errors
 /// The system's own.
 pub fn raise() -> io::Result<()> {
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(1))?;
     for request in [link_up(), address()] {
-        sendto(socket.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        sendto(
+            socket.as_raw_fd(),
+            &request,
+            &NetlinkAddr::new(0, 0),
+            MsgFlags::empty(),
+        )?;
         let mut answer = [0; 4096];
         let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
         acknowledged(&answer[..length])?;
@@ -94,12 +104,23 @@ fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
 }
 
 fn acknowledged(answer: &[u8]) -> io::Result<()> {
-    let field = |at: usize| answer.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-    let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+    let field = |at: usize| {
+        answer
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map(i32::from_ne_bytes)
+    };
+    let kind = answer
+        .get(4..6)
+        .and_then(|b| b.try_into().ok())
+        .map(u16::from_ne_bytes);
     match (kind, field(16)) {
         (Some(NLMSG_ERROR), Some(0)) => Ok(()),
         (Some(NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answered without an acknowledgement")),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "rtnetlink answered without an acknowledgement",
+        )),
     }
 }
 

@@ -23,11 +23,18 @@ pub async fn run(facts: BootFacts, requests: mpsc::Sender<Request>) {
     let mut turns = interval(Duration::from_millis(LOOK_MS));
     loop {
         turns.tick().await;
-        let disk = judge::disk(facts.data.as_ref(), disk(Path::new(places::DATA)).as_ref().map_err(String::as_str));
+        let disk = judge::disk(
+            facts.data.as_ref(),
+            disk(Path::new(places::DATA)).as_ref().map_err(String::as_str),
+        );
         // The dial may wait a second for an answer: not on the loop's own thread.
         let loopback = tokio::task::spawn_blocking(loopback).await;
         let loopback = loopback.unwrap_or_else(|_| Verdict::unknown("Unobserved", "the dial did not end"));
-        for event in [Event::Disk(disk), Event::Loopback(loopback), Event::Kernel(kernel())] {
+        for event in [
+            Event::Disk(disk),
+            Event::Loopback(loopback),
+            Event::Kernel(kernel()),
+        ] {
             if requests.send(Request::Event(event)).await.is_err() {
                 return;
             }
@@ -40,13 +47,22 @@ fn loopback() -> Verdict {
     let Err(broken) = loopback::dial() else {
         return Verdict::yes("Answers", "a byte went through 127.0.0.1");
     };
-    log::line("the loopback does not answer and is raised", &[("error", &broken)]);
+    log::line(
+        "the loopback does not answer and is raised",
+        &[("error", &broken)],
+    );
     if let Err(error) = loopback::raise() {
-        return Verdict::no("Down", format!("127.0.0.1: {broken}; it cannot be raised: {error}"));
+        return Verdict::no(
+            "Down",
+            format!("127.0.0.1: {broken}; it cannot be raised: {error}"),
+        );
     }
     match loopback::dial() {
         Ok(()) => Verdict::yes("Healed", format!("127.0.0.1 answers again after {broken}")),
-        Err(error) => Verdict::no("Down", format!("127.0.0.1 does not answer although lo was raised: {error}")),
+        Err(error) => Verdict::no(
+            "Down",
+            format!("127.0.0.1 does not answer although lo was raised: {error}"),
+        ),
     }
 }
 
@@ -72,14 +88,22 @@ fn kernel() -> Vec<Miss> {
     let loadable = modules_file("modules.dep");
     let shows = |proof: &Proof| match proof {
         Proof::Path(path) => Path::new(path).exists(),
-        Proof::Filesystem(name) => filesystems.lines().any(|line| line.split_whitespace().last() == Some(name)),
+        Proof::Filesystem(name) => filesystems
+            .lines()
+            .any(|line| line.split_whitespace().last() == Some(name)),
         Proof::Module(name) => {
             // A module that can be loaded on demand is as good as a loaded one.
-            Path::new("/sys/module").join(name).exists() || names_module(&builtin, name) || names_module(&loadable, name)
+            Path::new("/sys/module").join(name).exists()
+                || names_module(&builtin, name)
+                || names_module(&loadable, name)
         }
     };
-    let missing = REQUIREMENTS.iter().filter(|requirement| !shows(&requirement.proof));
-    let mut misses: Vec<Miss> = missing.map(|r| Miss::of(r, format!("no {:?}", r.proof))).collect();
+    let missing = REQUIREMENTS
+        .iter()
+        .filter(|requirement| !shows(&requirement.proof));
+    let mut misses: Vec<Miss> = missing
+        .map(|r| Miss::of(r, format!("no {:?}", r.proof)))
+        .collect();
     misses.retain(|miss| miss.symbol != "TUN"); // shown below by opening it, which loads the module
     misses.extend(device("TUN", "/dev/net/tun", &["tailscale"]));
     misses.extend(shared_memory());
@@ -87,7 +111,12 @@ fn kernel() -> Vec<Miss> {
 }
 
 fn device(symbol: &str, path: &str, breaks: &[&str]) -> Option<Miss> {
-    let error = fs::File::options().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path).err()?;
+    let error = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)
+        .err()?;
     Some(Miss {
         symbol: symbol.to_owned(),
         seen: format!("{path}: {error}"),
@@ -106,7 +135,10 @@ fn shared_memory() -> Option<Miss> {
 
 fn modules_file(name: &str) -> String {
     let release = nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned());
-    release.ok().and_then(|release| fs::read_to_string(Path::new("/lib/modules").join(release).join(name)).ok()).unwrap_or_default()
+    release
+        .ok()
+        .and_then(|release| fs::read_to_string(Path::new("/lib/modules").join(release).join(name)).ok())
+        .unwrap_or_default()
 }
 
 /// True when a line of modules.builtin or modules.dep is about this module.
@@ -114,7 +146,9 @@ fn names_module(text: &str, name: &str) -> bool {
     text.lines().any(|line| {
         let path = line.split(':').next().unwrap_or(line);
         let file = path.rsplit('/').next().unwrap_or(path);
-        file.split(".ko").next().is_some_and(|stem| stem.replace('-', "_") == name)
+        file.split(".ko")
+            .next()
+            .is_some_and(|stem| stem.replace('-', "_") == name)
     })
 }
 
@@ -140,6 +174,10 @@ mod tests {
     #[test]
     fn a_missing_device_is_named_with_its_error() {
         let miss = device("TUN", "/nonexistent/tun", &["tailscale"]).unwrap();
-        assert!(miss.seen.starts_with("/nonexistent/tun: No such file"), "{}", miss.seen);
+        assert!(
+            miss.seen.starts_with("/nonexistent/tun: No such file"),
+            "{}",
+            miss.seen
+        );
     }
 }

@@ -18,7 +18,13 @@ pub const VERB: &str = "enter";
 /// The arguments that make this program become `program` as `user` in `cgroup`.
 #[must_use]
 pub fn arguments(cgroup: &Path, user: &str, program: &Path, args: &[OsString]) -> Vec<OsString> {
-    let mut all: Vec<OsString> = vec![VERB.into(), cgroup.into(), user.into(), "--".into(), program.into()];
+    let mut all: Vec<OsString> = vec![
+        VERB.into(),
+        cgroup.into(),
+        user.into(),
+        "--".into(),
+        program.into(),
+    ];
     all.extend_from_slice(args);
     all
 }
@@ -45,13 +51,23 @@ fn prepare(arguments: &[OsString]) -> io::Result<Command> {
     setgid(gid)?;
     setuid(Uid::from_raw(user.uid))?;
     let mut command = Command::new(program);
-    command.args(args).env_clear().env("PATH", places::PATH).env("LANG", "C.UTF-8");
-    command.env("HOME", &user.home).env("USER", &user.name).current_dir("/");
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", places::PATH)
+        .env("LANG", "C.UTF-8");
+    command
+        .env("HOME", &user.home)
+        .env("USER", &user.name)
+        .current_dir("/");
     Ok(command)
 }
 
 fn usage() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "usage: enter CGROUP USER -- PROGRAM [ARGUMENT]...")
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "usage: enter CGROUP USER -- PROGRAM [ARGUMENT]...",
+    )
 }
 
 #[cfg(test)]
@@ -60,10 +76,18 @@ mod tests {
 
     #[test]
     fn what_one_side_writes_the_other_side_understands() {
-        let args = arguments(Path::new("/nowhere"), "root", Path::new("/bin/true"), &["-x".into()]);
+        let args = arguments(
+            Path::new("/nowhere"),
+            "root",
+            Path::new("/bin/true"),
+            &["-x".into()],
+        );
         assert_eq!(args[0], VERB);
         // Understood up to the cgroup, which is not there.
         assert_eq!(prepare(&args[1..]).unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(prepare(&args[2..]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            prepare(&args[2..]).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 }

@@ -76,22 +76,41 @@ mod tests {
 
     #[test]
     fn four_timestamps_give_offset_and_bound() {
-        let pong = Pong { guest_received_ns: 5_100, guest_sent_ns: 5_200 };
+        let pong = Pong {
+            guest_received_ns: 5_100,
+            guest_sent_ns: 5_200,
+        };
         let offset = Offset::measure(1_000, pong, 1_300);
-        assert_eq!(offset, Offset { offset_ns: 4_000, bound_ns: 100 });
+        assert_eq!(
+            offset,
+            Offset {
+                offset_ns: 4_000,
+                bound_ns: 100
+            }
+        );
     }
 
     #[test]
     fn a_lying_guest_overflows_nothing() {
         for (received, sent) in [(i64::MIN, i64::MAX), (i64::MAX, i64::MIN)] {
-            let pong = Pong { guest_received_ns: received, guest_sent_ns: sent };
+            let pong = Pong {
+                guest_received_ns: received,
+                guest_sent_ns: sent,
+            };
             let _ = Offset::measure(i64::MAX, pong, i64::MIN).verdict();
         }
     }
 
     #[test]
     fn a_second_off_is_false() {
-        let verdict = |offset_ns| Offset { offset_ns, bound_ns: 1 }.verdict().status;
+        let verdict = |offset_ns| {
+            Offset {
+                offset_ns,
+                bound_ns: 1,
+            }
+            .verdict()
+            .status
+        };
         assert_eq!(verdict(1_000_000_000), Status::True);
         assert_eq!(verdict(-1_000_000_001), Status::False);
         assert_eq!(verdict(i64::MIN), Status::False);

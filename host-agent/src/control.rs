@@ -21,7 +21,12 @@ use crate::engine::Request;
 use crate::forward;
 
 /// Serves ctl until it is dropped.
-pub async fn serve(listener: UnixListener, layout: Layout, requests: mpsc::Sender<Request>, cursor: watch::Receiver<Cursor>) {
+pub async fn serve(
+    listener: UnixListener,
+    layout: Layout,
+    requests: mpsc::Sender<Request>,
+    cursor: watch::Receiver<Cursor>,
+) {
     let ours = rustix::process::geteuid().as_raw();
     let mut clients = JoinSet::new();
     loop {
@@ -44,7 +49,12 @@ pub async fn serve(listener: UnixListener, layout: Layout, requests: mpsc::Sende
     }
 }
 
-async fn client(mut stream: UnixStream, layout: Layout, requests: mpsc::Sender<Request>, cursor: watch::Receiver<Cursor>) {
+async fn client(
+    mut stream: UnixStream,
+    layout: Layout,
+    requests: mpsc::Sender<Request>,
+    cursor: watch::Receiver<Cursor>,
+) {
     let Ok(session) = handshake::accept(&mut stream, &layout.control_identity()).await else {
         return;
     };
@@ -71,10 +81,15 @@ async fn rpc(stream: UnixStream, server: Server) {
 async fn splice(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
     let opened = match tokio::time::timeout(BULK_OPEN, bulk::read_message(&mut stream)).await?? {
         Open::Guest { guest, open } => {
-            let target = ask(requests, |reply| Request::Target(guest.clone(), reply)).await.flatten();
+            let target = ask(requests, |reply| Request::Target(guest.clone(), reply))
+                .await
+                .flatten();
             match target {
                 Some(target) => tokio::time::timeout(BULK_OPEN, forward::open(&target, &open)).await?,
-                None => Err(io::Error::new(io::ErrorKind::NotFound, format!("guest {guest} does not run"))),
+                None => Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("guest {guest} does not run"),
+                )),
             }
         }
         Open::Tcp { .. } | Open::Exec { .. } => Err(io::ErrorKind::Unsupported.into()),
@@ -82,7 +97,9 @@ async fn splice(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io:
     match opened {
         Ok(mut guest) => {
             bulk::write_message(&mut stream, &Answer::Opened).await?;
-            tokio::io::copy_bidirectional(&mut stream, &mut guest).await.map(drop)
+            tokio::io::copy_bidirectional(&mut stream, &mut guest)
+                .await
+                .map(drop)
         }
         Err(error) => {
             let reason = error.to_string();
@@ -146,7 +163,10 @@ fn stopping() -> Refusal {
 }
 
 /// Asks the engine; `None` when it has ended.
-async fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+async fn ask<T>(
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Option<T> {
     let (reply, answer) = oneshot::channel();
     requests.send(request(reply)).await.ok()?;
     answer.await.ok()

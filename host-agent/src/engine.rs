@@ -58,7 +58,11 @@ impl Engine {
     ///
     /// # Errors
     /// When the secrets cannot be read.
-    pub fn new(layout: Layout, incarnation: u64, events: mpsc::Sender<Event>) -> anyhow::Result<(Self, watch::Receiver<Cursor>)> {
+    pub fn new(
+        layout: Layout,
+        incarnation: u64,
+        events: mpsc::Sender<Event>,
+    ) -> anyhow::Result<(Self, watch::Receiver<Cursor>)> {
         let world = World::new(incarnation);
         let (cursor, cursors) = watch::channel(world.cursor());
         let engine = Self {
@@ -77,10 +81,18 @@ impl Engine {
     ///
     /// # Errors
     /// When a spec that was kept can no longer be read.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, mut requests: mpsc::Receiver<Request>) -> anyhow::Result<()> {
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> anyhow::Result<()> {
         if let Some(document) = files::read_optional(&self.layout.wanted())? {
-            let spec = HostSpec::parse(&document)
-                .with_context(|| format!("{} is damaged: `sovereign up` replaces it", self.layout.wanted().display()));
+            let spec = HostSpec::parse(&document).with_context(|| {
+                format!(
+                    "{} is damaged: `sovereign up` replaces it",
+                    self.layout.wanted().display()
+                )
+            });
             match spec {
                 Ok(spec) => self.accept(spec).await,
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "starting with nothing wanted"),
@@ -99,7 +111,10 @@ impl Engine {
     }
 
     fn pause(&self) -> Duration {
-        let due = self.world.next_tick_ms().map(|at| at.saturating_sub(boottime_ms()));
+        let due = self
+            .world
+            .next_tick_ms()
+            .map(|at| at.saturating_sub(boottime_ms()));
         due.map_or(IDLE, |ms| Duration::from_millis(ms).min(IDLE))
     }
 
@@ -114,10 +129,16 @@ impl Engine {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
             }
             Request::Status(reply) => {
-                let _ = reply.send(self.world.report(&self.layout.instance, boottime_ms(), rfc3339_ago));
+                let _ = reply.send(
+                    self.world
+                        .report(&self.layout.instance, boottime_ms(), rfc3339_ago),
+                );
             }
             Request::Target(name, reply) => {
-                let target = self.guests.get(&name).and_then(|handle| handle.target.borrow().clone());
+                let target = self
+                    .guests
+                    .get(&name)
+                    .and_then(|handle| handle.target.borrow().clone());
                 let _ = reply.send(target);
             }
             Request::Stop => self.take(Event::StopAll).await,
@@ -126,7 +147,8 @@ impl Engine {
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
-        files::replace(&self.layout.wanted(), document).map_err(|error| Refusal::Failed(format!("{error:#}")))?;
+        files::replace(&self.layout.wanted(), document)
+            .map_err(|error| Refusal::Failed(format!("{error:#}")))?;
         self.accept(spec).await;
         Ok(Applied {
             revision: self.world.revision(),
@@ -147,7 +169,8 @@ impl Engine {
             self.act(effect).await;
         }
         let now = self.world.cursor();
-        self.cursor.send_if_modified(|cursor| std::mem::replace(cursor, now) != now);
+        self.cursor
+            .send_if_modified(|cursor| std::mem::replace(cursor, now) != now);
     }
 
     async fn act(&mut self, effect: Effect) {
@@ -197,7 +220,10 @@ impl Engine {
         let mut secrets = BTreeMap::new();
         for service in &config.services {
             let ServiceKind::Postgres { .. } = service.kind;
-            secrets.insert(service.name.to_string(), self.secrets.password(name, &service.name)?);
+            secrets.insert(
+                service.name.to_string(),
+                self.secrets.password(name, &service.name)?,
+            );
         }
         let spec = GuestSpec {
             version: VERSION,
@@ -219,10 +245,14 @@ impl Engine {
             .guests
             .iter()
             .flat_map(|(guest, config)| {
-                config.forwards.iter().map(|f| ((guest.clone(), f.name.clone()), f.listen))
+                config
+                    .forwards
+                    .iter()
+                    .map(|f| ((guest.clone(), f.name.clone()), f.listen))
             })
             .collect();
-        self.forwards.retain(|key, (listen, _)| wanted.get(key) == Some(listen));
+        self.forwards
+            .retain(|key, (listen, _)| wanted.get(key) == Some(listen));
         let mut verdicts = Vec::new();
         for (key, listen) in wanted {
             if self.forwards.contains_key(&key) {
@@ -250,10 +280,17 @@ impl Engine {
             let Some(port) = ports.get(name).filter(|_| owner == guest) else {
                 continue;
             };
-            let switched = if serve { forward.open(*port, target.clone()) } else { forward.close().await };
+            let switched = if serve {
+                forward.open(*port, target.clone())
+            } else {
+                forward.close().await
+            };
             let verdict = match switched {
                 Ok(()) if serve => Verdict::yes("Listening", format!("{listen} leads to port {port}")),
-                Ok(()) => Verdict::no("NotListening", format!("{listen} refuses: the guest is not ready")),
+                Ok(()) => Verdict::no(
+                    "NotListening",
+                    format!("{listen} refuses: the guest is not ready"),
+                ),
                 Err(error) => Verdict::no("PortUnavailable", format!("{listen}: {error}")),
             };
             verdicts.push(Event::Forward(guest.clone(), name.to_string(), verdict));

@@ -9,7 +9,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt,
+};
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::handshake::Channel;
 use sovereign_protocol::limits::{BULK_OPEN, BULK_STREAMS};
@@ -109,7 +111,9 @@ async fn accept(listener: tokio::net::TcpListener, port: u16, target: watch::Rec
 }
 
 async fn carry(mut stream: TcpStream, port: u16, target: Option<Target>) {
-    let Some(target) = target else { return reset(stream) };
+    let Some(target) = target else {
+        return reset(stream);
+    };
     let _ = stream.set_nodelay(true);
     let opened = tokio::time::timeout(BULK_OPEN, open(&target, &Open::Tcp { port })).await;
     let carried = match opened {
@@ -127,7 +131,9 @@ async fn carry(mut stream: TcpStream, port: u16, target: Option<Target>) {
 /// # Errors
 /// The link's, or `ConnectionRefused` with the guest's reason.
 pub async fn open(target: &Target, what: &Open) -> io::Result<sovereign_protocol::transport::BoxStream> {
-    let (mut stream, _) = link::open(target, Channel::Bulk).await.map_err(io::Error::other)?;
+    let (mut stream, _) = link::open(target, Channel::Bulk)
+        .await
+        .map_err(io::Error::other)?;
     bulk::write_message(&mut stream, what).await?;
     match bulk::read_message(&mut stream).await? {
         Answer::Opened => Ok(stream),
@@ -151,11 +157,18 @@ mod tests {
         let (_sender, target) = watch::channel(None);
         for _ in 0..3 {
             assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-            assert_eq!(Forward::reserve(free).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            assert_eq!(
+                Forward::reserve(free).unwrap_err().kind(),
+                io::ErrorKind::AddrInUse
+            );
             forward.open(5432, target.clone()).unwrap();
             let mut stream = TcpStream::connect(free).await.unwrap();
             let ended = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
-            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "no guest: reset, not silence");
+            assert_eq!(
+                ended.unwrap_err().kind(),
+                io::ErrorKind::ConnectionReset,
+                "no guest: reset, not silence"
+            );
             forward.close().await.unwrap();
         }
     }

@@ -105,7 +105,13 @@ async fn follow(
     };
     target.send_replace(Some(reached.clone()));
     let guest = config.guest.clone();
-    events.send(Event::Booted { guest: guest.clone(), boot_id: boot_id.clone(), vmm }).await?;
+    events
+        .send(Event::Booted {
+            guest: guest.clone(),
+            boot_id: boot_id.clone(),
+            vmm,
+        })
+        .await?;
 
     let link = link::keep(guest.clone(), reached, wanted.clone(), events.clone());
     tokio::pin!(link);

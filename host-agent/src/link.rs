@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use sovereign_protocol::codec;
 use sovereign_protocol::condition::Verdict;
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::handshake::{self, Channel, HandshakeError, Identity};
@@ -11,7 +12,6 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::service::{GuestClient, GuestRequest, GuestResponse};
 use sovereign_protocol::transport::{self, Address, BoxStream};
 use sovereign_protocol::v1::{self, Document, Ping};
-use sovereign_protocol::codec;
 use tarpc::{ClientMessage, Response, client, context};
 use tokio::sync::{mpsc, watch};
 
@@ -56,11 +56,20 @@ pub async fn open(target: &Target, channel: Channel) -> anyhow::Result<(BoxStrea
 }
 
 /// Keeps a session with the guest for as long as it is polled.
-pub async fn keep(guest: Name, target: Target, mut wanted: watch::Receiver<Wanted>, events: mpsc::Sender<Event>) {
+pub async fn keep(
+    guest: Name,
+    target: Target,
+    mut wanted: watch::Receiver<Wanted>,
+    events: mpsc::Sender<Event>,
+) {
     loop {
         let (stream, session) = dial_until_answered(&guest, &target, &events).await;
         let evidence = format!("agent {} speaks version {}", session.peer_agent, session.version);
-        if events.send(Event::SessionUp(guest.clone(), evidence)).await.is_err() {
+        if events
+            .send(Event::SessionUp(guest.clone(), evidence))
+            .await
+            .is_err()
+        {
             return;
         }
         let Err(error) = serve(&guest, &target, stream, &mut wanted, &events).await;
@@ -102,7 +111,9 @@ async fn serve(
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<std::convert::Infallible> {
     let calls = client(stream);
-    let (watching, _) = open(target, Channel::Guest).await.context("no second stream for watch")?;
+    let (watching, _) = open(target, Channel::Guest)
+        .await
+        .context("no second stream for watch")?;
     let watching = client(watching);
     // Each arm only ever ends with an error, which ends the session; losing the others is the point.
     tokio::select! {
@@ -145,7 +156,16 @@ async fn ping(
     let mut misses = 0;
     loop {
         let sent_ns = wall_ns();
-        match call(PING, |context| client.ping(context, Ping { host_sent_ns: sent_ns })).await {
+        match call(PING, |context| {
+            client.ping(
+                context,
+                Ping {
+                    host_sent_ns: sent_ns,
+                },
+            )
+        })
+        .await
+        {
             Ok(pong) => {
                 misses = 0;
                 let verdict: Verdict = Offset::measure(sent_ns, pong, wall_ns()).verdict();
@@ -171,11 +191,15 @@ async fn push(
     loop {
         let now = wanted.borrow_and_update().clone();
         if now.shutdown {
-            let answer = call(CALL, |context| client.shutdown(context)).await.context("shutdown")?;
+            let answer = call(CALL, |context| client.shutdown(context))
+                .await
+                .context("shutdown")?;
             answer.context("the guest does not shut down")?;
         } else {
             let document = Document::from(now.document);
-            let applied = call(CALL, |context| client.apply(context, document)).await.context("apply")?;
+            let applied = call(CALL, |context| client.apply(context, document))
+                .await
+                .context("apply")?;
             let event = match applied {
                 Ok(applied) => Event::SpecApplied(guest.clone(), applied.revision),
                 Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),

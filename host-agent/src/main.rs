@@ -16,7 +16,10 @@ use tokio::sync::mpsc;
 
 /// The host agent of sovereign. It is started by `sovereign up`.
 #[derive(Parser)]
-#[command(version, after_help = "Example: sovereign-host run --instance default --run-dir /run/sovereign/default --state-dir /var/lib/sovereign/default")]
+#[command(
+    version,
+    after_help = "Example: sovereign-host run --instance default --run-dir /run/sovereign/default --state-dir /var/lib/sovereign/default"
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -60,7 +63,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let outcome = match Arguments::parse().verb {
         Verb::Run {
             instance,

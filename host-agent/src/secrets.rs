@@ -67,7 +67,12 @@ mod tests {
         assert_eq!(first.0.reveal().len(), 32);
 
         std::fs::write(&path, "{").unwrap();
-        assert!(Secrets::load(&path).unwrap_err().to_string().contains("is damaged"));
+        assert!(
+            Secrets::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("is damaged")
+        );
         assert_eq!(std::fs::read(&path).unwrap(), b"{");
     }
 }

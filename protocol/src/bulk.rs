@@ -94,7 +94,10 @@ const KIND_EXIT: u8 = 4;
 ///
 /// # Errors
 /// `InvalidData` over [`BULK_OPEN_BYTES`], else the stream's own.
-pub async fn write_message<S: AsyncWrite + Unpin>(stream: &mut S, message: &impl Serialize) -> io::Result<()> {
+pub async fn write_message<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    message: &impl Serialize,
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > BULK_OPEN_BYTES {
         return Err(invalid("an opening message is over its limit"));
@@ -109,7 +112,9 @@ pub async fn write_message<S: AsyncWrite + Unpin>(stream: &mut S, message: &impl
 ///
 /// # Errors
 /// `InvalidData` over [`BULK_OPEN_BYTES`] or for other JSON, else the stream's own.
-pub async fn read_message<T: for<'de> Deserialize<'de>, S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<T> {
+pub async fn read_message<T: for<'de> Deserialize<'de>, S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> io::Result<T> {
     let length = stream.read_u32().await? as usize;
     if length > BULK_OPEN_BYTES {
         return Err(invalid("an opening message is over its limit"));
@@ -153,8 +158,12 @@ pub async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Fram
             Ok(Frame::Data { lane, bytes })
         }
         (KIND_END, 0) => Ok(Frame::End { lane }),
-        (KIND_ABORT, 4) => Ok(Frame::Abort { code: stream.read_u32().await? }),
-        (KIND_EXIT, 4) => Ok(Frame::Exit { status: stream.read_u32().await? }),
+        (KIND_ABORT, 4) => Ok(Frame::Abort {
+            code: stream.read_u32().await?,
+        }),
+        (KIND_EXIT, 4) => Ok(Frame::Exit {
+            status: stream.read_u32().await?,
+        }),
         _ => Err(invalid("not a bulk frame")),
     }
 }
@@ -182,7 +191,14 @@ async fn outward<L: AsyncRead + Unpin, B: AsyncWrite + Unpin>(mut local: L, mut 
             Ok(0) => return write_frame(&mut bulk, &Frame::End { lane: LANE_MAIN }).await,
             Ok(n) => {
                 let bytes = chunk[..n].to_vec();
-                write_frame(&mut bulk, &Frame::Data { lane: LANE_MAIN, bytes }).await?;
+                write_frame(
+                    &mut bulk,
+                    &Frame::Data {
+                        lane: LANE_MAIN,
+                        bytes,
+                    },
+                )
+                .await?;
             }
             Err(error) => {
                 let code = error.raw_os_error().unwrap_or_default().unsigned_abs();
@@ -196,7 +212,10 @@ async fn outward<L: AsyncRead + Unpin, B: AsyncWrite + Unpin>(mut local: L, mut 
 async fn inward<L: AsyncWrite + Unpin, B: AsyncRead + Unpin>(mut bulk: B, mut local: L) -> io::Result<()> {
     loop {
         match read_frame(&mut bulk).await? {
-            Frame::Data { lane: LANE_MAIN, bytes } => {
+            Frame::Data {
+                lane: LANE_MAIN,
+                bytes,
+            } => {
                 local.write_all(&bytes).await?;
                 local.flush().await?;
             }
@@ -222,7 +241,10 @@ mod tests {
 
     fn frames() -> Vec<Frame> {
         vec![
-            Frame::Data { lane: 2, bytes: vec![1; BULK_CHUNK_BYTES] },
+            Frame::Data {
+                lane: 2,
+                bytes: vec![1; BULK_CHUNK_BYTES],
+            },
             Frame::End { lane: 1 },
             Frame::Abort { code: 104 },
             Frame::Exit { status: 137 },
@@ -269,7 +291,9 @@ mod tests {
 
         let (_user, near) = duplex(64);
         let (host, mut guest) = duplex(64);
-        write_frame(&mut guest, &Frame::Abort { code: 104 }).await.unwrap();
+        write_frame(&mut guest, &Frame::Abort { code: 104 })
+            .await
+            .unwrap();
         let error = carry(near, host).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }

@@ -142,7 +142,12 @@ mod tests {
 
     #[test]
     fn a_deadline_over_the_limit_is_refused_before_it_is_deserialised() {
-        for (seconds, nanoseconds) in [(u64::MAX, 0), (3_601, 0), (1, 1_000_000_000), (u64::MAX, u32::MAX)] {
+        for (seconds, nanoseconds) in [
+            (u64::MAX, 0),
+            (3_601, 0),
+            (1, 1_000_000_000),
+            (u64::MAX, u32::MAX),
+        ] {
             let error = ClientMessage::<u8>::guard(&request(seconds, nanoseconds)).unwrap_err();
             assert!(error.to_string().contains("deadline"), "{error}");
         }
@@ -161,7 +166,10 @@ mod tests {
         let (tag, rest) = take::<4>(&bytes).unwrap();
         let (seconds, _) = take::<8>(rest).unwrap();
         assert_eq!(u32::from_le_bytes(tag), 0);
-        assert!((8..=10).contains(&u64::from_le_bytes(seconds)), "tarpc's default deadline is 10 s");
+        assert!(
+            (8..=10).contains(&u64::from_le_bytes(seconds)),
+            "tarpc's default deadline is 10 s"
+        );
     }
 
     #[test]

@@ -206,7 +206,10 @@ mod tests {
     #[test]
     fn a_condition_turns_unknown_when_its_validity_has_passed() {
         let fresh = condition(Status::True).aged(90);
-        assert_eq!((fresh.verdict.status, fresh.age_ms, fresh.since_ms), (Status::True, 100, 590));
+        assert_eq!(
+            (fresh.verdict.status, fresh.age_ms, fresh.since_ms),
+            (Status::True, 100, 590)
+        );
         for seen in [Status::True, Status::False] {
             let stale = condition(seen).aged(95);
             assert_eq!(stale.verdict.status, Status::Unknown);

@@ -142,9 +142,10 @@ impl Feed {
         let after = known.map_or(0, |c| c.revision);
         let reset = known.is_none();
         let conditions = self.entries.iter().filter(|(_, e)| reset || e.revision > after);
-        let removed = self.tombstones.iter().filter(|(revision, key)| {
-            !reset && *revision > after && !self.entries.contains_key(key)
-        });
+        let removed = self
+            .tombstones
+            .iter()
+            .filter(|(revision, key)| !reset && *revision > after && !self.entries.contains_key(key));
         Changes {
             cursor: self.cursor(),
             reset,
@@ -188,8 +189,14 @@ mod tests {
     fn a_reader_with_no_or_a_foreign_cursor_gets_everything() {
         let mut feed = Feed::new(7);
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
-        let foreign = Cursor { incarnation: 8, revision: 1 };
-        let future = Cursor { incarnation: 7, revision: 9 };
+        let foreign = Cursor {
+            incarnation: 8,
+            revision: 1,
+        };
+        let future = Cursor {
+            incarnation: 7,
+            revision: 9,
+        };
         for cursor in [None, Some(foreign), Some(future)] {
             let changes = feed.since(cursor, 5);
             assert!(changes.reset);
@@ -223,7 +230,10 @@ mod tests {
         assert!(feed.since(Some(at), 400).is_empty());
         assert!(!feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 500));
         let changes = feed.since(Some(at), 600);
-        assert_eq!((changes.conditions[0].age_ms, changes.conditions[0].since_ms), (100, 600));
+        assert_eq!(
+            (changes.conditions[0].age_ms, changes.conditions[0].since_ms),
+            (100, 600)
+        );
     }
 
     #[test]

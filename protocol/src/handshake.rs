@@ -81,7 +81,9 @@ pub enum HandshakeError {
     #[error("the peer reflected our hello")]
     Reflected,
     /// No common version.
-    #[error("no common protocol version: we speak {OLDEST} to {NEWEST}, the peer speaks {oldest} to {newest} (agent {agent})")]
+    #[error(
+        "no common protocol version: we speak {OLDEST} to {NEWEST}, the peer speaks {oldest} to {newest} (agent {agent})"
+    )]
     Version {
         /// The peer's oldest.
         oldest: u16,
@@ -307,7 +309,12 @@ fn sign(key: &BootKey, label: &[u8], hellos: &[&[u8]]) -> [u8; MAC_BYTES] {
 }
 
 /// Compares in constant time.
-fn verify(key: &BootKey, label: &[u8], hellos: &[&[u8]], theirs: &[u8; MAC_BYTES]) -> Result<(), HandshakeError> {
+fn verify(
+    key: &BootKey,
+    label: &[u8],
+    hellos: &[&[u8]],
+    theirs: &[u8; MAC_BYTES],
+) -> Result<(), HandshakeError> {
     mac(key, label, hellos)
         .verify_slice(theirs)
         .map_err(|_| HandshakeError::WrongKey)
@@ -334,13 +341,19 @@ async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, Han
         return Err(HandshakeError::TooLong(length));
     }
     let mut hello = vec![0; length as usize];
-    stream.read_exact(&mut hello).await.map_err(HandshakeError::Stream)?;
+    stream
+        .read_exact(&mut hello)
+        .await
+        .map_err(HandshakeError::Stream)?;
     Ok(hello)
 }
 
 async fn read_mac<S: AsyncRead + Unpin>(stream: &mut S) -> Result<[u8; MAC_BYTES], HandshakeError> {
     let mut mac = [0; MAC_BYTES];
-    stream.read_exact(&mut mac).await.map_err(HandshakeError::Stream)?;
+    stream
+        .read_exact(&mut mac)
+        .await
+        .map_err(HandshakeError::Stream)?;
     Ok(mac)
 }
 
@@ -421,10 +434,16 @@ mod tests {
         let (mut a, mut b) = duplex(4096);
         a.write_all(&hello1(7, "b1")).await.unwrap();
         let refused = accept(&mut b, &identity()).await.unwrap_err();
-        assert!(refused.to_string().contains("the peer speaks 7 to 7"), "{refused}");
+        assert!(
+            refused.to_string().contains("the peer speaks 7 to 7"),
+            "{refused}"
+        );
 
         let (mut a, mut b) = duplex(4096);
-        let newer = Identity { boot_id: "b2".into(), ..identity() };
+        let newer = Identity {
+            boot_id: "b2".into(),
+            ..identity()
+        };
         let ours = identity();
         let (dialed, accepted) = tokio::join!(dial(&mut a, &ours, Channel::Guest), accept(&mut b, &newer));
         assert!(matches!(dialed, Err(HandshakeError::WrongBoot { theirs, .. }) if theirs == "b2"));
@@ -435,7 +454,10 @@ mod tests {
     async fn silence_ends_after_the_limit() {
         let (mut a, _b) = duplex(4096);
         let begun = tokio::time::Instant::now();
-        assert!(matches!(dial(&mut a, &identity(), Channel::Guest).await, Err(HandshakeError::Timeout)));
+        assert!(matches!(
+            dial(&mut a, &identity(), Channel::Guest).await,
+            Err(HandshakeError::Timeout)
+        ));
         assert_eq!(begun.elapsed().as_secs(), HANDSHAKE.as_secs());
     }
 

@@ -81,7 +81,18 @@ mod tests {
         for good in ["a", "sql", "forge-2", &"x".repeat(32)] {
             assert_eq!(Name::parse(good).map(|n| n.to_string()), Ok(good.to_owned()));
         }
-        for bad in ["", "2a", "Sql", "a/b", "..", "a-", "a b", "ä", "a\n", &"x".repeat(33)] {
+        for bad in [
+            "",
+            "2a",
+            "Sql",
+            "a/b",
+            "..",
+            "a-",
+            "a b",
+            "ä",
+            "a\n",
+            &"x".repeat(33),
+        ] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -195,7 +195,10 @@ fn check_forward(path: &str, guest: &Name, config: &GuestConfig, forward: &Forwa
     let problem = if forward.listen.port() == 0 || forward.port == 0 {
         "port 0 cannot be forwarded".to_owned()
     } else if !config.services.iter().any(|service| service.name == forward.name) {
-        format!("guest {guest} has no service {}: a forward carries the name of its service", forward.name)
+        format!(
+            "guest {guest} has no service {}: a forward carries the name of its service",
+            forward.name
+        )
     } else {
         return Ok(());
     };

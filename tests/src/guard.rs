@@ -22,7 +22,12 @@ pub fn refuse_vsock() {
 }
 
 fn filter() -> anyhow::Result<BpfProgram> {
-    let vsock = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_VSOCK as u64)?;
+    let vsock = SeccompCondition::new(
+        0,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::Eq,
+        libc::AF_VSOCK as u64,
+    )?;
     let rules = [(libc::SYS_socket, vec![SeccompRule::new(vec![vsock])?])];
     let filter = SeccompFilter::new(
         rules.into_iter().collect(),

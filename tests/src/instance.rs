@@ -68,7 +68,11 @@ impl Instance {
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let program = binaries().join("sovereign");
-        assert!(program.is_file(), "{} is missing: run `make build`", program.display());
+        assert!(
+            program.is_file(),
+            "{} is missing: run `make build`",
+            program.display()
+        );
         let mut command = Command::new(program);
         command
             .arg("--config")
@@ -96,7 +100,11 @@ impl Instance {
         let output = self.run(arguments)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&output.stdout), text(&output.stderr));
-        ensure!(output.status.success(), "{arguments:?}: {}\n{out}\n{err}", output.status);
+        ensure!(
+            output.status.success(),
+            "{arguments:?}: {}\n{out}\n{err}",
+            output.status
+        );
         Ok(out)
     }
 
@@ -194,12 +202,19 @@ fn command_line(pid: u32) -> String {
 
 /// Logs of a failed test, so that CI's output tells why.
 fn show(state: &Path) {
-    for name in ["host.log", "guests/sql/shim.log", "guests/sql/console.log", "guests/sql/exit.json"] {
+    for name in [
+        "host.log",
+        "guests/sql/shim.log",
+        "guests/sql/console.log",
+        "guests/sql/exit.json",
+    ] {
         if let Ok(bytes) = std::fs::read(state.join(name)) {
             let text = String::from_utf8_lossy(&bytes);
             let tail: Vec<&str> = text.lines().rev().take(40).collect();
             eprintln!("--- {name}");
-            tail.iter().rev().for_each(|line| eprintln!("{}", line.escape_debug()));
+            tail.iter()
+                .rev()
+                .for_each(|line| eprintln!("{}", line.escape_debug()));
         }
     }
 }

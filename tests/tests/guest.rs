@@ -16,7 +16,10 @@ fn is_ready(guest: &Value) -> bool {
 }
 
 fn select(instance: &Instance, query: &str) -> Result<String> {
-    Ok(instance.ok(&["psql", "sql", "--", "-Atc", query])?.trim().to_owned())
+    Ok(instance
+        .ok(&["psql", "sql", "--", "-Atc", query])?
+        .trim()
+        .to_owned())
 }
 
 /// PostgreSQL's SSLRequest: one byte comes back from a server that speaks the protocol.
@@ -35,10 +38,17 @@ fn a_guest_lives_is_hurt_heals_and_leaves_nothing() -> Result<()> {
     instance.ok(&["up"])?;
     let first = instance.guest()?;
     ensure!(is_ready(&first), "{first:#}");
-    ensure!(first["conditions"].as_array().is_some_and(|c| c.iter().all(|c| c["evidence"] != "")));
+    ensure!(
+        first["conditions"]
+            .as_array()
+            .is_some_and(|c| c.iter().all(|c| c["evidence"] != ""))
+    );
     ensure!(select(&instance, "select 6 * 7")? == "42");
     ensure!(speaks_postgres(instance.port())?);
-    select(&instance, "create table kept (n int); insert into kept values (1)")?;
+    select(
+        &instance,
+        "create table kept (n int); insert into kept values (1)",
+    )?;
 
     up_again_changes_nothing(&instance, &first)?;
     a_killed_host_agent_adopts_its_guest(&instance, &first)?;
@@ -47,7 +57,10 @@ fn a_guest_lives_is_hurt_heals_and_leaves_nothing() -> Result<()> {
     down_leaves_nothing(&instance)?;
 
     instance.ok(&["up"])?;
-    ensure!(select(&instance, "select n from kept")? == "1", "the data disk lasts");
+    ensure!(
+        select(&instance, "select n from kept")? == "1",
+        "the data disk lasts"
+    );
     down_leaves_nothing(&instance)
 }
 
@@ -57,7 +70,12 @@ fn up_again_changes_nothing(instance: &Instance, first: &Value) -> Result<()> {
     ensure!(instance.processes() == before);
     let again = instance.guest()?;
     for key in ["boot_id", "spec_revision", "since"] {
-        ensure!(again[key] == first[key], "{key}: {} -> {}", first[key], again[key]);
+        ensure!(
+            again[key] == first[key],
+            "{key}: {} -> {}",
+            first[key],
+            again[key]
+        );
     }
     Ok(())
 }
@@ -67,7 +85,10 @@ fn a_killed_host_agent_adopts_its_guest(instance: &Instance, first: &Value) -> R
     kill(agent);
     instance.ok(&["up"])?;
     let adopted = instance.guest()?;
-    ensure!(adopted["boot_id"] == first["boot_id"] && is_ready(&adopted), "{adopted:#}");
+    ensure!(
+        adopted["boot_id"] == first["boot_id"] && is_ready(&adopted),
+        "{adopted:#}"
+    );
     ensure!(instance.process(&["sovereign-host run"])? != agent);
     Ok(())
 }

@@ -45,8 +45,12 @@ fn main() {
 
 fn run() -> anyhow::Result<()> {
     let init = handover::agent_end().context("fd 0")?;
-    let handover = Handover::receive(&init).context("the handover on fd 0: only PID 1 of a guest starts this program")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
+    let handover = Handover::receive(&init)
+        .context("the handover on fd 0: only PID 1 of a guest starts this program")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("runtime")?;
     runtime.block_on(agent(init, handover))
 }
 
@@ -59,12 +63,24 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
     let (engine, handle) = engine::new(World::new(Feed::new(incarnation), facts.clone()));
     init.set_nonblocking(true)?;
     let writer = init.try_clone()?;
-    tokio::spawn(hear_init(tokio::net::UnixStream::from_std(init)?, handle.requests()));
+    tokio::spawn(hear_init(
+        tokio::net::UnixStream::from_std(init)?,
+        handle.requests(),
+    ));
     tokio::spawn(observe::run(facts, handle.requests()));
     let server = Server::new(handover.identity(), handle.clone());
     tokio::spawn(server.run_vsock(handover.port));
-    let hands = RealHands { init: writer, requests: handle.requests() };
-    log::line("agent started", &[("boot", &handover.boot_id), ("version", &env!("CARGO_PKG_VERSION"))]);
+    let hands = RealHands {
+        init: writer,
+        requests: handle.requests(),
+    };
+    log::line(
+        "agent started",
+        &[
+            ("boot", &handover.boot_id),
+            ("version", &env!("CARGO_PKG_VERSION")),
+        ],
+    );
     engine.run(hands).await; // for ever: this function holds a handle
     drop(handle);
     Ok(())
@@ -89,7 +105,10 @@ impl Hands for RealHands {
         match effect {
             Effect::Hostname(name) => note("hostname", set_hostname(name.as_str())),
             Effect::StepClock(to_ns) => {
-                log::line("the clock is behind the host and is stepped", &[("to_ns", &to_ns)]);
+                log::line(
+                    "the clock is behind the host and is stepped",
+                    &[("to_ns", &to_ns)],
+                );
                 note("clock", clock::set_wall_ns(to_ns).map_err(Into::into));
             }
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
@@ -126,5 +145,8 @@ fn set_hostname(name: &str) -> std::io::Result<()> {
     nix::unistd::sethostname(name)?;
     let etc = Path::new(places::ETC);
     std::fs::write(etc.join("hostname"), format!("{name}\n"))?;
-    std::fs::write(etc.join("hosts"), format!("127.0.0.1 localhost {name}\n::1 localhost\n"))
+    std::fs::write(
+        etc.join("hosts"),
+        format!("127.0.0.1 localhost {name}\n::1 localhost\n"),
+    )
 }

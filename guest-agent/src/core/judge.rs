@@ -65,9 +65,15 @@ pub fn disk(fact: Option<&DataFact>, seen: Result<&DiskSeen, &str>) -> Verdict {
     };
     let space = format!("{} of {} MiB free", seen.free_bytes >> 20, seen.bytes >> 20);
     if !seen.ext4 {
-        Verdict::no("NotMounted", "the mount point of the data disk holds another file system")
+        Verdict::no(
+            "NotMounted",
+            "the mount point of the data disk holds another file system",
+        )
     } else if seen.read_only {
-        Verdict::no("ReadOnly", format!("the kernel made it read-only, as it does after an error; {space}"))
+        Verdict::no(
+            "ReadOnly",
+            format!("the kernel made it read-only, as it does after an error; {space}"),
+        )
     } else if seen.free_bytes < LEAST_FREE_BYTES || seen.free_inodes == 0 {
         Verdict::no("Full", format!("{space}, {} inodes", seen.free_inodes))
     } else {
@@ -80,7 +86,14 @@ pub fn disk(fact: Option<&DataFact>, seen: Result<&DiskSeen, &str>) -> Verdict {
 #[must_use]
 pub fn kernel(misses: &[Miss], wanted: &[&str], facts: &BootFacts) -> Verdict {
     let hurts = |miss: &&Miss| miss.breaks.iter().any(|name| wanted.contains(&name.as_str()));
-    let text = |miss: &Miss| format!("{} ({}) breaks {}", miss.symbol, miss.seen, miss.breaks.join(", "));
+    let text = |miss: &Miss| {
+        format!(
+            "{} ({}) breaks {}",
+            miss.symbol,
+            miss.seen,
+            miss.breaks.join(", ")
+        )
+    };
     let bad: Vec<String> = misses.iter().filter(hurts).map(text).collect();
     if !bad.is_empty() {
         return Verdict::no("Lacks", bad.join("; "));
@@ -105,13 +118,28 @@ pub fn kernel(misses: &[Miss], wanted: &[&str], facts: &BootFacts) -> Verdict {
 pub fn clock(host_sent_ns: i64, received_ns: i64) -> (Verdict, Option<i64>) {
     let offset = received_ns.saturating_sub(host_sent_ns);
     if offset < -CLOCK_STEP_NS {
-        let text = format!("{} ms behind the host: stepped forward", offset.unsigned_abs() / 1_000_000);
+        let text = format!(
+            "{} ms behind the host: stepped forward",
+            offset.unsigned_abs() / 1_000_000
+        );
         return (Verdict::no("Behind", text), Some(host_sent_ns));
     }
     if offset.abs() < CLOCK_NEAR_NS {
-        return (Verdict::yes("Near", format!("within {} ms of the host at the last ping", CLOCK_NEAR_NS / 1_000_000)), None);
+        return (
+            Verdict::yes(
+                "Near",
+                format!(
+                    "within {} ms of the host at the last ping",
+                    CLOCK_NEAR_NS / 1_000_000
+                ),
+            ),
+            None,
+        );
     }
-    let text = format!("{} ms from the host, the way of the ping included", offset / 1_000_000);
+    let text = format!(
+        "{} ms from the host, the way of the ping included",
+        offset / 1_000_000
+    );
     (Verdict::no("Off", text), None)
 }
 
@@ -121,28 +149,66 @@ mod tests {
     use sovereign_protocol::condition::Status;
 
     fn mounted() -> DataFact {
-        DataFact { mounted: true, reason: "Mounted".into(), evidence: "/dev/vdc".into() }
+        DataFact {
+            mounted: true,
+            reason: "Mounted".into(),
+            evidence: "/dev/vdc".into(),
+        }
     }
 
     fn seen() -> DiskSeen {
-        DiskSeen { ext4: true, read_only: false, free_bytes: 1 << 30, bytes: 2 << 30, free_inodes: 5 }
+        DiskSeen {
+            ext4: true,
+            read_only: false,
+            free_bytes: 1 << 30,
+            bytes: 2 << 30,
+            free_inodes: 5,
+        }
     }
 
     #[test]
     fn a_disk_is_good_only_when_mounted_writable_and_not_full() {
         let cases: [(DiskSeen, &str); 5] = [
             (seen(), "Mounted"),
-            (DiskSeen { ext4: false, ..seen() }, "NotMounted"),
-            (DiskSeen { read_only: true, ..seen() }, "ReadOnly"),
-            (DiskSeen { free_bytes: 1 << 20, ..seen() }, "Full"),
-            (DiskSeen { free_inodes: 0, ..seen() }, "Full"),
+            (
+                DiskSeen {
+                    ext4: false,
+                    ..seen()
+                },
+                "NotMounted",
+            ),
+            (
+                DiskSeen {
+                    read_only: true,
+                    ..seen()
+                },
+                "ReadOnly",
+            ),
+            (
+                DiskSeen {
+                    free_bytes: 1 << 20,
+                    ..seen()
+                },
+                "Full",
+            ),
+            (
+                DiskSeen {
+                    free_inodes: 0,
+                    ..seen()
+                },
+                "Full",
+            ),
         ];
         for (seen, reason) in cases {
             let verdict = disk(Some(&mounted()), Ok(&seen));
             assert_eq!(verdict.reason, reason);
             assert_eq!(verdict.status == Status::True, reason == "Mounted");
         }
-        let refused = DataFact { mounted: false, reason: "Foreign".into(), evidence: "xfs".into() };
+        let refused = DataFact {
+            mounted: false,
+            reason: "Foreign".into(),
+            evidence: "xfs".into(),
+        };
         assert_eq!(disk(Some(&refused), Ok(&seen())), Verdict::no("Foreign", "xfs"));
         assert_eq!(disk(None, Ok(&seen())).status, Status::Unknown);
         assert_eq!(disk(Some(&mounted()), Err("EIO")).status, Status::Unknown);
@@ -150,12 +216,22 @@ mod tests {
 
     #[test]
     fn a_miss_counts_when_something_wanted_needs_it() {
-        let miss = Miss { symbol: "TUN".into(), seen: "/dev/net/tun: ENODEV".into(), breaks: vec!["tailscale".into()] };
+        let miss = Miss {
+            symbol: "TUN".into(),
+            seen: "/dev/net/tun: ENODEV".into(),
+            breaks: vec!["tailscale".into()],
+        };
         let facts = BootFacts::default();
         let verdict = kernel(std::slice::from_ref(&miss), &["agent", "postgresql"], &facts);
-        assert_eq!((verdict.status, verdict.evidence.as_str()), (Status::True, "not there and not needed now: TUN"));
+        assert_eq!(
+            (verdict.status, verdict.evidence.as_str()),
+            (Status::True, "not there and not needed now: TUN")
+        );
         let verdict = kernel(&[miss], &["tailscale"], &facts);
-        assert_eq!((verdict.status, verdict.evidence.as_str()), (Status::False, "TUN (/dev/net/tun: ENODEV) breaks tailscale"));
+        assert_eq!(
+            (verdict.status, verdict.evidence.as_str()),
+            (Status::False, "TUN (/dev/net/tun: ENODEV) breaks tailscale")
+        );
     }
 
     #[test]

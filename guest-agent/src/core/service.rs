@@ -215,7 +215,10 @@ impl Machine {
         match (&self.state, status) {
             (State::Waiting, Status::True) => Some(self.launch()),
             (State::Waiting, Status::False) => {
-                self.verdict = Verdict::no("DiskMissing", "not started: the data disk is not good (see layer disk)");
+                self.verdict = Verdict::no(
+                    "DiskMissing",
+                    "not started: the data disk is not good (see layer disk)",
+                );
                 None
             }
             // A running service is left alone: it knows best what it can still do.
@@ -276,18 +279,30 @@ impl Machine {
 
     fn pause(&mut self, reason: &str, how: &str, now_ms: u64) {
         self.ends_ms.push_back(now_ms);
-        while self.ends_ms.front().is_some_and(|at| now_ms.saturating_sub(*at) > CRASH_WINDOW_MS) {
+        while self
+            .ends_ms
+            .front()
+            .is_some_and(|at| now_ms.saturating_sub(*at) > CRASH_WINDOW_MS)
+        {
             self.ends_ms.pop_front();
         }
         let ends = self.ends_ms.len();
         if ends >= CRASHES {
             self.state = State::Stuck;
-            self.verdict = Verdict::no("CrashLoop", format!("{ends} failures within {} s, the last: {how}; apply a changed spec to try again", CRASH_WINDOW_MS / 1_000));
+            self.verdict = Verdict::no(
+                "CrashLoop",
+                format!(
+                    "{ends} failures within {} s, the last: {how}; apply a changed spec to try again",
+                    CRASH_WINDOW_MS / 1_000
+                ),
+            );
             return;
         }
         let doublings = u32::try_from(ends.saturating_sub(1)).unwrap_or(0);
         let pause = (FIRST_PAUSE_MS << doublings.min(10)).min(LONGEST_PAUSE_MS);
-        self.state = State::Pausing { until_ms: now_ms + pause };
+        self.state = State::Pausing {
+            until_ms: now_ms + pause,
+        };
         self.verdict = Verdict::no(reason, format!("{how}; started again after {pause} ms"));
     }
 
@@ -297,7 +312,11 @@ impl Machine {
             return None;
         }
         let was_up = self.state == State::Up;
-        self.silent = if matches!(probe, Probe::Silent(_)) { self.silent + 1 } else { 0 };
+        self.silent = if matches!(probe, Probe::Silent(_)) {
+            self.silent + 1
+        } else {
+            0
+        };
         let verdict = match probe {
             Probe::Ready(evidence) => {
                 self.state = State::Up;
@@ -317,7 +336,10 @@ impl Machine {
     }
 
     fn adjust_if_due(&mut self, now_ms: u64) -> Option<Action> {
-        let due = self.verdict.status == Status::True && !self.adjusted && !self.adjusting && now_ms >= self.next_adjust_ms;
+        let due = self.verdict.status == Status::True
+            && !self.adjusted
+            && !self.adjusting
+            && now_ms >= self.next_adjust_ms;
         due.then(|| {
             self.adjusting = true;
             self.adjusted = true; // a change from now on makes it false again
@@ -364,14 +386,20 @@ impl Machine {
     fn stop(&mut self, now_ms: u64, again: bool) -> Option<Action> {
         match self.state {
             State::Starting | State::Up => {
-                self.state = State::Stopping { since_ms: now_ms, again };
+                self.state = State::Stopping {
+                    since_ms: now_ms,
+                    again,
+                };
                 if !again {
                     self.verdict = Verdict::no("Stopping", "it was told to stop");
                 }
                 Some(Action::Stop)
             }
             State::Launching => {
-                self.state = State::Stopping { since_ms: now_ms, again };
+                self.state = State::Stopping {
+                    since_ms: now_ms,
+                    again,
+                };
                 None // it is stopped when the launch has ended
             }
             State::Stopping { since_ms, .. } => {
@@ -385,7 +413,9 @@ impl Machine {
     fn tick(&mut self, now_ms: u64) -> Option<Action> {
         match self.state {
             State::Pausing { until_ms } if now_ms >= until_ms => Some(self.launch()),
-            State::Stopping { since_ms, .. } if !self.killed && now_ms.saturating_sub(since_ms) >= STOP_MS => {
+            State::Stopping { since_ms, .. }
+                if !self.killed && now_ms.saturating_sub(since_ms) >= STOP_MS =>
+            {
                 self.killed = true;
                 Some(Action::Kill)
             }
@@ -408,7 +438,10 @@ mod tests {
         assert_eq!(machine.step(Event::Disk(Status::True), 0), Some(Action::Launch));
         machine.step(Event::Launched(Ok(())), 0);
         assert_eq!(machine.step(Event::Tick, 0), Some(Action::Probe));
-        assert_eq!(machine.step(Event::Probed(Probe::Ready("SELECT 1".into())), 0), Some(Action::Adjust));
+        assert_eq!(
+            machine.step(Event::Probed(Probe::Ready("SELECT 1".into())), 0),
+            Some(Action::Adjust)
+        );
         assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 0), None);
         machine
     }
@@ -434,7 +467,10 @@ mod tests {
             (Probe::Broken("x".into()), "Broken"),
         ] {
             assert_eq!(machine.step(Event::Probed(probe), 0), None);
-            assert_eq!((machine.verdict().status, machine.verdict().reason.as_str()), (Status::False, reason));
+            assert_eq!(
+                (machine.verdict().status, machine.verdict().reason.as_str()),
+                (Status::False, reason)
+            );
             assert_eq!(machine.state(), &State::Starting);
         }
     }
@@ -447,7 +483,10 @@ mod tests {
             machine.step(Event::Probed(Probe::Silent("2 s".into())), n);
             seen.push(machine.verdict().status);
         }
-        assert_eq!(seen, [Status::Unknown, Status::Unknown, Status::False, Status::False]);
+        assert_eq!(
+            seen,
+            [Status::Unknown, Status::Unknown, Status::False, Status::False]
+        );
         machine.step(Event::Probed(Probe::Ready(String::new())), 5);
         assert_eq!(machine.verdict().status, Status::True);
     }
@@ -459,7 +498,9 @@ mod tests {
         let mut pauses = Vec::new();
         loop {
             machine.step(Event::Ended("killed by signal 9".into()), now);
-            let State::Pausing { until_ms } = *machine.state() else { break };
+            let State::Pausing { until_ms } = *machine.state() else {
+                break;
+            };
             pauses.push(until_ms - now);
             assert_eq!(machine.step(Event::Tick, until_ms - 1), None);
             assert_eq!(machine.step(Event::Tick, until_ms), Some(Action::Launch));
@@ -467,7 +508,10 @@ mod tests {
             now = until_ms;
         }
         assert_eq!(pauses, [200, 400, 800, 1_600]);
-        assert_eq!((machine.state(), machine.verdict().reason.as_str()), (&State::Stuck, "CrashLoop"));
+        assert_eq!(
+            (machine.state(), machine.verdict().reason.as_str()),
+            (&State::Stuck, "CrashLoop")
+        );
         assert_eq!(machine.step(Event::Tick, now + 1_000_000), None);
         assert_eq!(machine.step(Event::Changed, now), Some(Action::Launch));
     }
@@ -478,7 +522,11 @@ mod tests {
         for n in 0..20 {
             let now = n * 20_000;
             machine.step(Event::Ended("x".into()), now);
-            assert_eq!(machine.step(Event::Tick, now + 19_000), Some(Action::Launch), "{n}");
+            assert_eq!(
+                machine.step(Event::Tick, now + 19_000),
+                Some(Action::Launch),
+                "{n}"
+            );
             machine.step(Event::Launched(Ok(())), now + 19_000);
         }
     }
@@ -487,7 +535,10 @@ mod tests {
     fn a_hopeless_launch_is_not_tried_again() {
         let mut machine = Machine::default();
         machine.step(Event::Disk(Status::True), 0);
-        machine.step(Event::Launched(Err(LaunchError::Hopeless("OtherVersion", "16, not 17".into()))), 0);
+        machine.step(
+            Event::Launched(Err(LaunchError::Hopeless("OtherVersion", "16, not 17".into()))),
+            0,
+        );
         assert_eq!(machine.verdict(), &Verdict::no("OtherVersion", "16, not 17"));
         assert_eq!(machine.step(Event::Tick, 1_000_000), None);
     }
@@ -497,7 +548,10 @@ mod tests {
         let mut machine = up();
         assert_eq!(machine.step(Event::Changed, 1), Some(Action::Adjust));
         assert_eq!(machine.step(Event::Changed, 1), None);
-        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 2), Some(Action::Adjust));
+        assert_eq!(
+            machine.step(Event::Adjusted(Adjusted::Done), 2),
+            Some(Action::Adjust)
+        );
         assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 3), None);
     }
 
@@ -519,7 +573,10 @@ mod tests {
     fn a_restart_launches_again_and_a_stop_does_not() {
         let mut machine = up();
         machine.step(Event::Changed, 1);
-        assert_eq!(machine.step(Event::Adjusted(Adjusted::Restart("port".into())), 1), Some(Action::Stop));
+        assert_eq!(
+            machine.step(Event::Adjusted(Adjusted::Restart("port".into())), 1),
+            Some(Action::Stop)
+        );
         assert_eq!(machine.step(Event::Ended("0".into()), 2), Some(Action::Launch));
 
         let mut machine = up();

@@ -25,8 +25,16 @@ const CLOCK_VALID_MS: u64 = 15_000;
 const SHUTDOWN_MS: u64 = 35_000;
 /// Settings that the agent itself must know, or that would read other files.
 const RESERVED: &[&str] = &[
-    "config_file", "data_directory", "external_pid_file", "hba_file", "ident_file", "include", "include_dir",
-    "include_if_exists", "port", "unix_socket_directories",
+    "config_file",
+    "data_directory",
+    "external_pid_file",
+    "hba_file",
+    "ident_file",
+    "include",
+    "include_dir",
+    "include_if_exists",
+    "port",
+    "unix_socket_directories",
 ];
 
 /// What happens.
@@ -95,8 +103,13 @@ pub fn admit(spec: &GuestSpec) -> Result<(), String> {
         if *port == 0 {
             return Err(format!("services[{index}].port: 0 is no port"));
         }
-        if let Some(key) = settings.keys().find(|key| RESERVED.contains(&key.to_ascii_lowercase().as_str())) {
-            return Err(format!("services[{index}].settings.{key}: this setting belongs to the agent"));
+        if let Some(key) = settings
+            .keys()
+            .find(|key| RESERVED.contains(&key.to_ascii_lowercase().as_str()))
+        {
+            return Err(format!(
+                "services[{index}].settings.{key}: this setting belongs to the agent"
+            ));
         }
     }
     Ok(())
@@ -105,7 +118,17 @@ pub fn admit(spec: &GuestSpec) -> Result<(), String> {
 impl World {
     /// A world in which nothing but the boot has happened.
     #[must_use]
-    pub fn new(feed: Feed, facts: BootFacts) -> Self {
+    pub fn new(mut feed: Feed, facts: BootFacts) -> Self {
+        let clock = format!(
+            "no ping of the host yet; at boot the clock was moved forward by {} ms",
+            facts.clock_step_ns / 1_000_000
+        );
+        feed.observe(
+            Key::new(Layer::Clock, "realtime"),
+            Verdict::unknown("NotMeasured", clock),
+            CLOCK_VALID_MS,
+            0,
+        );
         Self {
             feed,
             wanted: None,
@@ -134,7 +157,11 @@ impl World {
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
         let settled = self.services.values().all(|(_, machine)| machine.at_rest());
-        if settled && self.shutdown_ms.is_none() { TICK_STEADY_MS } else { TICK_FAST_MS }
+        if settled && self.shutdown_ms.is_none() {
+            TICK_STEADY_MS
+        } else {
+            TICK_FAST_MS
+        }
     }
 
     /// One event; what is to be done about it.
@@ -143,7 +170,8 @@ impl World {
             Event::Apply(spec) => self.apply(spec, now_ms),
             Event::Disk(verdict) => self.disk(verdict, now_ms),
             Event::Loopback(verdict) => {
-                self.feed.observe(Key::new(Layer::Loopback, "lo"), verdict, LOOK_VALID_MS, now_ms);
+                self.feed
+                    .observe(Key::new(Layer::Loopback, "lo"), verdict, LOOK_VALID_MS, now_ms);
                 Vec::new()
             }
             Event::Kernel(misses) => {
@@ -151,7 +179,10 @@ impl World {
                 self.judge_kernel(now_ms);
                 Vec::new()
             }
-            Event::Pinged { host_sent_ns, received_ns } => self.pinged(host_sent_ns, received_ns, now_ms),
+            Event::Pinged {
+                host_sent_ns,
+                received_ns,
+            } => self.pinged(host_sent_ns, received_ns, now_ms),
             Event::Service(name, event) => self.service(&name, event, now_ms).into_iter().collect(),
             Event::Shutdown => self.shutdown(now_ms),
             Event::Tick => self.each_service(|_| Some(service::Event::Tick), now_ms),
@@ -178,12 +209,16 @@ impl World {
                     }
                 }
                 None => {
-                    self.services.insert(service.name.clone(), (service.clone(), Machine::default()));
+                    self.services
+                        .insert(service.name.clone(), (service.clone(), Machine::default()));
                     changed.push((service.name.clone(), service::Event::Disk(self.disk)));
                 }
             }
         }
-        let gone = self.services.keys().filter(|name| !spec.services.iter().any(|s| s.name == **name));
+        let gone = self
+            .services
+            .keys()
+            .filter(|name| !spec.services.iter().any(|s| s.name == **name));
         changed.extend(gone.map(|name| (name.clone(), service::Event::Stop)));
         self.wanted = Some(spec);
         for (name, event) in changed {
@@ -195,7 +230,8 @@ impl World {
 
     fn disk(&mut self, verdict: Verdict, now_ms: u64) -> Vec<Effect> {
         self.disk = verdict.status;
-        self.feed.observe(Key::new(Layer::Disk, "data"), verdict, LOOK_VALID_MS, now_ms);
+        self.feed
+            .observe(Key::new(Layer::Disk, "data"), verdict, LOOK_VALID_MS, now_ms);
         let status = self.disk;
         self.each_service(|_| Some(service::Event::Disk(status)), now_ms)
     }
@@ -203,20 +239,39 @@ impl World {
     fn judge_kernel(&mut self, now_ms: u64) {
         let Some(misses) = &self.misses else { return };
         let mut wanted = vec!["agent"];
-        if self.wanted.iter().flat_map(|spec| &spec.services).any(|s| matches!(s.kind, ServiceKind::Postgres { .. })) {
+        if self
+            .wanted
+            .iter()
+            .flat_map(|spec| &spec.services)
+            .any(|s| matches!(s.kind, ServiceKind::Postgres { .. }))
+        {
             wanted.push("postgresql");
         }
         let verdict = judge::kernel(misses, &wanted, &self.facts);
-        self.feed.observe(Key::new(Layer::Kernel, "contract"), verdict, LOOK_VALID_MS, now_ms);
+        self.feed.observe(
+            Key::new(Layer::Kernel, "contract"),
+            verdict,
+            LOOK_VALID_MS,
+            now_ms,
+        );
     }
 
     fn pinged(&mut self, host_sent_ns: i64, received_ns: i64, now_ms: u64) -> Vec<Effect> {
         let (verdict, step) = judge::clock(host_sent_ns, received_ns);
-        self.feed.observe(Key::new(Layer::Clock, "realtime"), verdict, CLOCK_VALID_MS, now_ms);
+        self.feed.observe(
+            Key::new(Layer::Clock, "realtime"),
+            verdict,
+            CLOCK_VALID_MS,
+            now_ms,
+        );
         step.map(Effect::StepClock).into_iter().collect()
     }
 
-    fn each_service(&mut self, event: impl Fn(&Machine) -> Option<service::Event>, now_ms: u64) -> Vec<Effect> {
+    fn each_service(
+        &mut self,
+        event: impl Fn(&Machine) -> Option<service::Event>,
+        now_ms: u64,
+    ) -> Vec<Effect> {
         let names: Vec<Name> = self.services.keys().cloned().collect();
         let mut effects = Vec::new();
         for name in names {
@@ -248,7 +303,8 @@ impl World {
         }
         let rests = !matches!(machine.state(), State::Up | State::Starting);
         if seen || rests || *machine.verdict() != before || self.feed.verdict(&key).is_none() {
-            self.feed.observe(key, machine.verdict().clone(), service::VALID_MS, now_ms);
+            self.feed
+                .observe(key, machine.verdict().clone(), service::VALID_MS, now_ms);
         }
         match machine.unadjusted() {
             Some(why) => {
@@ -268,14 +324,31 @@ impl World {
         }
         self.shutdown_ms = Some(now_ms);
         // In reverse order of start.
-        let mut names: Vec<Name> = self.wanted.iter().flat_map(|spec| &spec.services).map(|s| s.name.clone()).rev().collect();
-        names.extend(self.services.keys().filter(|name| !is_wanted(self.wanted.as_ref(), name)).cloned());
-        names.iter().filter_map(|name| self.service(name, service::Event::Stop, now_ms)).collect()
+        let mut names: Vec<Name> = self
+            .wanted
+            .iter()
+            .flat_map(|spec| &spec.services)
+            .map(|s| s.name.clone())
+            .rev()
+            .collect();
+        names.extend(
+            self.services
+                .keys()
+                .filter(|name| !is_wanted(self.wanted.as_ref(), name))
+                .cloned(),
+        );
+        names
+            .iter()
+            .filter_map(|name| self.service(name, service::Event::Stop, now_ms))
+            .collect()
     }
 
     fn finish_shutdown(&mut self, now_ms: u64) -> Option<Effect> {
         let begun = self.shutdown_ms.filter(|_| !self.powered_off)?;
-        let stopped = self.services.values().all(|(_, machine)| machine.state() == &State::Stopped);
+        let stopped = self
+            .services
+            .values()
+            .all(|(_, machine)| machine.state() == &State::Stopped);
         (stopped || now_ms.saturating_sub(begun) >= SHUTDOWN_MS).then(|| {
             self.powered_off = true;
             Effect::PowerOff
@@ -305,7 +378,10 @@ mod tests {
             hostname: name("sql"),
             services: vec![Service {
                 name: name("postgres"),
-                kind: ServiceKind::Postgres { settings: BTreeMap::new(), port },
+                kind: ServiceKind::Postgres {
+                    settings: BTreeMap::new(),
+                    port,
+                },
             }],
             secrets: BTreeMap::new(),
         }
@@ -316,7 +392,13 @@ mod tests {
     }
 
     fn actions(effects: Vec<Effect>) -> Vec<Action> {
-        let action = |effect| if let Effect::Service(_, action) = effect { Some(action) } else { None };
+        let action = |effect| {
+            if let Effect::Service(_, action) = effect {
+                Some(action)
+            } else {
+                None
+            }
+        };
         effects.into_iter().filter_map(action).collect()
     }
 
@@ -343,7 +425,10 @@ mod tests {
         let mut world = world();
         assert!(actions(world.step(Event::Apply(spec(5432)), 0)).is_empty());
         assert_eq!(verdict(&world).status, Status::Unknown);
-        assert_eq!(actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 1)), [Action::Launch]);
+        assert_eq!(
+            actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 1)),
+            [Action::Launch]
+        );
         assert!(actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 2)).is_empty());
         assert!(actions(world.step(Event::Apply(spec(5432)), 3)).is_empty());
     }
@@ -355,17 +440,27 @@ mod tests {
         assert_eq!(actions(world.step(Event::Apply(spec(5433)), 1)), [Action::Adjust]);
         event(&mut world, service::Event::Adjusted(service::Adjusted::Done), 1);
         let mut secret = spec(5433);
-        secret.secrets.insert("postgres".into(), Exposed(Secret::new("s".into())));
+        secret
+            .secrets
+            .insert("postgres".into(), Exposed(Secret::new("s".into())));
         assert_eq!(actions(world.step(Event::Apply(secret), 1)), [Action::Adjust]);
     }
 
     #[test]
     fn a_service_that_is_not_wanted_any_more_is_stopped_and_forgotten() {
         let mut world = ready();
-        let empty = GuestSpec { services: Vec::new(), ..spec(1) };
+        let empty = GuestSpec {
+            services: Vec::new(),
+            ..spec(1)
+        };
         assert_eq!(actions(world.step(Event::Apply(empty), 1)), [Action::Stop]);
         event(&mut world, service::Event::Ended("0".into()), 2);
-        assert!(world.feed.verdict(&Key::new(Layer::Service, "postgres")).is_none());
+        assert!(
+            world
+                .feed
+                .verdict(&Key::new(Layer::Service, "postgres"))
+                .is_none()
+        );
     }
 
     #[test]
@@ -376,7 +471,13 @@ mod tests {
         assert_eq!(actions(effects), [Action::Stop]);
         assert!(world.step(Event::Shutdown, 2).is_empty());
         assert!(world.step(Event::Disk(Verdict::yes("Mounted", "")), 2).is_empty());
-        assert_eq!(world.step(Event::Service(name("postgres"), service::Event::Ended("0".into())), 3), [Effect::PowerOff]);
+        assert_eq!(
+            world.step(
+                Event::Service(name("postgres"), service::Event::Ended("0".into())),
+                3
+            ),
+            [Effect::PowerOff]
+        );
         assert!(world.step(Event::Tick, 99_999).is_empty());
     }
 
@@ -384,7 +485,11 @@ mod tests {
     fn a_shutdown_does_not_wait_for_ever() {
         let mut world = ready();
         world.step(Event::Shutdown, 0);
-        assert!(!world.step(Event::Tick, SHUTDOWN_MS - 1).contains(&Effect::PowerOff));
+        assert!(
+            !world
+                .step(Event::Tick, SHUTDOWN_MS - 1)
+                .contains(&Effect::PowerOff)
+        );
         assert!(world.step(Event::Tick, SHUTDOWN_MS).contains(&Effect::PowerOff));
         assert_eq!(world.step(Event::Shutdown, SHUTDOWN_MS), []);
     }
@@ -402,8 +507,15 @@ mod tests {
             now += 1_000;
             world.step(Event::Tick, now); // the probe that it asks for never ends
         }
-        let stale = world.feed.snapshot(now).find(|c| c.key.layer == Layer::Service).unwrap();
-        assert_eq!((stale.verdict.status, stale.verdict.reason.as_str()), (Status::Unknown, "Stale"));
+        let stale = world
+            .feed
+            .snapshot(now)
+            .find(|c| c.key.layer == Layer::Service)
+            .unwrap();
+        assert_eq!(
+            (stale.verdict.status, stale.verdict.reason.as_str()),
+            (Status::Unknown, "Stale")
+        );
     }
 
     #[test]
@@ -415,16 +527,47 @@ mod tests {
         event(&mut world, service::Event::Launched(Err(hopeless)), 0);
         for now in (0..100_000).step_by(1_000) {
             world.step(Event::Tick, now);
-            assert!(world.feed.snapshot(now).all(|c| c.key.layer != Layer::Service || c.verdict.reason == "OtherVersion"));
+            assert!(
+                world
+                    .feed
+                    .snapshot(now)
+                    .all(|c| c.key.layer != Layer::Service || c.verdict.reason == "OtherVersion")
+            );
         }
+    }
+
+    #[test]
+    fn the_clock_is_unknown_until_the_host_pings() {
+        let mut world = world();
+        let clock = Key::new(Layer::Clock, "realtime");
+        assert_eq!(world.feed.verdict(&clock).unwrap().status, Status::Unknown);
+        let pinged = Event::Pinged {
+            host_sent_ns: 5_000_000_000,
+            received_ns: 1,
+        };
+        assert_eq!(world.step(pinged, 1), [Effect::StepClock(5_000_000_000)]);
+        world.step(
+            Event::Pinged {
+                host_sent_ns: 5,
+                received_ns: 6,
+            },
+            2,
+        );
+        assert_eq!(world.feed.verdict(&clock).unwrap().status, Status::True);
     }
 
     #[test]
     fn reserved_settings_and_a_second_database_are_refused() {
         assert!(admit(&spec(5432)).is_ok());
         let mut taken = spec(5432);
-        taken.services[0].kind = ServiceKind::Postgres { settings: BTreeMap::from([("Port".into(), "1".into())]), port: 1 };
-        assert_eq!(admit(&taken).unwrap_err(), "services[0].settings.Port: this setting belongs to the agent");
+        taken.services[0].kind = ServiceKind::Postgres {
+            settings: BTreeMap::from([("Port".into(), "1".into())]),
+            port: 1,
+        };
+        assert_eq!(
+            admit(&taken).unwrap_err(),
+            "services[0].settings.Port: this setting belongs to the agent"
+        );
         let mut two = spec(5432);
         two.services.push(two.services[0].clone());
         assert!(admit(&two).is_err());

@@ -25,7 +25,9 @@ const DISK_WAIT: Duration = Duration::from_secs(10);
 
 /// Everything up to the switch into the read-only root; an error ends the boot.
 pub(super) fn root(tried: &mut Tried) -> Result<BootRecord, String> {
-    let bytes = fs::read(PATH).map_err(|error| format!("{PATH} cannot be read ({error}): the host adds it to the initramfs of each boot"))?;
+    let bytes = fs::read(PATH).map_err(|error| {
+        format!("{PATH} cannot be read ({error}): the host adds it to the initramfs of each boot")
+    })?;
     let record = BootRecord::parse(&bytes).map_err(|error| log::chain(&error))?;
     let stepped = step_clock(record.wall_ns);
     tried.facts.clock_step_ns = tried.note("clock", stepped).unwrap_or(0);
@@ -33,15 +35,24 @@ pub(super) fn root(tried: &mut Tried) -> Result<BootRecord, String> {
         let _ = fs::create_dir(target);
         let mounted = mounts::mount(source, target, source, mounts::PLAIN, "");
         // devtmpfs may be there already (CONFIG_DEVTMPFS_MOUNT)
-        tried.must(target, mounted.or_else(|error| if error == Errno::EBUSY { Ok(()) } else { Err(error) }))?;
+        tried.must(
+            target,
+            mounted.or_else(|error| if error == Errno::EBUSY { Ok(()) } else { Err(error) }),
+        )?;
     }
     tried.note("console", console());
     load_modules(tried);
     tried.note("entropy", seed(&record.seed));
-    for (serial, target) in [(ROOT_SERIAL, NEW_ROOT.to_owned()), (AGENT_SERIAL, format!("{NEW_ROOT}{}", places::AGENT))] {
+    for (serial, target) in [
+        (ROOT_SERIAL, NEW_ROOT.to_owned()),
+        (AGENT_SERIAL, format!("{NEW_ROOT}{}", places::AGENT)),
+    ] {
         let device = tried.must(serial, disks::wait(serial, DISK_WAIT))?;
         let _ = fs::create_dir(&target);
-        tried.must(&target, mounts::mount(&device.to_string_lossy(), &target, "erofs", mounts::READ_ONLY, ""))?;
+        tried.must(
+            &target,
+            mounts::mount(&device.to_string_lossy(), &target, "erofs", mounts::READ_ONLY, ""),
+        )?;
     }
     tried.must("switch to the root disk", switch_root())?;
     Ok(record)
@@ -58,7 +69,14 @@ pub(super) fn rest(tried: &mut Tried, record: &BootRecord) {
     tried.note("/dev/net/tun", tun());
     tried.note("lo", loopback::raise());
     let fact = data::bring(record.format_data);
-    log::line("data disk", &[("mounted", &fact.mounted), ("reason", &fact.reason), ("evidence", &fact.evidence)]);
+    log::line(
+        "data disk",
+        &[
+            ("mounted", &fact.mounted),
+            ("reason", &fact.reason),
+            ("evidence", &fact.evidence),
+        ],
+    );
     if fact.mounted {
         for (name, outcome) in data::bind_services() {
             tried.note(name, outcome);
@@ -88,7 +106,9 @@ fn console() -> io::Result<()> {
 }
 
 fn load_modules(tried: &mut Tried) {
-    let Some(order) = tried.note(MODULES_ORDER, fs::read_to_string(MODULES_ORDER)) else { return };
+    let Some(order) = tried.note(MODULES_ORDER, fs::read_to_string(MODULES_ORDER)) else {
+        return;
+    };
     for line in module_lines(&order) {
         let loaded = match module_name(line) {
             Some(name) => load_module(&Path::new(MODULES).join(name)),
@@ -101,7 +121,10 @@ fn load_modules(tried: &mut Tried) {
 }
 
 fn module_lines(order: &str) -> impl Iterator<Item = &str> {
-    order.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    order
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// The file name of a line, which may name its directory; nothing outside of it.
@@ -120,13 +143,20 @@ fn load_module(path: &Path) -> io::Result<()> {
 
 fn seed(hex: &str) -> io::Result<()> {
     let bytes = unhex(hex).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the seed is no hex"))?;
-    File::options().write(true).open("/dev/urandom")?.write_all(&bytes)
+    File::options()
+        .write(true)
+        .open("/dev/urandom")?
+        .write_all(&bytes)
 }
 
 fn unhex(hex: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> = hex
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
+        .collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+    rest.is_empty()
+        .then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// switch_root(8): frees the initramfs, then the new root becomes /.
@@ -155,7 +185,10 @@ fn free_initramfs() -> io::Result<()> {
             fs::remove_file(&path)
         };
         if let Err(error) = removed {
-            log::line("left in the initramfs", &[("path", &path.display()), ("error", &error)]);
+            log::line(
+                "left in the initramfs",
+                &[("path", &path.display()), ("error", &error)],
+            );
         }
     }
     Ok(())
@@ -164,7 +197,12 @@ fn free_initramfs() -> io::Result<()> {
 /// Absent while tun is an unloaded module; opening the node loads it.
 fn tun() -> io::Result<()> {
     fs::create_dir_all("/dev/net")?;
-    match mknod("/dev/net/tun", SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(10, 200)) {
+    match mknod(
+        "/dev/net/tun",
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o600),
+        makedev(10, 200),
+    ) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -181,10 +219,14 @@ fn etc() -> io::Result<()> {
         Ok(id) if id.trim().len() == 32 => id,
         _ => {
             let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
-            if nix::sys::statvfs::statvfs(Path::new(places::DATA)).is_ok_and(|s| !s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+            if nix::sys::statvfs::statvfs(Path::new(places::DATA))
+                .is_ok_and(|s| !s.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
                 && let Err(error) = write_synced(&kept, id.as_bytes())
             {
-                log::line("the machine id will be another after the next boot", &[("error", &error)]);
+                log::line(
+                    "the machine id will be another after the next boot",
+                    &[("error", &error)],
+                );
             }
             id
         }
@@ -194,7 +236,12 @@ fn etc() -> io::Result<()> {
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = File::options().write(true).create(true).truncate(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(&new)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(new, path)
@@ -206,9 +253,16 @@ mod tests {
 
     #[test]
     fn a_module_list_holds_names_of_one_directory() {
-        let order = "# order\nvirtio.ko\n\n  modules/000-virtio_blk.ko \n/modules/erofs.ko\n../evil.ko\n/abs.ko\n";
+        let order =
+            "# order\nvirtio.ko\n\n  modules/000-virtio_blk.ko \n/modules/erofs.ko\n../evil.ko\n/abs.ko\n";
         let names: Vec<_> = module_lines(order).map(module_name).collect();
-        let want = [Some("virtio.ko"), Some("000-virtio_blk.ko"), Some("erofs.ko"), None, Some("abs.ko")];
+        let want = [
+            Some("virtio.ko"),
+            Some("000-virtio_blk.ko"),
+            Some("erofs.ko"),
+            None,
+            Some("abs.ko"),
+        ];
         assert_eq!(names, want);
     }
 

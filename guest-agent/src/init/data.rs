@@ -17,7 +17,16 @@ use crate::places;
 /// How long the data disk may take to show, after the other two have.
 const WAIT: Duration = Duration::from_secs(3);
 /// Arguments of mkfs.ext4: nothing is written that the kernel can write later.
-pub const MKFS: &[&str] = &["-q", "-F", "-L", DATA_LABEL, "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+pub const MKFS: &[&str] = &[
+    "-q",
+    "-F",
+    "-L",
+    DATA_LABEL,
+    "-m",
+    "1",
+    "-E",
+    "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+];
 /// The directories under /var/lib that live on the data disk, where the image has them.
 const SERVICE_DIRECTORIES: &[&str] = &[places::PG_DATA];
 /// e2fsck's exit status: from this bit on something is left wrong.
@@ -82,14 +91,22 @@ fn tool(program: &str, args: &[&str], disk: &Path, failed: i32) -> io::Result<()
     }
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no output");
+    let last = said
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no output");
     Err(io::Error::other(format!("{program} ended with {status}: {last}")))
 }
 
 /// Binds `<data>/<name>` over the service directories that the image has.
 pub(super) fn bind_services() -> Vec<(String, io::Result<()>)> {
-    let there = SERVICE_DIRECTORIES.iter().filter(|target| Path::new(target).is_dir());
-    there.map(|target| ((*target).to_owned(), bind_one(Path::new(target)))).collect()
+    let there = SERVICE_DIRECTORIES
+        .iter()
+        .filter(|target| Path::new(target).is_dir());
+    there
+        .map(|target| ((*target).to_owned(), bind_one(Path::new(target))))
+        .collect()
 }
 
 fn bind_one(target: &Path) -> io::Result<()> {
@@ -100,7 +117,10 @@ fn bind_one(target: &Path) -> io::Result<()> {
         chown(&source, Some(image.uid()), Some(image.gid()))?;
         fs::set_permissions(&source, fs::Permissions::from_mode(image.mode() & 0o7777))?;
     }
-    Ok(mounts::bind(&source.to_string_lossy(), &target.to_string_lossy())?)
+    Ok(mounts::bind(
+        &source.to_string_lossy(),
+        &target.to_string_lossy(),
+    )?)
 }
 
 #[cfg(test)]
@@ -109,7 +129,13 @@ mod tests {
 
     #[test]
     fn a_tool_that_fails_is_named_with_its_last_line() {
-        let error = tool("/bin/sh", &["-c", "echo first; echo 'bad block' >&2; exit 4"], Path::new("d"), 4).unwrap_err();
+        let error = tool(
+            "/bin/sh",
+            &["-c", "echo first; echo 'bad block' >&2; exit 4"],
+            Path::new("d"),
+            4,
+        )
+        .unwrap_err();
         assert_eq!(error.to_string(), "/bin/sh ended with 4: bad block");
         assert!(tool("/bin/sh", &["-c", "exit 1"], Path::new("d"), 4).is_ok());
         assert!(tool("/nonexistent", &[], Path::new("d"), 1).is_err());

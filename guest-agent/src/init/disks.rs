@@ -67,9 +67,17 @@ pub fn classify(head: &[u8], tail: &[u8]) -> Content {
     if label != DATA_LABEL {
         return Content::Labelled(label);
     }
-    let field = |at: usize| head.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
-    let block_bytes = 1024u64.checked_shl(field(EXT_LOG_BLOCK_SIZE).min(20)).unwrap_or(0);
-    Content::Ours { bytes: u64::from(field(EXT_BLOCKS_LOW)) * block_bytes }
+    let field = |at: usize| {
+        head.get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u32::from_le_bytes)
+    };
+    let block_bytes = 1024u64
+        .checked_shl(field(EXT_LOG_BLOCK_SIZE).min(20))
+        .unwrap_or(0);
+    Content::Ours {
+        bytes: u64::from(field(EXT_BLOCKS_LOW)) * block_bytes,
+    }
 }
 
 /// Decides what to do; only a blank disk is ever formatted, and only when the host allows it.
@@ -77,12 +85,25 @@ pub fn classify(head: &[u8], tail: &[u8]) -> Content {
 pub fn plan(content: &Content, disk_bytes: u64, may_format: bool) -> Plan {
     let refuse = |reason, evidence: String| Plan::Refuse { reason, evidence };
     match content {
-        Content::Ours { bytes } => Plan::Mount { grow: disk_bytes.saturating_sub(*bytes) >= EDGE_BYTES as u64 },
-        Content::Blank if disk_bytes < 2 * EDGE_BYTES as u64 => refuse("TooSmall", format!("the data disk has {disk_bytes} bytes")),
+        Content::Ours { bytes } => Plan::Mount {
+            grow: disk_bytes.saturating_sub(*bytes) >= EDGE_BYTES as u64,
+        },
+        Content::Blank if disk_bytes < 2 * EDGE_BYTES as u64 => {
+            refuse("TooSmall", format!("the data disk has {disk_bytes} bytes"))
+        }
         Content::Blank if may_format => Plan::Format,
-        Content::Blank => refuse("Blank", "the data disk is blank and boot.json does not allow to format it".into()),
-        Content::Labelled(label) => refuse("Foreign", format!("the data disk holds an ext file system labelled {label:?}, not {DATA_LABEL:?}")),
-        Content::Foreign => refuse("Foreign", "the data disk is neither blank nor ext4: never formatted".into()),
+        Content::Blank => refuse(
+            "Blank",
+            "the data disk is blank and boot.json does not allow to format it".into(),
+        ),
+        Content::Labelled(label) => refuse(
+            "Foreign",
+            format!("the data disk holds an ext file system labelled {label:?}, not {DATA_LABEL:?}"),
+        ),
+        Content::Foreign => refuse(
+            "Foreign",
+            "the data disk is neither blank nor ext4: never formatted".into(),
+        ),
     }
 }
 
@@ -114,7 +135,10 @@ pub(super) fn wait(serial: &str, limit: Duration) -> io::Result<PathBuf> {
             return Ok(Path::new("/dev").join(name));
         }
         if begun.elapsed() >= limit {
-            let text = format!("no disk with serial {serial:?} within {} s; there are {seen:?}", limit.as_secs());
+            let text = format!(
+                "no disk with serial {serial:?} within {} s; there are {seen:?}",
+                limit.as_secs()
+            );
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         std::thread::sleep(PAUSE);
@@ -126,7 +150,10 @@ fn serials(block: &Path) -> io::Result<Vec<(String, String)>> {
     for entry in fs::read_dir(block)? {
         let entry = entry?;
         if let Ok(serial) = fs::read_to_string(entry.path().join("serial")) {
-            seen.push((entry.file_name().to_string_lossy().into_owned(), serial.trim_end().to_owned()));
+            seen.push((
+                entry.file_name().to_string_lossy().into_owned(),
+                serial.trim_end().to_owned(),
+            ));
         }
     }
     seen.sort();
@@ -161,7 +188,10 @@ mod tests {
     #[test]
     fn a_file_system_is_ours_by_its_label() {
         assert_eq!(classify(&ext(DATA_LABEL, 256), &[]), Content::Ours { bytes: MIB });
-        assert_eq!(classify(&ext("backup", 256), &[]), Content::Labelled("backup".into()));
+        assert_eq!(
+            classify(&ext("backup", 256), &[]),
+            Content::Labelled("backup".into())
+        );
     }
 
     #[test]
@@ -175,10 +205,20 @@ mod tests {
         for content in &contents {
             for allowed in [true, false] {
                 let formats = plan(content, 64 * MIB, allowed) == Plan::Format;
-                assert_eq!(formats, *content == Content::Blank && allowed, "{content:?} {allowed}");
+                assert_eq!(
+                    formats,
+                    *content == Content::Blank && allowed,
+                    "{content:?} {allowed}"
+                );
             }
         }
-        assert!(matches!(plan(&Content::Blank, MIB, true), Plan::Refuse { reason: "TooSmall", .. }));
+        assert!(matches!(
+            plan(&Content::Blank, MIB, true),
+            Plan::Refuse {
+                reason: "TooSmall",
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -195,9 +235,15 @@ mod tests {
         let disk = directory.path().join("disk");
         File::create(&disk).unwrap().set_len(16 * MIB).unwrap();
         assert_eq!(inspect(&disk).unwrap(), (Content::Blank, 16 * MIB));
-        let made = std::process::Command::new("/usr/sbin/mkfs.ext4").args(super::super::data::MKFS).arg(&disk).status();
+        let made = std::process::Command::new("/usr/sbin/mkfs.ext4")
+            .args(super::super::data::MKFS)
+            .arg(&disk)
+            .status();
         if made.is_ok_and(|status| status.success()) {
-            assert_eq!(inspect(&disk).unwrap(), (Content::Ours { bytes: 16 * MIB }, 16 * MIB));
+            assert_eq!(
+                inspect(&disk).unwrap(),
+                (Content::Ours { bytes: 16 * MIB }, 16 * MIB)
+            );
         } else {
             eprintln!("skipped: this machine has no mkfs.ext4");
         }
@@ -212,6 +258,9 @@ mod tests {
         }
         fs::create_dir(directory.path().join("loop0")).unwrap();
         let seen = serials(directory.path()).unwrap();
-        assert_eq!(seen, [("vda".into(), "root".into()), ("vdb".into(), "data".into())]);
+        assert_eq!(
+            seen,
+            [("vda".into(), "root".into()), ("vdb".into(), "data".into())]
+        );
     }
 }

@@ -63,13 +63,18 @@ impl Tried {
         if let Some(error) = &error {
             log::line("a step of the boot failed", &[("step", &name), ("error", error)]);
         }
-        self.facts.steps.push(Step { name, error, at_ms: clock::boot_ms() });
+        self.facts.steps.push(Step {
+            name,
+            error,
+            at_ms: clock::boot_ms(),
+        });
         value
     }
 
     /// As [`Tried::note`] for a step without which there is no guest.
     fn must<T, E: std::fmt::Display>(&mut self, name: &str, outcome: Result<T, E>) -> Result<T, String> {
         let text = outcome.as_ref().err().map(ToString::to_string);
-        self.note(name, outcome).ok_or_else(|| format!("{name}: {}", text.unwrap_or_default()))
+        self.note(name, outcome)
+            .ok_or_else(|| format!("{name}: {}", text.unwrap_or_default()))
     }
 }

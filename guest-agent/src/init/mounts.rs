@@ -10,7 +10,9 @@ pub(super) const PLAIN: MsFlags = MsFlags::MS_NOSUID;
 /// For the two image disks.
 pub(super) const READ_ONLY: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV);
 /// For data.
-pub(super) const DATA: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOATIME);
+pub(super) const DATA: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOATIME);
 const TMP: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
 /// A file system without a disk.
@@ -24,13 +26,48 @@ pub(super) struct Mount {
 
 /// Everything writable but the data disk, in order; sizes in parts of memory.
 pub(super) const WRITABLE: &[Mount] = &[
-    Mount { target: "/dev/pts", kind: "devpts", flags: PLAIN, data: "mode=0620,gid=5,ptmxmode=0666" },
-    Mount { target: "/dev/shm", kind: "tmpfs", flags: TMP, data: "mode=1777,size=50%" },
-    Mount { target: "/sys/fs/cgroup", kind: "cgroup2", flags: TMP, data: "" },
-    Mount { target: "/run", kind: "tmpfs", flags: TMP, data: "mode=0755,size=10%" },
-    Mount { target: "/tmp", kind: "tmpfs", flags: TMP, data: "mode=1777,size=20%" },
-    Mount { target: "/var/tmp", kind: "tmpfs", flags: TMP, data: "mode=1777,size=10%" },
-    Mount { target: "/var/log", kind: "tmpfs", flags: TMP, data: "mode=0755,size=5%" },
+    Mount {
+        target: "/dev/pts",
+        kind: "devpts",
+        flags: PLAIN,
+        data: "mode=0620,gid=5,ptmxmode=0666",
+    },
+    Mount {
+        target: "/dev/shm",
+        kind: "tmpfs",
+        flags: TMP,
+        data: "mode=1777,size=50%",
+    },
+    Mount {
+        target: "/sys/fs/cgroup",
+        kind: "cgroup2",
+        flags: TMP,
+        data: "",
+    },
+    Mount {
+        target: "/run",
+        kind: "tmpfs",
+        flags: TMP,
+        data: "mode=0755,size=10%",
+    },
+    Mount {
+        target: "/tmp",
+        kind: "tmpfs",
+        flags: TMP,
+        data: "mode=1777,size=20%",
+    },
+    Mount {
+        target: "/var/tmp",
+        kind: "tmpfs",
+        flags: TMP,
+        data: "mode=1777,size=10%",
+    },
+    Mount {
+        target: "/var/log",
+        kind: "tmpfs",
+        flags: TMP,
+        data: "mode=0755,size=5%",
+    },
 ];
 
 impl Mount {

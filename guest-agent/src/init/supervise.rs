@@ -85,11 +85,16 @@ impl Supervisor<'_> {
             }
             Turn::Sleep(left) => left,
         };
-        let left = self.deadline_ms.map_or(LONGEST_WAIT_MS, |deadline| deadline.saturating_sub(now));
+        let left = self
+            .deadline_ms
+            .map_or(LONGEST_WAIT_MS, |deadline| deadline.saturating_sub(now));
         self.wait(signals, wait.min(left).min(LONGEST_WAIT_MS));
         let asked = self.hear() | self.signalled(signals);
         self.reap();
-        asked || self.deadline_ms.is_some_and(|deadline| clock::boot_ms() >= deadline)
+        asked
+            || self
+                .deadline_ms
+                .is_some_and(|deadline| clock::boot_ms() >= deadline)
     }
 
     fn start(&mut self, now: u64) {
@@ -99,7 +104,10 @@ impl Supervisor<'_> {
                 self.watchdog.started(now);
             }
             Err(error) => {
-                log::line("cannot start the agent", &[("path", &places::GUEST), ("error", &error)]);
+                log::line(
+                    "cannot start the agent",
+                    &[("path", &places::GUEST), ("error", &error)],
+                );
                 self.watchdog.ended(now);
             }
         }
@@ -123,7 +131,9 @@ impl Supervisor<'_> {
 
     /// Reads what the agent said; true when it asks for the power-off.
     fn hear(&mut self) -> bool {
-        let Some(agent) = &mut self.agent else { return false };
+        let Some(agent) = &mut self.agent else {
+            return false;
+        };
         let mut said = [0; 64];
         match agent.socket.read(&mut said) {
             Ok(0) => {
@@ -151,7 +161,10 @@ impl Supervisor<'_> {
                 continue;
             }
             log::line("asked to power off", &[("signal", &number)]);
-            let told = self.agent.as_mut().is_some_and(|agent| agent.socket.write_all(&[handover::STOP]).is_ok());
+            let told = self
+                .agent
+                .as_mut()
+                .is_some_and(|agent| agent.socket.write_all(&[handover::STOP]).is_ok());
             if !told {
                 return true;
             }
@@ -169,7 +182,11 @@ impl Supervisor<'_> {
             }
             reaped = true;
             self.exits.push(exit_of(status));
-            if self.agent.as_ref().is_some_and(|agent| status.pid() == Some(agent.pid)) {
+            if self
+                .agent
+                .as_ref()
+                .is_some_and(|agent| status.pid() == Some(agent.pid))
+            {
                 log::line("the agent ended", &[("status", &exit_of(status).status)]);
                 self.agent = None;
                 self.watchdog.ended(clock::boot_ms());
@@ -265,14 +282,20 @@ mod tests {
     #[test]
     fn binds_are_unmounted_before_the_disk() {
         let mounts = "/dev/vda / erofs ro 0 0\n/dev/vdc /run/sovereign/data ext4 rw 0 0\n/dev/vdc /var/lib/postgresql ext4 rw 0 0\n";
-        assert_eq!(ext4_targets(mounts), ["/var/lib/postgresql", "/run/sovereign/data"]);
+        assert_eq!(
+            ext4_targets(mounts),
+            ["/var/lib/postgresql", "/run/sovereign/data"]
+        );
     }
 
     #[test]
     fn a_status_is_a_code_or_128_and_the_signal() {
         let pid = Pid::from_raw(7);
         assert_eq!(exit_of(WaitStatus::Exited(pid, 3)).status, 3);
-        assert_eq!(exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)).status, 137);
+        assert_eq!(
+            exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)).status,
+            137
+        );
         assert_eq!(exit_of(WaitStatus::Exited(pid, 3)).pid, 7);
     }
 }

@@ -119,7 +119,9 @@ mod tests {
         for _ in 0..8 {
             watchdog.started(now);
             watchdog.ended(now);
-            let Turn::Sleep(pause) = watchdog.turn(now) else { panic!("no pause") };
+            let Turn::Sleep(pause) = watchdog.turn(now) else {
+                panic!("no pause")
+            };
             pauses.push(pause);
             now += pause;
             assert_eq!(watchdog.turn(now), Turn::Start);

@@ -60,18 +60,29 @@ impl Cluster {
     pub fn find() -> Result<Self, LaunchError> {
         let hopeless = |reason, text: String| LaunchError::Hopeless(reason, text);
         let majors = numbered(Path::new(places::PG_VERSIONS), "bin/postgres");
-        let major = *majors.last().ok_or_else(|| hopeless("NoServer", format!("the image has no {}", places::PG_VERSIONS)))?;
+        let major = *majors
+            .last()
+            .ok_or_else(|| hopeless("NoServer", format!("the image has no {}", places::PG_VERSIONS)))?;
         let user = users::lookup(USER).map_err(|error| hopeless("NoUser", error.to_string()))?;
-        let device = |path: &str| fs::metadata(path).map(|m| m.dev()).map_err(|e| LaunchError::Failed(format!("{path}: {e}")));
+        let device = |path: &str| {
+            fs::metadata(path)
+                .map(|m| m.dev())
+                .map_err(|e| LaunchError::Failed(format!("{path}: {e}")))
+        };
         if device(places::PG_DATA)? != device(places::DATA)? {
-            return Err(LaunchError::Failed(format!("{} is not on the data disk", places::PG_DATA)));
+            return Err(LaunchError::Failed(format!(
+                "{} is not on the data disk",
+                places::PG_DATA
+            )));
         }
         let found = numbered(Path::new(places::PG_DATA), "main/PG_VERSION");
         let initialised = match choose(major, &found) {
             Choice::Use => true,
             Choice::Init => false,
             Choice::Mismatch(found) => {
-                let text = format!("the data disk holds PostgreSQL {found:?}, the image has {major}: upgrade the data or boot the older image");
+                let text = format!(
+                    "the data disk holds PostgreSQL {found:?}, the image has {major}: upgrade the data or boot the older image"
+                );
                 return Err(hopeless("OtherVersion", text));
             }
         };
@@ -91,11 +102,17 @@ impl Cluster {
             return Ok(());
         }
         let path = self.data.join("PG_VERSION");
-        let found = fs::read_to_string(&path).map_err(|error| LaunchError::Failed(format!("{}: {error}", path.display())))?;
+        let found = fs::read_to_string(&path)
+            .map_err(|error| LaunchError::Failed(format!("{}: {error}", path.display())))?;
         if found.trim() == self.major.to_string() {
             return Ok(());
         }
-        let text = format!("{} says {:?}, the image has {}", path.display(), found.trim(), self.major);
+        let text = format!(
+            "{} says {:?}, the image has {}",
+            path.display(),
+            found.trim(),
+            self.major
+        );
         Err(LaunchError::Hopeless("OtherVersion", text))
     }
 
@@ -117,13 +134,16 @@ impl Cluster {
     /// What failed, with the last line that initdb said.
     pub async fn prepare(&self, password: Option<&Secret>) -> Result<(), LaunchError> {
         let failed = |what: &str, error: io::Error| LaunchError::Failed(format!("{what}: {error}"));
-        self.directory(Path::new(places::PG_SOCKETS), 0o755).map_err(|e| failed(places::PG_SOCKETS, e))?;
+        self.directory(Path::new(places::PG_SOCKETS), 0o755)
+            .map_err(|e| failed(places::PG_SOCKETS, e))?;
         if self.initialised {
             return Ok(());
         }
         let parent = self.data.parent().unwrap_or(Path::new(places::PG_DATA));
-        self.directory(Path::new(places::PG_DATA), 0o755).map_err(|e| failed(places::PG_DATA, e))?;
-        self.directory(parent, 0o755).map_err(|e| failed("data directory", e))?;
+        self.directory(Path::new(places::PG_DATA), 0o755)
+            .map_err(|e| failed(places::PG_DATA, e))?;
+        self.directory(parent, 0o755)
+            .map_err(|e| failed("data directory", e))?;
         self.initdb(password).await.map_err(|e| failed("initdb", e))
     }
 
@@ -144,7 +164,12 @@ impl Cluster {
             self.write_password(password)?;
         }
         log::line("making the data directory", &[("path", &self.data.display())]);
-        let output = self.as_server(&self.bin.join("initdb"), &initdb_arguments(&new, password.is_some())).await;
+        let output = self
+            .as_server(
+                &self.bin.join("initdb"),
+                &initdb_arguments(&new, password.is_some()),
+            )
+            .await;
         let _ = fs::remove_file(PASSWORD_FILE);
         output?;
         fs::rename(&new, &self.data)?;
@@ -154,7 +179,11 @@ impl Cluster {
 
     fn write_password(&self, password: &Secret) -> io::Result<()> {
         let _ = fs::remove_file(PASSWORD_FILE);
-        let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(PASSWORD_FILE)?;
+        let mut file = fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(PASSWORD_FILE)?;
         chown(PASSWORD_FILE, Some(self.user.uid), Some(self.user.gid))?;
         file.write_all(password.reveal().as_bytes())
     }
@@ -199,17 +228,33 @@ impl Cluster {
             return Ok(());
         }
         let said = [output.stdout, output.stderr].concat();
-        Err(io::Error::other(format!("{}: {}", output.status, last_lines(&String::from_utf8_lossy(&said)))))
+        Err(io::Error::other(format!(
+            "{}: {}",
+            output.status,
+            last_lines(&String::from_utf8_lossy(&said))
+        )))
     }
 }
 
 fn initdb_arguments(data: &Path, password: bool) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["-D".into(), data.into(), "-U".into(), SUPERUSER.into()];
-    let fixed = ["--auth-local=peer", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"];
+    let fixed = [
+        "--auth-local=peer",
+        "--auth-host=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale-provider=builtin",
+        "--locale=C.UTF-8",
+        "--no-instructions",
+    ];
     args.extend(fixed.map(OsString::from));
     // initdb writes what it saw on its way; say it (FACTS section 8).
     let memory = SharedMemory::probe(Path::new("/dev/shm")).as_str();
-    args.extend(["-c".into(), "shared_buffers=16MB".into(), "-c".into(), format!("dynamic_shared_memory_type={memory}").into()]);
+    args.extend([
+        "-c".into(),
+        "shared_buffers=16MB".into(),
+        "-c".into(),
+        format!("dynamic_shared_memory_type={memory}").into(),
+    ]);
     if password {
         args.push(format!("--pwfile={PASSWORD_FILE}").into());
     }
@@ -218,7 +263,11 @@ fn initdb_arguments(data: &Path, password: bool) -> Vec<OsString> {
 
 /// The last lines that say something.
 fn last_lines(said: &str) -> String {
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     lines[lines.len().saturating_sub(3)..].join(" | ")
 }
 
@@ -241,7 +290,10 @@ fn postmaster_line(data: &Path, line: usize) -> Option<String> {
 
 fn running_line(line: usize) -> Option<String> {
     let major = numbered(Path::new(places::PG_DATA), "main/PG_VERSION").pop()?;
-    postmaster_line(&Path::new(places::PG_DATA).join(major.to_string()).join("main"), line)
+    postmaster_line(
+        &Path::new(places::PG_DATA).join(major.to_string()).join("main"),
+        line,
+    )
 }
 
 /// The port of the server that runs, from its postmaster.pid.
@@ -281,7 +333,11 @@ mod tests {
     #[test]
     fn the_postmaster_file_is_read_by_line() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("postmaster.pid"), "123\n/data\n17\n5433\n/run\n").unwrap();
+        fs::write(
+            directory.path().join("postmaster.pid"),
+            "123\n/data\n17\n5433\n/run\n",
+        )
+        .unwrap();
         assert_eq!(postmaster_line(directory.path(), 0).as_deref(), Some("123"));
         assert_eq!(postmaster_line(directory.path(), 3).as_deref(), Some("5433"));
         assert_eq!(postmaster_line(directory.path(), 9), None);
@@ -290,9 +346,17 @@ mod tests {
     #[test]
     fn initdb_is_told_everything() {
         let args = initdb_arguments(Path::new("/d"), true);
-        for want in ["--auth-host=scram-sha-256", "--locale-provider=builtin", "--pwfile=/run/sovereign/initdb-password"] {
+        for want in [
+            "--auth-host=scram-sha-256",
+            "--locale-provider=builtin",
+            "--pwfile=/run/sovereign/initdb-password",
+        ] {
             assert!(args.iter().any(|arg| arg == want), "{want}");
         }
-        assert!(!initdb_arguments(Path::new("/d"), false).iter().any(|arg| arg.to_string_lossy().contains("pwfile")));
+        assert!(
+            !initdb_arguments(Path::new("/d"), false)
+                .iter()
+                .any(|arg| arg.to_string_lossy().contains("pwfile"))
+        );
     }
 }

@@ -78,7 +78,10 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
         ("log_destination", "stderr"),
     ];
     let mut text = "# Written by sovereign-guest at each start and change.\n".to_owned();
-    let theirs = settings.lines.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let theirs = settings
+        .lines
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()));
     for (key, value) in ours.into_iter().chain(theirs) {
         let _ = writeln!(text, "{key} = {}", quote(value));
     }
@@ -88,13 +91,17 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
 /// pg_hba.conf: users of the guest by who they are, everybody else by password.
 #[must_use]
 pub fn pg_hba() -> String {
-    format!("local all all peer map={MAP}\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n")
+    format!(
+        "local all all peer map={MAP}\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
+    )
 }
 
 /// pg_ident.conf: root is the agent; every other user is the role of the same name.
 #[must_use]
 pub fn pg_ident(server_user: &str) -> String {
-    format!("{MAP} root {PROBE_ROLE}\n{MAP} root {SUPERUSER}\n{MAP} {server_user} {SUPERUSER}\n{MAP} /^(.*)$ \\1\n")
+    format!(
+        "{MAP} root {PROBE_ROLE}\n{MAP} root {SUPERUSER}\n{MAP} {server_user} {SUPERUSER}\n{MAP} /^(.*)$ \\1\n"
+    )
 }
 
 fn quote(value: &str) -> String {
@@ -144,23 +151,39 @@ mod tests {
         Settings {
             port: 5433,
             shared_memory: SharedMemory::Mmap,
-            lines: lines.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            lines: lines
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
         }
     }
 
     #[test]
     fn the_specification_comes_last_and_is_quoted() {
-        let text = postgresql_conf(Path::new("/run/x"), &settings(&[("shared_buffers", "32MB"), ("search_path", r"'a\b'")]));
+        let text = postgresql_conf(
+            Path::new("/run/x"),
+            &settings(&[("shared_buffers", "32MB"), ("search_path", r"'a\b'")]),
+        );
         assert!(text.contains("port = '5433'\n"));
         assert!(text.contains("dynamic_shared_memory_type = 'mmap'\n"));
         assert!(text.contains("hba_file = '/run/x/pg_hba.conf'\n"));
-        assert!(text.ends_with("search_path = '''a\\\\b'''\nshared_buffers = '32MB'\n"), "{text}");
+        assert!(
+            text.ends_with("search_path = '''a\\\\b'''\nshared_buffers = '32MB'\n"),
+            "{text}"
+        );
     }
 
     #[test]
     fn nobody_is_let_in_by_trust() {
-        assert!(pg_hba().lines().all(|line| line.ends_with("scram-sha-256") || line.contains(" peer ")));
-        assert_eq!(pg_ident("postgres").lines().next(), Some("sovereign root sovereign_probe"));
+        assert!(
+            pg_hba()
+                .lines()
+                .all(|line| line.ends_with("scram-sha-256") || line.contains(" peer "))
+        );
+        assert_eq!(
+            pg_ident("postgres").lines().next(),
+            Some("sovereign root sovereign_probe")
+        );
     }
 
     #[test]
@@ -168,7 +191,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(SharedMemory::probe(directory.path()), SharedMemory::Posix);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
-        assert_eq!(SharedMemory::probe(&directory.path().join("missing")), SharedMemory::Mmap);
+        assert_eq!(
+            SharedMemory::probe(&directory.path().join("missing")),
+            SharedMemory::Mmap
+        );
     }
 
     #[test]

@@ -66,13 +66,18 @@ impl Postgres {
     async fn bring_up(&self) -> Result<process::Running, LaunchError> {
         let cluster = Cluster::find()?;
         let cgroup = self.cgroup();
-        let failed = |what: &'static str| move |error: std::io::Error| LaunchError::Failed(format!("{what}: {error}"));
-        if let Some(running) = process::adopt(&cgroup, cluster.main_pid()).await.map_err(failed("adopt"))? {
+        let failed =
+            |what: &'static str| move |error: std::io::Error| LaunchError::Failed(format!("{what}: {error}"));
+        if let Some(running) = process::adopt(&cgroup, cluster.main_pid())
+            .await
+            .map_err(failed("adopt"))?
+        {
             return Ok(running);
         }
         cluster.prepare(self.password.as_ref()).await?;
         let settings = self.settings();
-        conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name()).map_err(failed("write the configuration"))?;
+        conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name())
+            .map_err(failed("write the configuration"))?;
         if !settings.lines.is_empty() {
             cluster.check_settings().await?;
         }

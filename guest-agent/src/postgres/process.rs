@@ -39,7 +39,11 @@ pub async fn adopt(cgroup: &Path, main: Option<u32>) -> io::Result<Option<Runnin
     }
     if let Some(pid) = main.filter(|pid| members.contains(pid)) {
         log::line("adopted", &[("cgroup", &cgroup.display()), ("pid", &pid)]);
-        return Ok(Some(Running { child: None, pid, cgroup: cgroup.to_owned() }));
+        return Ok(Some(Running {
+            child: None,
+            pid,
+            cgroup: cgroup.to_owned(),
+        }));
     }
     empty(cgroup, Duration::ZERO).await?;
     Ok(None)
@@ -52,11 +56,20 @@ pub async fn adopt(cgroup: &Path, main: Option<u32>) -> io::Result<Option<Runnin
 pub fn start(cgroup: &Path, command: &(PathBuf, Vec<OsString>)) -> io::Result<Running> {
     fs::create_dir_all(cgroup)?;
     let child = Command::new(places::GUEST)
-        .args(spawn::arguments(cgroup, super::cluster::USER, &command.0, &command.1))
+        .args(spawn::arguments(
+            cgroup,
+            super::cluster::USER,
+            &command.0,
+            &command.1,
+        ))
         .stdin(Stdio::null())
         .spawn()?;
     let pid = child.id().unwrap_or(0);
-    Ok(Running { child: Some(child), pid, cgroup: cgroup.to_owned() })
+    Ok(Running {
+        child: Some(child),
+        pid,
+        cgroup: cgroup.to_owned(),
+    })
 }
 
 impl Running {
@@ -113,7 +126,10 @@ async fn empty(cgroup: &Path, grace: Duration) -> io::Result<()> {
             killed = true;
         }
         if begun.elapsed() >= grace + KILLED {
-            return Err(io::Error::other(format!("{} does not become empty", cgroup.display())));
+            return Err(io::Error::other(format!(
+                "{} does not become empty",
+                cgroup.display()
+            )));
         }
         sleep(Duration::from_millis(20)).await;
     }
@@ -141,7 +157,12 @@ mod tests {
     #[tokio::test]
     async fn an_empty_or_missing_cgroup_has_nothing_to_adopt() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(adopt(&directory.path().join("none"), Some(1)).await.unwrap().is_none());
+        assert!(
+            adopt(&directory.path().join("none"), Some(1))
+                .await
+                .unwrap()
+                .is_none()
+        );
         fs::write(directory.path().join("cgroup.procs"), "").unwrap();
         assert!(adopt(directory.path(), Some(1)).await.unwrap().is_none());
     }
@@ -163,6 +184,9 @@ mod tests {
         fs::write(directory.path().join("cgroup.procs"), "77\n").unwrap();
         // Nothing really ends in this cgroup, so it is an error, and the kill was asked for.
         assert!(adopt(directory.path(), Some(78)).await.is_err());
-        assert_eq!(fs::read_to_string(directory.path().join("cgroup.kill")).unwrap(), "1");
+        assert_eq!(
+            fs::read_to_string(directory.path().join("cgroup.kill")).unwrap(),
+            "1"
+        );
     }
 }

@@ -46,9 +46,9 @@ impl Drop for Session {
 pub async fn probe(target: &Target) -> Probe {
     match timeout(PROBE, ask(target)).await {
         Err(_) => Probe::Silent(format!("no answer within {} s", PROBE.as_secs())),
-        Ok(Ok((1, false, version))) => {
-            Probe::Ready(format!("PostgreSQL {version}: log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery"))
-        }
+        Ok(Ok((1, false, version))) => Probe::Ready(format!(
+            "PostgreSQL {version}: log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery"
+        )),
         Ok(Ok((1, true, _))) => Probe::Recovering("it answers but is in recovery".to_owned()),
         Ok(Ok((other, ..))) => Probe::Broken(format!("SELECT 1 answered {other}")),
         Ok(Err(error)) => judge(&error),
@@ -87,12 +87,19 @@ fn judge(error: &Error) -> Probe {
 
 async fn create_probe_role(target: &Target) -> Result<(), Error> {
     let session = log_in(target, SUPERUSER).await?;
-    session.client.batch_execute(&format!("CREATE ROLE {PROBE_ROLE} LOGIN")).await
+    session
+        .client
+        .batch_execute(&format!("CREATE ROLE {PROBE_ROLE} LOGIN"))
+        .await
 }
 
 async fn log_in(target: &Target, role: &str) -> Result<Session, Error> {
     let mut config = Config::new();
-    config.host_path(&target.sockets).port(target.port).user(role).dbname("postgres");
+    config
+        .host_path(&target.sockets)
+        .port(target.port)
+        .user(role)
+        .dbname("postgres");
     connect(&config).await
 }
 
@@ -104,7 +111,10 @@ async fn connect(config: &Config) -> Result<Session, Error> {
         // Its error also reaches the query that waits for the answer.
         let _ = connection.await;
     });
-    Ok(Session { client, connection: task.abort_handle() })
+    Ok(Session {
+        client,
+        connection: task.abort_handle(),
+    })
 }
 
 /// Makes a running server as its secret and, with `reload`, its generated files say.
@@ -114,27 +124,41 @@ async fn connect(config: &Config) -> Result<Session, Error> {
 pub async fn adjust(target: &Target, password: Option<&Secret>, reload: bool) -> Result<Adjusted, String> {
     let adjusted = async {
         if let Some(password) = password {
-            set_password(target, password).await.map_err(|error| format!("set the password of {SUPERUSER}: {}", chain(&error)))?;
+            set_password(target, password)
+                .await
+                .map_err(|error| format!("set the password of {SUPERUSER}: {}", chain(&error)))?;
         }
         if !reload {
             return Ok(Adjusted::Done);
         }
-        self::reload(target).await.map_err(|error| format!("reload the configuration: {}", chain(&error)))?
+        self::reload(target)
+            .await
+            .map_err(|error| format!("reload the configuration: {}", chain(&error)))?
     };
-    timeout(ADJUST, adjusted).await.unwrap_or_else(|_| Err(format!("no end within {} s", ADJUST.as_secs())))
+    timeout(ADJUST, adjusted)
+        .await
+        .unwrap_or_else(|_| Err(format!("no end within {} s", ADJUST.as_secs())))
 }
 
 /// Looks first whether the password already works, so that a restart of the agent writes nothing.
 async fn set_password(target: &Target, password: &Secret) -> Result<(), Error> {
     let mut config = Config::new();
-    config.host("127.0.0.1").port(target.port).user(SUPERUSER).dbname("postgres").password(password.reveal());
+    config
+        .host("127.0.0.1")
+        .port(target.port)
+        .user(SUPERUSER)
+        .dbname("postgres")
+        .password(password.reveal());
     if connect(&config).await.is_ok() {
         return Ok(());
     }
     // The verifier and not the password: a failing statement is logged.
     let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
     let session = log_in(target, SUPERUSER).await?;
-    session.client.batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD '{verifier}'")).await
+    session
+        .client
+        .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD '{verifier}'"))
+        .await
 }
 
 async fn reload(target: &Target) -> Result<Result<Adjusted, String>, Error> {
@@ -143,16 +167,33 @@ async fn reload(target: &Target) -> Result<Result<Adjusted, String>, Error> {
     sleep(RELOAD).await;
     // A new backend starts from what the postmaster has read.
     let session = log_in(target, SUPERUSER).await?;
-    let pending = names(&session, "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1").await?;
+    let pending = names(
+        &session,
+        "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1",
+    )
+    .await?;
     if !pending.is_empty() {
-        return Ok(Ok(Adjusted::Restart(format!("these settings need a restart: {}", pending.join(", ")))));
+        return Ok(Ok(Adjusted::Restart(format!(
+            "these settings need a restart: {}",
+            pending.join(", ")
+        ))));
     }
     let wrong = names(&session, "SELECT coalesce(name, 'line ' || sourceline) || ': ' || error FROM pg_file_settings WHERE error IS NOT NULL ORDER BY seqno").await?;
-    if wrong.is_empty() { Ok(Ok(Adjusted::Done)) } else { Ok(Err(wrong.join("; "))) }
+    if wrong.is_empty() {
+        Ok(Ok(Adjusted::Done))
+    } else {
+        Ok(Err(wrong.join("; ")))
+    }
 }
 
 async fn names(session: &Session, query: &str) -> Result<Vec<String>, Error> {
-    session.client.query(query, &[]).await?.iter().map(|row| row.try_get(0)).collect()
+    session
+        .client
+        .query(query, &[])
+        .await?
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect()
 }
 
 #[cfg(test)]
@@ -187,7 +228,10 @@ mod tests {
                 }
             }
         });
-        let target = Target { sockets: directory.path().to_owned(), port: 5432 };
+        let target = Target {
+            sockets: directory.path().to_owned(),
+            port: 5432,
+        };
         (directory, target)
     }
 
@@ -212,14 +256,19 @@ mod tests {
         let (_directory, target) = fake(refusal("57P03"), true);
         assert!(matches!(probe(&target).await, Probe::Recovering(_)));
         let (_directory, target) = fake(refusal("53300"), true);
-        let Probe::Broken(text) = probe(&target).await else { panic!("not broken") };
+        let Probe::Broken(text) = probe(&target).await else {
+            panic!("not broken")
+        };
         assert!(text.starts_with("53300"), "{text}");
     }
 
     #[tokio::test]
     async fn no_socket_and_a_dead_socket_are_refusals() {
         let directory = tempfile::tempdir().unwrap();
-        let target = Target { sockets: directory.path().to_owned(), port: 5432 };
+        let target = Target {
+            sockets: directory.path().to_owned(),
+            port: 5432,
+        };
         assert!(matches!(probe(&target).await, Probe::Refused(_)));
         drop(std::os::unix::net::UnixListener::bind(directory.path().join(".s.PGSQL.5432")).unwrap());
         assert!(matches!(probe(&target).await, Probe::Refused(_)));

@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use sovereign_protocol::bulk::{
-    Answer, Frame, LANE_ERR, LANE_MAIN, LANE_OUT, Open, carry, read_frame, read_message, write_frame, write_message,
+    Answer, Frame, LANE_ERR, LANE_MAIN, LANE_OUT, Open, carry, read_frame, read_message, write_frame,
+    write_message,
 };
 use sovereign_protocol::limits::{BULK_CHUNK_BYTES, BULK_OPEN};
 use sovereign_protocol::transport::BoxStream;
@@ -56,10 +57,18 @@ async fn tcp(mut stream: BoxStream, port: u16) {
     let mut local = match connected {
         Ok(Ok(local)) => local,
         Ok(Err(error)) => return refuse(stream, format!("127.0.0.1:{port}: {error}")).await,
-        Err(_) => return refuse(stream, format!("127.0.0.1:{port}: no answer within {} s", BULK_OPEN.as_secs())).await,
+        Err(_) => {
+            return refuse(
+                stream,
+                format!("127.0.0.1:{port}: no answer within {} s", BULK_OPEN.as_secs()),
+            )
+            .await;
+        }
     };
     let _ = local.set_nodelay(true);
-    if write_message(&mut stream, &Answer::Opened).await.is_err() || carry(&mut local, &mut stream).await.is_err() {
+    if write_message(&mut stream, &Answer::Opened).await.is_err()
+        || carry(&mut local, &mut stream).await.is_err()
+    {
         let _ = local.set_zero_linger(); // the service sees a reset, not an end
     }
 }
@@ -79,11 +88,19 @@ async fn exec(mut stream: BoxStream, argv: &[String], user: Option<&str>) {
 }
 
 fn spawn(argv: &[String], user: Option<&str>) -> Result<Child, String> {
-    let [program, args @ ..] = argv else { return Err("argv is empty".to_owned()) };
+    let [program, args @ ..] = argv else {
+        return Err("argv is empty".to_owned());
+    };
     let mut command = Command::new(program);
     command.args(args).env_clear().current_dir("/").process_group(0);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env("PATH", search_path()).env("LANG", "C.UTF-8").env("TERM", "dumb");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+        .env("PATH", search_path())
+        .env("LANG", "C.UTF-8")
+        .env("TERM", "dumb");
     if let Some(name) = user {
         let User { name, uid, gid, home } = users::lookup(name).map_err(|error| error.to_string())?;
         command.uid(uid).gid(gid).env("USER", name).env("HOME", home);
@@ -95,7 +112,10 @@ fn spawn(argv: &[String], user: Option<&str>) -> Result<Child, String> {
 
 /// The image's PostgreSQL programs are found too.
 fn search_path() -> String {
-    let versions = std::fs::read_dir(places::PG_VERSIONS).into_iter().flatten().flatten();
+    let versions = std::fs::read_dir(places::PG_VERSIONS)
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut path = places::PATH.to_owned();
     for version in versions {
         path = format!("{}/bin:{path}", version.path().display());
@@ -108,7 +128,12 @@ struct Group(Option<Pid>);
 
 impl Group {
     fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw))
+        Self(
+            child
+                .id()
+                .and_then(|pid| i32::try_from(pid).ok())
+                .map(Pid::from_raw),
+        )
     }
 }
 
@@ -132,7 +157,11 @@ async fn carry_command(stream: BoxStream, mut child: Child) -> io::Result<()> {
 }
 
 /// Writes frames until all are sent; `run` makes them.
-async fn output(mut writer: WriteHalf<BoxStream>, mut queue: mpsc::Receiver<Frame>, run: impl Future<Output = ()>) -> io::Result<()> {
+async fn output(
+    mut writer: WriteHalf<BoxStream>,
+    mut queue: mpsc::Receiver<Frame>,
+    run: impl Future<Output = ()>,
+) -> io::Result<()> {
     let send = async {
         while let Some(frame) = queue.recv().await {
             write_frame(&mut writer, &frame).await?;
@@ -182,7 +211,10 @@ async fn lane(output: Option<impl AsyncRead + Unpin>, lane: u8, frames: &mpsc::S
 async fn input(mut reader: ReadHalf<BoxStream>, mut stdin: Option<ChildStdin>) -> io::Result<()> {
     loop {
         match read_frame(&mut reader).await? {
-            Frame::Data { lane: LANE_MAIN, bytes } => {
+            Frame::Data {
+                lane: LANE_MAIN,
+                bytes,
+            } => {
                 if let Some(open) = &mut stdin
                     && open.write_all(&bytes).await.is_err()
                 {
@@ -190,13 +222,22 @@ async fn input(mut reader: ReadHalf<BoxStream>, mut stdin: Option<ChildStdin>) -
                 }
             }
             Frame::End { lane: LANE_MAIN } => stdin = None,
-            Frame::Abort { code } => return Err(io::Error::other(format!("the peer aborted with errno {code}"))),
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of another lane in a command's input")),
+            Frame::Abort { code } => {
+                return Err(io::Error::other(format!("the peer aborted with errno {code}")));
+            }
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a frame of another lane in a command's input",
+                ));
+            }
         }
     }
 }
 
 fn exit_code(status: ExitStatus) -> u32 {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     code.unsigned_abs()
 }

@@ -73,7 +73,10 @@ impl Server {
                 }
                 Err(error) if told != Some(error.kind()) => {
                     told = Some(error.kind());
-                    log::line("cannot listen, trying again", &[("vsock", &port), ("error", &error)]);
+                    log::line(
+                        "cannot listen, trying again",
+                        &[("vsock", &port), ("error", &error)],
+                    );
                 }
                 Err(_) => {}
             }
@@ -105,7 +108,9 @@ impl Server {
     /// Serves one stream to its end.
     pub async fn serve(self, mut stream: BoxStream) {
         // Over the limit the newest stranger is sent away: the older ones have 2 s at most.
-        let Ok(stranger) = self.unauthenticated.clone().try_acquire_owned() else { return };
+        let Ok(stranger) = self.unauthenticated.clone().try_acquire_owned() else {
+            return;
+        };
         let session = match handshake::accept(&mut stream, &self.identity).await {
             Ok(session) => session,
             Err(error) => return log::line("a handshake failed", &[("error", &log::chain(&error))]),
@@ -119,7 +124,10 @@ impl Server {
                 rpc::serve(stream, self.engine.clone()).await;
             }
             Channel::Bulk => bulk::serve(stream, &self.bulk).await,
-            Channel::Control => log::line("a peer asked for the control channel, which is the host agent's", &[]),
+            Channel::Control => log::line(
+                "a peer asked for the control channel, which is the host agent's",
+                &[],
+            ),
         }
     }
 }

@@ -30,7 +30,9 @@ pub(super) async fn serve(stream: BoxStream, engine: Handle) {
 impl Guest for Service {
     async fn apply(self, _: Context, spec: Document) -> Result<Applied, Refusal> {
         let applied = self.0.apply(spec.into_vec()).await;
-        applied.map(|revision| Applied { revision }).map_err(Refusal::Invalid)
+        applied
+            .map(|revision| Applied { revision })
+            .map_err(Refusal::Invalid)
     }
 
     async fn watch(self, _: Context, cursor: Option<Cursor>, hold_ms: u32) -> Changes {
@@ -44,12 +46,21 @@ impl Guest for Service {
 
     async fn ping(self, _: Context, ping: Ping) -> Pong {
         let received_ns = clock::wall_ns();
-        let event = Event::Pinged { host_sent_ns: ping.host_sent_ns, received_ns };
+        let event = Event::Pinged {
+            host_sent_ns: ping.host_sent_ns,
+            received_ns,
+        };
         let _ = self.0.event(event).await;
-        Pong { guest_received_ns: received_ns, guest_sent_ns: clock::wall_ns() }
+        Pong {
+            guest_received_ns: received_ns,
+            guest_sent_ns: clock::wall_ns(),
+        }
     }
 
     async fn shutdown(self, _: Context) -> Result<(), Refusal> {
-        self.0.event(Event::Shutdown).await.map_err(|ended| Refusal::Failed(ended.to_string()))
+        self.0
+            .event(Event::Shutdown)
+            .await
+            .map_err(|ended| Refusal::Failed(ended.to_string()))
     }
 }

@@ -36,12 +36,20 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let identity = Identity { boot_id: "b1".into(), key: BootKey::generate().unwrap() };
+    let identity = Identity {
+        boot_id: "b1".into(),
+        key: BootKey::generate().unwrap(),
+    };
     let (engine, handle) = engine::new(World::new(Feed::new(7), BootFacts::default()));
     let (sender, effects) = mpsc::unbounded_channel();
     tokio::spawn(engine.run(Recorder(sender)));
     let server = Server::new(identity.clone(), handle.clone());
-    Fixture { server, identity, engine: handle, effects }
+    Fixture {
+        server,
+        identity,
+        engine: handle,
+        effects,
+    }
 }
 
 impl Fixture {
@@ -80,20 +88,38 @@ async fn apply_watch_ping_and_shutdown_over_a_unix_socket() {
     let listener = bind_unix(&path).unwrap();
     tokio::spawn(fixture.server.clone().run(listener));
     let mut stream = UnixStream::connect(&path).await.unwrap();
-    dial(&mut stream, &fixture.identity, Channel::Guest).await.unwrap();
+    dial(&mut stream, &fixture.identity, Channel::Guest)
+        .await
+        .unwrap();
     let client = GuestClient::new(tarpc::client::Config::default(), codec::transport(stream)).spawn();
 
-    let applied = client.apply(context::current(), document(5432)).await.unwrap().unwrap();
+    let applied = client
+        .apply(context::current(), document(5432))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(applied.revision, 3);
     assert!(matches!(fixture.effects.recv().await, Some(Effect::Hostname(name)) if name.as_str() == "sql"));
-    let refused = client.apply(context::current(), document(0)).await.unwrap().unwrap_err();
+    let refused = client
+        .apply(context::current(), document(0))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert!(matches!(refused, Refusal::Invalid(text) if text.contains("services[0].port")));
 
     let changes = client.watch(context::current(), None, 0).await.unwrap();
     assert!(changes.reset);
     assert!(changes.conditions.iter().any(|c| c.subject == "postgres"));
 
-    let pong = client.ping(context::current(), Ping { host_sent_ns: clock_now() }).await.unwrap();
+    let pong = client
+        .ping(
+            context::current(),
+            Ping {
+                host_sent_ns: clock_now(),
+            },
+        )
+        .await
+        .unwrap();
     assert!(pong.guest_sent_ns >= pong.guest_received_ns);
     client.shutdown(context::current()).await.unwrap().unwrap();
     while fixture.effects.recv().await.unwrap() != Effect::PowerOff {}
@@ -108,9 +134,18 @@ async fn a_held_watch_answers_when_something_changes() {
     let fixture = fixture();
     let client = fixture.client().await;
     let first = client.watch(context::current(), None, 0).await.unwrap();
-    let waiting = tokio::spawn(async move { client.watch(context::current(), Some(first.cursor), 8_000).await.unwrap() });
+    let waiting = tokio::spawn(async move {
+        client
+            .watch(context::current(), Some(first.cursor), 8_000)
+            .await
+            .unwrap()
+    });
     tokio::task::yield_now().await;
-    fixture.engine.event(Event::Loopback(Verdict::yes("Answers", ""))).await.unwrap();
+    fixture
+        .engine
+        .event(Event::Loopback(Verdict::yes("Answers", "")))
+        .await
+        .unwrap();
     assert_eq!(waiting.await.unwrap().conditions[0].subject, "lo");
 }
 
@@ -139,7 +174,14 @@ async fn a_hostile_deadline_ends_its_connection_and_nothing_else() {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty());
-    assert!(fixture.client().await.watch(context::current(), None, 0).await.is_ok());
+    assert!(
+        fixture
+            .client()
+            .await
+            .watch(context::current(), None, 0)
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -147,7 +189,10 @@ async fn a_peer_without_the_key_gets_no_service() {
     let fixture = fixture();
     let (mut near, far) = duplex(4096);
     tokio::spawn(fixture.server.clone().serve(Box::new(far)));
-    let stranger = Identity { key: BootKey::generate().unwrap(), ..fixture.identity.clone() };
+    let stranger = Identity {
+        key: BootKey::generate().unwrap(),
+        ..fixture.identity.clone()
+    };
     assert!(dial(&mut near, &stranger, Channel::Guest).await.is_err());
 }
 
@@ -215,7 +260,10 @@ async fn frames(mut stream: DuplexStream) -> Vec<Frame> {
 }
 
 fn exec(script: &str) -> Open {
-    Open::Exec { argv: vec!["sh".into(), "-c".into(), script.into()], user: None }
+    Open::Exec {
+        argv: vec!["sh".into(), "-c".into(), script.into()],
+        user: None,
+    }
 }
 
 #[tokio::test]
@@ -223,13 +271,29 @@ async fn a_command_gets_its_input_and_gives_outputs_and_status() {
     let fixture = fixture();
     let (mut stream, answer) = fixture.bulk(&exec("cat; echo bad >&2; exit 3")).await;
     assert_eq!(answer, Answer::Opened);
-    bulk::write_frame(&mut stream, &Frame::Data { lane: 0, bytes: b"in".to_vec() }).await.unwrap();
-    bulk::write_frame(&mut stream, &Frame::End { lane: 0 }).await.unwrap();
+    bulk::write_frame(
+        &mut stream,
+        &Frame::Data {
+            lane: 0,
+            bytes: b"in".to_vec(),
+        },
+    )
+    .await
+    .unwrap();
+    bulk::write_frame(&mut stream, &Frame::End { lane: 0 })
+        .await
+        .unwrap();
     let frames = frames(stream).await;
     assert_eq!(frames.last(), Some(&Frame::Exit { status: 3 }));
     for want in [
-        Frame::Data { lane: 1, bytes: b"in".to_vec() },
-        Frame::Data { lane: 2, bytes: b"bad\n".to_vec() },
+        Frame::Data {
+            lane: 1,
+            bytes: b"in".to_vec(),
+        },
+        Frame::Data {
+            lane: 2,
+            bytes: b"bad\n".to_vec(),
+        },
         Frame::End { lane: 1 },
         Frame::End { lane: 2 },
     ] {
@@ -250,7 +314,9 @@ async fn a_command_that_was_killed_or_left_heirs_still_ends() {
 async fn a_command_ends_with_its_stream() {
     let fixture = fixture();
     let (mut stream, _) = fixture.bulk(&exec("echo $$; exec sleep 60")).await;
-    let Frame::Data { bytes, .. } = bulk::read_frame(&mut stream).await.unwrap() else { panic!("no output") };
+    let Frame::Data { bytes, .. } = bulk::read_frame(&mut stream).await.unwrap() else {
+        panic!("no output")
+    };
     let pid = String::from_utf8(bytes).unwrap();
     drop(stream);
     let process = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
@@ -265,14 +331,38 @@ async fn a_command_ends_with_its_stream() {
 #[tokio::test]
 async fn what_cannot_be_opened_is_refused_with_its_reason() {
     let fixture = fixture();
-    let guest = Open::Guest { guest: sovereign_protocol::name::Name::parse("a").unwrap(), open: Box::new(exec("")) };
+    let guest = Open::Guest {
+        guest: sovereign_protocol::name::Name::parse("a").unwrap(),
+        open: Box::new(exec("")),
+    };
     for (open, want) in [
-        (Open::Exec { argv: vec![], user: None }, "argv is empty"),
-        (Open::Exec { argv: vec!["/nonexistent".into()], user: None }, "/nonexistent: No such file"),
-        (Open::Exec { argv: vec!["true".into()], user: Some("no-such-user".into()) }, "no-such-user"),
+        (
+            Open::Exec {
+                argv: vec![],
+                user: None,
+            },
+            "argv is empty",
+        ),
+        (
+            Open::Exec {
+                argv: vec!["/nonexistent".into()],
+                user: None,
+            },
+            "/nonexistent: No such file",
+        ),
+        (
+            Open::Exec {
+                argv: vec!["true".into()],
+                user: Some("no-such-user".into()),
+            },
+            "no-such-user",
+        ),
         (guest, "has no guests"),
     ] {
         let (_, answer) = fixture.bulk(&open).await;
-        assert!(matches!(&answer, Answer::Refused { reason } if reason.contains(want)), "{answer:?}");
+        assert!(
+            matches!(&answer, Answer::Refused { reason } if reason.contains(want)),
+            "{answer:?}"
+        );
     }
 }

@@ -66,7 +66,10 @@ mod tests {
     fn old_ends_do_not_count() {
         let mut backoff = Backoff::default();
         for n in 0..20 {
-            assert_eq!(backoff.ended(n * WINDOW_MS), Next::StartAt(n * WINDOW_MS + FIRST_PAUSE_MS));
+            assert_eq!(
+                backoff.ended(n * WINDOW_MS),
+                Next::StartAt(n * WINDOW_MS + FIRST_PAUSE_MS)
+            );
         }
     }
 }

@@ -23,7 +23,13 @@ impl World {
         }
     }
 
-    fn guest_report(&self, name: &Name, guest: &Guest, now_ms: u64, since: &impl Fn(u64) -> String) -> GuestStatus {
+    fn guest_report(
+        &self,
+        name: &Name,
+        guest: &Guest,
+        now_ms: u64,
+        since: &impl Fn(u64) -> String,
+    ) -> GuestStatus {
         let conditions: Vec<Condition> = self.guest_conditions(name, now_ms).collect();
         let forward_status = |forward: &str| {
             let subject = format!("{name}/{forward}");
@@ -52,7 +58,10 @@ impl World {
                     status: forward_status(forward.name.as_str()),
                 })
                 .collect(),
-            conditions: conditions.iter().map(|c| condition_report(name, c, since)).collect(),
+            conditions: conditions
+                .iter()
+                .map(|c| condition_report(name, c, since))
+                .collect(),
         }
     }
 
@@ -80,7 +89,13 @@ impl World {
         };
         let required = [(Layer::Vmm, "vmm"), (Layer::Session, "agent")]
             .into_iter()
-            .chain(guest.config.services.iter().map(|s| (Layer::Service, s.name.as_str())))
+            .chain(
+                guest
+                    .config
+                    .services
+                    .iter()
+                    .map(|s| (Layer::Service, s.name.as_str())),
+            )
             .map(|(layer, subject)| status_of(layer, subject));
         let present = conditions
             .iter()
@@ -98,7 +113,10 @@ fn condition_report(guest: &Name, condition: &Condition, since: &impl Fn(u64) ->
     let subject = &condition.key.subject;
     ConditionStatus {
         layer: condition.key.layer,
-        subject: subject.strip_prefix(&format!("{guest}/")).unwrap_or(subject).to_owned(),
+        subject: subject
+            .strip_prefix(&format!("{guest}/"))
+            .unwrap_or(subject)
+            .to_owned(),
         status: condition.verdict.status,
         reason: condition.verdict.reason.clone(),
         evidence: condition.verdict.evidence.clone(),

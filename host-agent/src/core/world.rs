@@ -137,9 +137,14 @@ impl World {
     /// The guest's ports that forwards lead to, by forward.
     #[must_use]
     pub fn forward_ports(&self, guest: &Name) -> BTreeMap<Name, u16> {
-        let forwards = self.guests.get(guest).map(|guest| guest.config.forwards.as_slice());
+        let forwards = self
+            .guests
+            .get(guest)
+            .map(|guest| guest.config.forwards.as_slice());
         let ports = forwards.unwrap_or_default().iter();
-        ports.map(|forward| (forward.name.clone(), forward.port)).collect()
+        ports
+            .map(|forward| (forward.name.clone(), forward.port))
+            .collect()
     }
 
     /// True when a stop was asked for and no guest runs any more.
@@ -163,12 +168,19 @@ impl World {
             }
         }
         for (name, config) in spec.guests {
-            let guest = self.guests.entry(name.clone()).or_insert_with(|| Guest::new(config.clone(), now_ms));
+            let guest = self
+                .guests
+                .entry(name.clone())
+                .or_insert_with(|| Guest::new(config.clone(), now_ms));
             if guest.config != config || guest.spec_revision == 0 {
                 guest.spec_revision = self.revision;
                 guest.config = config;
                 if guest.phase == Phase::Running {
-                    effects.push(Effect::Push(name.clone(), guest.config.clone(), guest.spec_revision));
+                    effects.push(Effect::Push(
+                        name.clone(),
+                        guest.config.clone(),
+                        guest.spec_revision,
+                    ));
                 }
             }
             guest.wanted = true;
@@ -192,7 +204,11 @@ impl World {
             if guest.start_at_ms.is_some_and(|at| at <= now_ms) {
                 guest.start_at_ms = None;
                 guest.phase = Phase::Starting;
-                effects.push(Effect::Start(name.clone(), guest.config.clone(), guest.spec_revision));
+                effects.push(Effect::Start(
+                    name.clone(),
+                    guest.config.clone(),
+                    guest.spec_revision,
+                ));
             }
         }
     }
@@ -202,9 +218,15 @@ impl World {
             .feed
             .snapshot(now_ms)
             .map(|condition| condition.key)
-            .filter(|key| key.subject.split_once('/').is_some_and(|(guest, _)| guest == name.as_str()))
+            .filter(|key| {
+                key.subject
+                    .split_once('/')
+                    .is_some_and(|(guest, _)| guest == name.as_str())
+            })
             .collect();
-        let Some(guest) = self.guests.get_mut(name) else { return };
+        let Some(guest) = self.guests.get_mut(name) else {
+            return;
+        };
         guest.boot = None;
         guest.applied_revision = 0;
         guest.start_at_ms = None;
@@ -230,27 +252,49 @@ impl World {
                 Next::CrashLoop => Phase::CrashLoop,
             },
         };
-        let code = if guest.phase == Phase::CrashLoop { "CrashLoop".to_owned() } else { format!("{:?}", record.reason) };
+        let code = if guest.phase == Phase::CrashLoop {
+            "CrashLoop".to_owned()
+        } else {
+            format!("{:?}", record.reason)
+        };
         let verdict = Verdict::no(code, &record.evidence);
-        self.feed.observe(host_key(Layer::Vmm, name, "vmm"), verdict, LASTING_MS, now_ms);
+        self.feed
+            .observe(host_key(Layer::Vmm, name, "vmm"), verdict, LASTING_MS, now_ms);
     }
 
     fn observe(&mut self, event: Event, now_ms: u64) {
         match event {
-            Event::Booted { guest: name, boot_id, vmm } => {
-                let Some(guest) = self.guests.get_mut(&name) else { return };
+            Event::Booted {
+                guest: name,
+                boot_id,
+                vmm,
+            } => {
+                let Some(guest) = self.guests.get_mut(&name) else {
+                    return;
+                };
                 if guest.phase != Phase::Stopping {
                     guest.phase = Phase::Starting;
                 }
-                let verdict = Verdict::yes("Running", format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why));
+                let verdict = Verdict::yes(
+                    "Running",
+                    format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why),
+                );
                 guest.boot = Some((boot_id, vmm));
                 self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
-                self.set(Layer::Session, &name, "agent", Verdict::unknown("Dialling", "the guest boots"), now_ms);
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::unknown("Dialling", "the guest boots"),
+                    now_ms,
+                );
             }
             Event::VmmState(name, state) => {
                 let verdict = match state.as_str() {
                     "running" => Verdict::yes("Running", "QMP says running"),
-                    "paused" => Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer"),
+                    "paused" => {
+                        Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
+                    }
                     other => Verdict::no("Stuck", format!("QMP says {other}")),
                 };
                 self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
@@ -261,7 +305,13 @@ impl World {
                 {
                     guest.phase = Phase::Running;
                 }
-                self.set(Layer::Session, &name, "agent", Verdict::yes("Answered", evidence), now_ms);
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::yes("Answered", evidence),
+                    now_ms,
+                );
             }
             Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
             Event::SpecApplied(name, revision) => {
@@ -270,26 +320,43 @@ impl World {
                 }
             }
             Event::SpecRefused(name, why) => {
-                self.set(Layer::Session, &name, "agent", Verdict::no("SpecRefused", why), now_ms);
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::no("SpecRefused", why),
+                    now_ms,
+                );
             }
             Event::Conditions(name, changes) => self.merge(&name, changes, now_ms),
             Event::Clock(name, verdict) => {
                 let key = host_key(Layer::Clock, &name, "offset");
                 self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
             }
-            Event::Forward(name, forward, verdict) => self.set(Layer::Forward, &name, &forward, verdict, now_ms),
+            Event::Forward(name, forward, verdict) => {
+                self.set(Layer::Forward, &name, &forward, verdict, now_ms)
+            }
             Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
         }
     }
 
     fn session_lost(&mut self, name: &Name, why: &str, now_ms: u64) {
-        self.set(Layer::Session, name, "agent", Verdict::unknown("Lost", why), now_ms);
+        self.set(
+            Layer::Session,
+            name,
+            "agent",
+            Verdict::unknown("Lost", why),
+            now_ms,
+        );
         let unseen: Vec<_> = self
             .guest_conditions(name, now_ms)
             .filter(|c| !host_owned(c.key.layer) && c.verdict.status != Status::Unknown)
             .collect();
         for condition in unseen {
-            let evidence = format!("session lost; before: {} {}", condition.verdict.reason, condition.verdict.evidence);
+            let evidence = format!(
+                "session lost; before: {} {}",
+                condition.verdict.reason, condition.verdict.evidence
+            );
             let verdict = Verdict::unknown("SessionLost", evidence);
             self.feed.observe(condition.key, verdict, LASTING_MS, now_ms);
         }
@@ -297,20 +364,31 @@ impl World {
 
     fn merge(&mut self, name: &Name, changes: Changes, now_ms: u64) {
         if changes.reset {
-            let listed: Vec<Key> = changes.conditions.iter().map(|c| host_key(c.key.layer, name, &c.key.subject)).collect();
+            let listed: Vec<Key> = changes
+                .conditions
+                .iter()
+                .map(|c| host_key(c.key.layer, name, &c.key.subject))
+                .collect();
             let gone: Vec<Key> = self
                 .guest_conditions(name, now_ms)
                 .map(|c| c.key)
-                .filter(|key| !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key))
+                .filter(|key| {
+                    !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key)
+                })
                 .collect();
             for key in gone {
                 self.feed.remove(&key);
             }
         }
-        for condition in changes.conditions.into_iter().filter(|c| !host_owned(c.key.layer)) {
+        for condition in changes
+            .conditions
+            .into_iter()
+            .filter(|c| !host_owned(c.key.layer))
+        {
             let key = host_key(condition.key.layer, name, &condition.key.subject);
             let observed_ms = now_ms.saturating_sub(condition.age_ms);
-            self.feed.observe(key, condition.verdict, condition.valid_ms, observed_ms);
+            self.feed
+                .observe(key, condition.verdict, condition.valid_ms, observed_ms);
         }
         for key in changes.removed.iter().filter(|key| !host_owned(key.layer)) {
             self.feed.remove(&host_key(key.layer, name, &key.subject));
@@ -318,14 +396,17 @@ impl World {
     }
 
     fn set(&mut self, layer: Layer, guest: &Name, subject: &str, verdict: Verdict, now_ms: u64) {
-        self.feed.observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
+        self.feed
+            .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
     }
 
     fn judge_ready(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let names: Vec<Name> = self.guests.keys().cloned().collect();
         for name in names {
             let ready = self.ready(&name, now_ms);
-            let Some(guest) = self.guests.get_mut(&name) else { continue };
+            let Some(guest) = self.guests.get_mut(&name) else {
+                continue;
+            };
             if guest.ready != ready {
                 guest.ready = ready;
                 guest.ready_since_ms = now_ms;
@@ -374,7 +455,10 @@ const CLOCK_VALID_MS: u64 = 200_000;
 
 /// Layers that the host judges itself, whatever a guest may claim.
 fn host_owned(layer: Layer) -> bool {
-    matches!(layer, Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward)
+    matches!(
+        layer,
+        Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward
+    )
 }
 
 fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {

@@ -25,9 +25,16 @@ fn config(port: u16) -> GuestConfig {
         },
         services: vec![Service {
             name: postgres.clone(),
-            kind: ServiceKind::Postgres { settings: BTreeMap::new(), port },
+            kind: ServiceKind::Postgres {
+                settings: BTreeMap::new(),
+                port,
+            },
         }],
-        forwards: vec![Forward { name: postgres, listen: "127.0.0.1:15432".parse().unwrap(), port }],
+        forwards: vec![Forward {
+            name: postgres,
+            listen: "127.0.0.1:15432".parse().unwrap(),
+            port,
+        }],
     }
 }
 
@@ -39,8 +46,17 @@ fn spec(port: u16) -> HostSpec {
 }
 
 fn booted() -> Event {
-    let vmm = VmmStatus { kind: "qemu".into(), accel: "tcg".into(), why: "x".into(), pid: 7 };
-    Event::Booted { guest: sql(), boot_id: "b".into(), vmm }
+    let vmm = VmmStatus {
+        kind: "qemu".into(),
+        accel: "tcg".into(),
+        why: "x".into(),
+        pid: 7,
+    };
+    Event::Booted {
+        guest: sql(),
+        boot_id: "b".into(),
+        vmm,
+    }
 }
 
 fn service(status: Status, valid_ms: u64) -> Event {
@@ -51,12 +67,28 @@ fn service(status: Status, valid_ms: u64) -> Event {
         valid_ms,
         since_ms: 0,
     };
-    let cursor = Cursor { incarnation: 1, revision: 1 };
-    Event::Conditions(sql(), Changes { cursor, reset: false, conditions: vec![condition], removed: vec![] })
+    let cursor = Cursor {
+        incarnation: 1,
+        revision: 1,
+    };
+    Event::Conditions(
+        sql(),
+        Changes {
+            cursor,
+            reset: false,
+            conditions: vec![condition],
+            removed: vec![],
+        },
+    )
 }
 
 fn exit(reason: ExitReason) -> Event {
-    let record = ExitRecord { boot_id: "b".into(), reason, evidence: "why".into(), wall_ns: 0 };
+    let record = ExitRecord {
+        boot_id: "b".into(),
+        reason,
+        evidence: "why".into(),
+        wall_ns: 0,
+    };
     Event::Ended(sql(), record)
 }
 
@@ -77,16 +109,27 @@ fn ready_world() -> World {
 #[test]
 fn a_guest_is_ready_only_when_each_step_was_seen() {
     let mut world = World::new(1);
-    assert_eq!(world.step(Event::Applied(spec(5432)), 0), [Effect::Start(sql(), config(5432), 1)]);
+    assert_eq!(
+        world.step(Event::Applied(spec(5432)), 0),
+        [Effect::Start(sql(), config(5432), 1)]
+    );
     assert_eq!(world.ready(&sql(), 0), Status::Unknown);
     world.step(booted(), 0);
     world.step(Event::SessionUp(sql(), "hello".into()), 0);
     world.step(service(Status::True, 1_000), 0);
-    assert_eq!(world.ready(&sql(), 0), Status::Unknown, "the spec is not applied yet");
+    assert_eq!(
+        world.ready(&sql(), 0),
+        Status::Unknown,
+        "the spec is not applied yet"
+    );
     let effects = world.step(Event::SpecApplied(sql(), 1), 0);
     assert_eq!(effects, [Effect::Forwards(sql(), true)]);
     assert_eq!(world.ready(&sql(), 1_000), Status::True);
-    assert_eq!(world.ready(&sql(), 1_001), Status::Unknown, "the service was not seen since");
+    assert_eq!(
+        world.ready(&sql(), 1_001),
+        Status::Unknown,
+        "the service was not seen since"
+    );
 }
 
 #[test]
@@ -95,7 +138,13 @@ fn the_same_spec_again_does_nothing_and_a_changed_one_is_pushed() {
     assert_eq!(world.step(Event::Applied(spec(5432)), 1), []);
     assert_eq!(world.ready(&sql(), 1), Status::True);
     let effects = world.step(Event::Applied(spec(5433)), 2);
-    assert_eq!(effects, [Effect::Push(sql(), config(5433), 3), Effect::Forwards(sql(), false)]);
+    assert_eq!(
+        effects,
+        [
+            Effect::Push(sql(), config(5433), 3),
+            Effect::Forwards(sql(), false)
+        ]
+    );
 }
 
 #[test]
@@ -104,7 +153,11 @@ fn a_lost_session_makes_the_guest_unknown_not_false() {
     let effects = world.step(Event::SessionLost(sql(), "reset".into()), 1);
     assert_eq!(effects, [Effect::Forwards(sql(), false)]);
     assert_eq!(world.ready(&sql(), 1), Status::Unknown);
-    assert!(world.guest_conditions(&sql(), 1).all(|c| c.verdict.status != Status::False));
+    assert!(
+        world
+            .guest_conditions(&sql(), 1)
+            .all(|c| c.verdict.status != Status::False)
+    );
     world.step(Event::SessionUp(sql(), "hello".into()), 2);
     let effects = world.step(service(Status::True, 1_000), 2);
     assert_eq!(effects, [Effect::Forwards(sql(), true)]);
@@ -162,7 +215,10 @@ fn stop_stops_in_order_and_is_done_when_all_have_ended() {
 #[test]
 fn a_guest_that_left_the_file_is_stopped_once() {
     let mut world = ready_world();
-    let empty = HostSpec { version: VERSION, guests: BTreeMap::new() };
+    let empty = HostSpec {
+        version: VERSION,
+        guests: BTreeMap::new(),
+    };
     let effects = world.step(Event::Applied(empty.clone()), 1);
     assert!(effects.contains(&Effect::Stop(sql())));
     assert_eq!(world.step(Event::Applied(empty), 2), []);
@@ -178,10 +234,21 @@ fn a_guest_cannot_speak_for_the_host() {
         valid_ms: 1,
         since_ms: 0,
     };
-    let cursor = Cursor { incarnation: 1, revision: 2 };
-    let changes = Changes { cursor, reset: true, conditions: vec![lie], removed: vec![Key::new(Layer::Session, "agent")] };
+    let cursor = Cursor {
+        incarnation: 1,
+        revision: 2,
+    };
+    let changes = Changes {
+        cursor,
+        reset: true,
+        conditions: vec![lie],
+        removed: vec![Key::new(Layer::Session, "agent")],
+    };
     world.step(Event::Conditions(sql(), changes), 1);
-    let host: Vec<_> = world.guest_conditions(&sql(), 1).filter(|c| host_owned(c.key.layer)).collect();
+    let host: Vec<_> = world
+        .guest_conditions(&sql(), 1)
+        .filter(|c| host_owned(c.key.layer))
+        .collect();
     assert_eq!(host.len(), 2);
     assert!(host.iter().all(|c| c.verdict.status == Status::True));
 }
@@ -190,7 +257,10 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Applied(spec(5432))),
         Just(Event::Applied(spec(5433))),
-        Just(Event::Applied(HostSpec { version: VERSION, guests: BTreeMap::new() })),
+        Just(Event::Applied(HostSpec {
+            version: VERSION,
+            guests: BTreeMap::new()
+        })),
         Just(booted()),
         Just(Event::SessionUp(sql(), String::new())),
         Just(Event::SessionLost(sql(), String::new())),

@@ -56,7 +56,11 @@ const PROBE_BYTES: u64 = 256 << 10;
 
 /// Chooses for this host and this guest kernel; asks the cache first.
 pub async fn choose(config: &ShimConfig) -> Choice {
-    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    if let Err(error) = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
         return Choice {
             accel: Accel::Tcg,
             why: format!("/dev/kvm cannot be opened: {error}"),
@@ -81,7 +85,12 @@ fn cached(path: &Path, key: &str) -> Option<Choice> {
 }
 
 fn cache_key(kernel: &Path) -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     let vmm = vmm::find_program(qemu::PROGRAM)
         .and_then(|path| std::fs::metadata(path).ok())
         .map_or(0, |m| m.len());
@@ -146,8 +155,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("accel.json");
         assert_eq!(cached(&path, "a"), None);
-        let choice = Choice { accel: Accel::Tcg, why: "x".into() };
-        let kept = Cached { key: "a".into(), choice: choice.clone() };
+        let choice = Choice {
+            accel: Accel::Tcg,
+            why: "x".into(),
+        };
+        let kept = Cached {
+            key: "a".into(),
+            choice: choice.clone(),
+        };
         std::fs::write(&path, serde_json::to_vec(&kept).unwrap()).unwrap();
         assert_eq!(cached(&path, "a"), Some(choice));
         assert_eq!(cached(&path, "b"), None);

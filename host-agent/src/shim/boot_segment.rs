@@ -40,14 +40,20 @@ pub fn initramfs(base: &Path, record: &BootRecord) -> anyhow::Result<OwnedFd> {
 }
 
 fn write(base: &Path, record: &BootRecord) -> io::Result<OwnedFd> {
-    let fd = memfd_create("sovereign-initramfs", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)?;
+    let fd = memfd_create(
+        "sovereign-initramfs",
+        MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC,
+    )?;
     let mut file = File::from(fd);
     let mut bytes = Vec::new();
     File::open(base)?.read_to_end(&mut bytes)?;
     file.write_all(&padded(bytes))?;
     file.write_all(&padded(segment(record)?))?;
     let fd = OwnedFd::from(file);
-    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+    fcntl_add_seals(
+        &fd,
+        SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL,
+    )?;
     Ok(fd)
 }
 

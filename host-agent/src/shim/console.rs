@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn a_panic_is_found() {
         let tail = "a\r\n[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs\r\nb";
-        assert_eq!(panic_line(tail), Some("[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs"));
+        assert_eq!(
+            panic_line(tail),
+            Some("[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs")
+        );
         assert_eq!(panic_line("fine"), None);
     }
 }

@@ -27,7 +27,12 @@ pub fn arguments(config: &ShimConfig, accel: Accel, initrd_fd: i32) -> Vec<OsStr
     line.pair("-kernel", config.image.kernel.as_os_str());
     line.words(&["-initrd", &format!("/proc/self/fd/{initrd_fd}")]);
     line.words(&["-append", KERNEL_LINE]);
-    line.words(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    line.words(&[
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ]);
     line.with_path("-qmp", "unix:", &config.paths.qmp(), ",server=on,wait=off");
     line.with_path("-chardev", "socket,id=vsock,path=", &config.paths.vhost(), "");
     line.words(&["-device", "vhost-user-vsock-pci,chardev=vsock"]);
@@ -42,12 +47,25 @@ pub fn arguments(config: &ShimConfig, accel: Accel, initrd_fd: i32) -> Vec<OsStr
 #[must_use]
 pub fn probe_arguments(kernel: &Path, accel: Accel) -> Vec<OsString> {
     let mut line = Line::default();
-    line.words(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "128M"]);
+    line.words(&[
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-m",
+        "128M",
+    ]);
     line.words(&["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
     line.machine(accel);
     line.pair("-kernel", kernel.as_os_str());
     line.words(&["-append", "console=ttyS0 panic=-1"]);
-    line.words(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    line.words(&[
+        "-chardev",
+        "stdio,id=console,signal=off",
+        "-serial",
+        "chardev:console",
+    ]);
     line.0
 }
 
@@ -87,7 +105,10 @@ impl Line {
             path,
             options,
         );
-        self.words(&["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
+        self.words(&[
+            "-device",
+            &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+        ]);
     }
 }
 

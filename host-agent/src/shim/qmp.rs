@@ -105,10 +105,20 @@ mod tests {
 
     #[test]
     fn events_are_read_and_nonsense_is_ignored() {
-        let shutdown = |reason: &str| parse(&json!({"event": "SHUTDOWN", "data": {"reason": reason}}).to_string());
-        assert_eq!(shutdown("guest-reset"), QmpEvent::Shutdown(ExitReason::GuestRebooted));
-        assert_eq!(shutdown("guest-shutdown"), QmpEvent::Shutdown(ExitReason::PoweredOff));
-        assert_eq!(shutdown("new in QEMU 99"), QmpEvent::Shutdown(ExitReason::Crashed));
+        let shutdown =
+            |reason: &str| parse(&json!({"event": "SHUTDOWN", "data": {"reason": reason}}).to_string());
+        assert_eq!(
+            shutdown("guest-reset"),
+            QmpEvent::Shutdown(ExitReason::GuestRebooted)
+        );
+        assert_eq!(
+            shutdown("guest-shutdown"),
+            QmpEvent::Shutdown(ExitReason::PoweredOff)
+        );
+        assert_eq!(
+            shutdown("new in QEMU 99"),
+            QmpEvent::Shutdown(ExitReason::Crashed)
+        );
         assert_eq!(parse(r#"{"event":"STOP"}"#), QmpEvent::State("paused".into()));
         for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
             assert_eq!(parse(line), QmpEvent::Other);

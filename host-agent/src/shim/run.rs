@@ -70,7 +70,9 @@ async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     fcntl_setfd(initramfs.as_fd(), FdFlags::empty())?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&initramfs);
     let arguments = qemu::arguments(config, choice.accel, number);
-    let mut child = vmm::command(qemu::PROGRAM, arguments)?.spawn().context("cannot start the VMM")?;
+    let mut child = vmm::command(qemu::PROGRAM, arguments)?
+        .spawn()
+        .context("cannot start the VMM")?;
     drop(initramfs);
 
     let identity = Message::Identity {
@@ -290,7 +292,9 @@ async fn converse(
             },
         };
         let last = matches!(answer, Message::Exited(_));
-        let Ok(mut line) = serde_json::to_vec(&answer) else { return };
+        let Ok(mut line) = serde_json::to_vec(&answer) else {
+            return;
+        };
         line.push(b'\n');
         if write.write_all(&line).await.is_err() || last {
             return;
@@ -310,9 +314,15 @@ mod tests {
     #[test]
     fn the_end_of_a_vmm_is_named() {
         let panic = "Kernel panic - not syncing: x";
-        assert_eq!(reason(Some(ExitReason::GuestRebooted), panic), ExitReason::GuestPanicked);
+        assert_eq!(
+            reason(Some(ExitReason::GuestRebooted), panic),
+            ExitReason::GuestPanicked
+        );
         assert_eq!(reason(None, panic), ExitReason::GuestPanicked);
-        assert_eq!(reason(Some(ExitReason::GuestRebooted), "x"), ExitReason::GuestRebooted);
+        assert_eq!(
+            reason(Some(ExitReason::GuestRebooted), "x"),
+            ExitReason::GuestRebooted
+        );
         assert_eq!(reason(Some(ExitReason::Killed), panic), ExitReason::Killed);
         assert_eq!(reason(None, ""), ExitReason::StartFailed);
         assert_eq!(reason(None, "booting"), ExitReason::Crashed);

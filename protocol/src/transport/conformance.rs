@@ -27,7 +27,12 @@ fn scenes() -> Vec<Scene> {
             } else {
                 Address::Unix { path }
             };
-            Scene { _dir: dir, listener, hybrid, address }
+            Scene {
+                _dir: dir,
+                listener,
+                hybrid,
+                address,
+            }
         })
         .collect()
 }
@@ -52,7 +57,10 @@ impl Scene {
 #[tokio::test]
 async fn bytes_go_both_ways_and_none_is_lost_behind_the_answer() {
     for scene in scenes() {
-        let (mut near, mut far) = tokio::join!(async { dial(&scene.address).await.unwrap() }, scene.accept(b"early"));
+        let (mut near, mut far) = tokio::join!(
+            async { dial(&scene.address).await.unwrap() },
+            scene.accept(b"early")
+        );
         let mut early = [0; 5];
         near.read_exact(&mut early).await.unwrap();
         assert_eq!(&early, b"early");
@@ -109,9 +117,15 @@ async fn a_live_socket_is_not_taken_over_and_a_dead_one_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let listener = bind_unix(&path).unwrap();
-    assert_eq!(bind_unix(&path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(
+        bind_unix(&path).unwrap_err().kind(),
+        std::io::ErrorKind::AddrInUse
+    );
     drop(listener);
     bind_unix(&path).unwrap();
     let long = dir.path().join("x".repeat(108));
-    assert_eq!(bind_unix(&long).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+    assert_eq!(
+        bind_unix(&long).unwrap_err().kind(),
+        std::io::ErrorKind::InvalidInput
+    );
 }

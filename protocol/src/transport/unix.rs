@@ -10,10 +10,12 @@ use super::{Address, DialError};
 use crate::limits::SOCKET_PATH_BYTES;
 
 pub(super) async fn dial(path: &Path, address: &Address) -> Result<UnixStream, DialError> {
-    UnixStream::connect(path).await.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => DialError::Gone(address.clone()),
-        _ => DialError::Io(address.clone(), error),
-    })
+    UnixStream::connect(path)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => DialError::Gone(address.clone()),
+            _ => DialError::Io(address.clone(), error),
+        })
 }
 
 /// Listens on a Unix socket that only its owner may open, in the place of a dead one.
@@ -24,7 +26,10 @@ pub(super) async fn dial(path: &Path, address: &Address) -> Result<UnixStream, D
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_BYTES {
-        let text = format!("socket path of {length} bytes is over {SOCKET_PATH_BYTES}: {}", path.display());
+        let text = format!(
+            "socket path of {length} bytes is over {SOCKET_PATH_BYTES}: {}",
+            path.display()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     match std::os::unix::net::UnixStream::connect(path) {

@@ -8,7 +8,10 @@ fn hex(item: &impl Serialize) -> String {
 }
 
 fn cursor() -> Cursor {
-    Cursor { incarnation: 1, revision: 2 }
+    Cursor {
+        incarnation: 1,
+        revision: 2,
+    }
 }
 
 fn condition() -> Condition {
@@ -30,7 +33,10 @@ fn bytes_of_version_1() {
     assert_eq!(hex(&cursor()), "01000000000000000200000000000000");
     assert_eq!(hex(&applied), "0900000000000000");
     assert_eq!(hex(&Ping { host_sent_ns: -1 }), "ffffffffffffffff");
-    let pong = Pong { guest_received_ns: 1, guest_sent_ns: 2 };
+    let pong = Pong {
+        guest_received_ns: 1,
+        guest_sent_ns: 2,
+    };
     assert_eq!(hex(&pong), "01000000000000000200000000000000");
     assert_eq!(hex(&Refusal::Conflict("a".into())), "01000000010000000000000061");
     assert_eq!(hex(&Document::from(vec![7])), "010000000000000007");

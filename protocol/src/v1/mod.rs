@@ -151,7 +151,11 @@ impl From<Changes> for feed::Changes {
             cursor: c.cursor.into(),
             reset: c.reset,
             conditions: c.conditions.into_iter().map(Into::into).collect(),
-            removed: c.removed.into_iter().map(|(l, s)| condition::Key::new(l, s)).collect(),
+            removed: c
+                .removed
+                .into_iter()
+                .map(|(l, s)| condition::Key::new(l, s))
+                .collect(),
         }
     }
 }
