@@ -34,7 +34,7 @@ where
     tarpc::serde_transport::new(frames, Codec(PhantomData))
 }
 
-/// bincode as [`options`] say.
+/// bincode with fixed integers, a limit and no trailing bytes.
 pub struct Codec<In, Out>(PhantomData<fn(Out) -> In>);
 
 /// A message that can look at its raw bytes before anybody deserialises them.

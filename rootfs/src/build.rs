@@ -164,7 +164,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
 /// Needs no network when the lock and its packages are there, and reads no big file when nothing has changed.
 ///
 /// # Errors
-/// Each step has its own kind; see [`Error`].
+/// Each step has its own kind; see [`enum@Error`].
 pub fn build(request: &Build<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -6,7 +6,7 @@
 //! AF_VSOCK socket, never accepts a connection the guest starts (refused with RST), and never
 //! buffers host-to-guest bytes: a write goes straight into the guest's receive ring.
 //!
-//! One mutex per guest ([`guest::Guest`]), held for one batch and never across an await. One
+//! One mutex per guest (`guest::Guest`), held for one batch and never across an await. One
 //! blocking thread speaks vhost-user, one task per ring waits for the guest's kicks, one task
 //! ends streams that linger.
 //!
