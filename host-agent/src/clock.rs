@@ -21,13 +21,44 @@ pub fn wall_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// RFC 3339 UTC of `ago_ms` milliseconds ago.
-#[must_use]
-pub fn rfc3339_ago(ago_ms: u64) -> String {
-    let then = SystemTime::now()
-        .checked_sub(std::time::Duration::from_millis(ago_ms))
-        .unwrap_or(UNIX_EPOCH);
-    humantime::format_rfc3339_millis(then).to_string()
+/// Which wall time a boottime was: the same instant always reads the same.
+#[derive(Debug)]
+pub struct Anchor {
+    /// Wall time minus boottime.
+    ahead_ms: i128,
+}
+
+/// A wall clock that moved by more was set, not slewed.
+const ANCHOR_TOLERANCE_MS: i128 = 50;
+
+impl Anchor {
+    /// An anchor at this pair of clock readings.
+    #[must_use]
+    pub fn new(wall_ns: i64, boottime_ms: u64) -> Self {
+        Self {
+            ahead_ms: Self::ahead(wall_ns, boottime_ms),
+        }
+    }
+
+    /// Follows a wall clock that was set.
+    pub fn follow(&mut self, wall_ns: i64, boottime_ms: u64) {
+        let now = Self::ahead(wall_ns, boottime_ms);
+        if (now - self.ahead_ms).abs() > ANCHOR_TOLERANCE_MS {
+            self.ahead_ms = now;
+        }
+    }
+
+    /// RFC 3339 UTC of a boottime, to the millisecond.
+    #[must_use]
+    pub fn rfc3339(&self, boottime_ms: u64) -> String {
+        let wall = u64::try_from(i128::from(boottime_ms) + self.ahead_ms).unwrap_or_default();
+        let then = UNIX_EPOCH + std::time::Duration::from_millis(wall);
+        humantime::format_rfc3339_millis(then).to_string()
+    }
+
+    fn ahead(wall_ns: i64, boottime_ms: u64) -> i128 {
+        i128::from(wall_ns / 1_000_000) - i128::from(boottime_ms)
+    }
 }
 
 /// A guest's clock against ours, in nanoseconds.
@@ -73,6 +104,17 @@ impl Offset {
 mod tests {
     use super::*;
     use sovereign_protocol::condition::Status;
+
+    #[test]
+    fn the_same_instant_always_reads_the_same_until_the_clock_is_set() {
+        let mut anchor = Anchor::new(1_000_000_000_000, 500);
+        assert_eq!(anchor.rfc3339(1_500), "1970-01-01T00:16:41.000Z");
+        anchor.follow(1_000_010_000_000, 509); // a millisecond of rounding
+        assert_eq!(anchor.rfc3339(1_500), "1970-01-01T00:16:41.000Z");
+        anchor.follow(1_060_000_000_000, 500);
+        assert_eq!(anchor.rfc3339(1_500), "1970-01-01T00:17:41.000Z");
+        assert_eq!(Anchor::new(0, u64::MAX).rfc3339(0), "1970-01-01T00:00:00.000Z");
+    }
 
     #[test]
     fn four_timestamps_give_offset_and_bound() {

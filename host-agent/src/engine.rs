@@ -13,7 +13,7 @@ use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::clock::{boottime_ms, rfc3339_ago};
+use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, World};
 use crate::files;
 use crate::forward::Forward;
@@ -51,6 +51,7 @@ pub struct Engine {
     forwards: BTreeMap<(Name, Name), (std::net::SocketAddr, Forward)>,
     events: mpsc::Sender<Event>,
     cursor: watch::Sender<Cursor>,
+    anchor: Anchor,
 }
 
 impl Engine {
@@ -73,6 +74,7 @@ impl Engine {
             forwards: BTreeMap::new(),
             events,
             cursor,
+            anchor: Anchor::new(wall_ns(), boottime_ms()),
         };
         Ok((engine, cursors))
     }
@@ -129,10 +131,10 @@ impl Engine {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
             }
             Request::Status(reply) => {
-                let _ = reply.send(
-                    self.world
-                        .report(&self.layout.instance, boottime_ms(), rfc3339_ago),
-                );
+                let now_ms = boottime_ms();
+                self.anchor.follow(wall_ns(), now_ms);
+                let when = |ms| self.anchor.rfc3339(ms);
+                let _ = reply.send(self.world.report(&self.layout.instance, now_ms, when));
             }
             Request::Target(name, reply) => {
                 let target = self

@@ -8,9 +8,9 @@ use super::World;
 use super::world::Guest;
 
 impl World {
-    /// Everything at `now_ms`; `since` turns an age in milliseconds into RFC 3339.
+    /// Everything at `now_ms`; `when` turns a time of the same clock into RFC 3339.
     #[must_use]
-    pub fn report(&self, instance: &Name, now_ms: u64, since: impl Fn(u64) -> String) -> StatusReport {
+    pub fn report(&self, instance: &Name, now_ms: u64, when: impl Fn(u64) -> String) -> StatusReport {
         StatusReport {
             schema: SCHEMA.to_owned(),
             instance: instance.clone(),
@@ -18,7 +18,7 @@ impl World {
             guests: self
                 .guests
                 .iter()
-                .map(|(name, guest)| self.guest_report(name, guest, now_ms, &since))
+                .map(|(name, guest)| self.guest_report(name, guest, now_ms, &when))
                 .collect(),
         }
     }
@@ -28,7 +28,7 @@ impl World {
         name: &Name,
         guest: &Guest,
         now_ms: u64,
-        since: &impl Fn(u64) -> String,
+        when: &impl Fn(u64) -> String,
     ) -> GuestStatus {
         let conditions: Vec<Condition> = self.guest_conditions(name, now_ms).collect();
         let forward_status = |forward: &str| {
@@ -42,7 +42,7 @@ impl World {
             name: name.clone(),
             phase: guest.phase,
             ready: self.ready(name, now_ms),
-            since: since(now_ms.saturating_sub(guest.ready_since_ms)),
+            since: when(guest.ready_since_ms),
             boot_id: guest.boot.as_ref().map(|(boot_id, _)| boot_id.clone()),
             spec_revision: guest.spec_revision,
             applied_revision: guest.applied_revision,
@@ -60,7 +60,7 @@ impl World {
                 .collect(),
             conditions: conditions
                 .iter()
-                .map(|c| condition_report(name, c, since))
+                .map(|c| condition_report(name, c, now_ms, when))
                 .collect(),
         }
     }
@@ -109,7 +109,12 @@ impl World {
     }
 }
 
-fn condition_report(guest: &Name, condition: &Condition, since: &impl Fn(u64) -> String) -> ConditionStatus {
+fn condition_report(
+    guest: &Name,
+    condition: &Condition,
+    now_ms: u64,
+    when: &impl Fn(u64) -> String,
+) -> ConditionStatus {
     let subject = &condition.key.subject;
     ConditionStatus {
         layer: condition.key.layer,
@@ -120,7 +125,7 @@ fn condition_report(guest: &Name, condition: &Condition, since: &impl Fn(u64) ->
         status: condition.verdict.status,
         reason: condition.verdict.reason.clone(),
         evidence: condition.verdict.evidence.clone(),
-        since: since(condition.since_ms),
+        since: when(now_ms.saturating_sub(condition.since_ms)),
         age_ms: condition.age_ms,
         valid_ms: condition.valid_ms,
     }
