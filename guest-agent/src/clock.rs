@@ -1,7 +1,11 @@
 //! Reading the clocks. The decision what to do with them is in `core`.
 
+use clock_steering::unix::UnixClock;
+use clock_steering::{Clock, TimeOffset};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
+
+use crate::core::clock::Adjustment;
 
 const NANOS: i64 = 1_000_000_000;
 
@@ -26,4 +30,25 @@ pub fn wall_ns() -> i64 {
 pub fn set_wall_ns(to: i64) -> nix::Result<()> {
     let time = TimeSpec::new(to.div_euclid(NANOS), to.rem_euclid(NANOS));
     clock_settime(ClockId::CLOCK_REALTIME, time)
+}
+
+/// Steps the guest's clock and sets its frequency.
+///
+/// # Errors
+/// The system's own, in words.
+pub fn adjust(adjustment: Adjustment) -> Result<(), String> {
+    let clock = UnixClock::CLOCK_REALTIME;
+    if adjustment.step_ns != 0 {
+        let step = TimeOffset {
+            seconds: adjustment.step_ns.div_euclid(NANOS),
+            nanos: u32::try_from(adjustment.step_ns.rem_euclid(NANOS)).unwrap_or(0), // below 10^9
+        };
+        clock.step_clock(step).map_err(|error| format!("step: {error}"))?;
+    }
+    // Parts per million, whatever its documentation says (FACTS section 11).
+    let ppm = adjustment.frequency_ppb as f64 / 1e3;
+    clock
+        .set_frequency(ppm)
+        .map_err(|error| format!("frequency: {error}"))?;
+    Ok(())
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
+use sovereign_protocol::limits::EVENTS_BATCH;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::{GuestSpec, SpecError};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +26,8 @@ pub enum Request {
     Apply(Vec<u8>, oneshot::Sender<Result<u64, String>>),
     /// What changed after the cursor?
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
+    /// What happened?
+    Events(Start, oneshot::Sender<Events>),
 }
 
 /// What carries out effects; everything that comes of one returns as a [`Request`].
@@ -76,18 +80,39 @@ impl Handle {
     /// # Errors
     /// [`Ended`].
     pub async fn watch(&self, cursor: Option<Cursor>, hold: Duration) -> Result<Changes, Ended> {
+        self.held(hold, |reply| Request::Changes(cursor, reply), Changes::is_empty)
+            .await
+    }
+
+    /// What happened from `start` on, at the latest after `hold`. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub async fn events(&self, start: Start, hold: Duration) -> Result<Events, Ended> {
+        // Only who knows a place in the journal waits for what comes after it.
+        let waits = matches!(start, Start::After(_));
+        let request = |reply| Request::Events(start, reply);
+        self.held(hold, request, |e| waits && e.events.is_empty()).await
+    }
+
+    async fn held<T>(
+        &self,
+        hold: Duration,
+        request: impl Fn(oneshot::Sender<T>) -> Request,
+        is_empty: impl Fn(&T) -> bool,
+    ) -> Result<T, Ended> {
         let deadline = Instant::now() + hold;
         let mut news = self.news.clone();
         loop {
             news.mark_unchanged(); // before the look: what comes later wakes the wait
-            let changes = self.ask(|reply| Request::Changes(cursor, reply)).await?;
-            if !changes.is_empty() {
-                return Ok(changes);
+            let answer = self.ask(&request).await?;
+            if !is_empty(&answer) {
+                return Ok(answer);
             }
             match tokio::time::timeout_at(deadline, news.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Ended),
-                Err(_) => return Ok(changes),
+                Err(_) => return Ok(answer),
             }
         }
     }
@@ -177,6 +202,11 @@ impl Engine {
                     .map(|spec| self.world.step(Event::Apply(spec), self.now_ms()))
                     .unwrap_or_default()
             }
+            Request::Events(start, reply) => {
+                let journal = self.world.feed.journal();
+                let _ = reply.send(journal.read(start, EVENTS_BATCH, self.now_ms())); // or nobody waits
+                Vec::new()
+            }
             Request::Changes(cursor, reply) => {
                 let _ = reply.send(self.world.feed.since(cursor, self.now_ms()));
                 Vec::new()
@@ -240,7 +270,7 @@ mod tests {
     }
 
     fn start() -> Handle {
-        let (engine, handle) = new(World::new(Feed::new(7), BootFacts::default()));
+        let (engine, handle) = new(World::new(Feed::new(7, 16), BootFacts::default()));
         tokio::spawn(engine.run(NoHands));
         handle
     }

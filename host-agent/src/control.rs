@@ -1,11 +1,13 @@
 //! The control socket: tarpc for ctl, and bulk streams through to guests.
 
 use std::io;
+use std::time::Duration;
 
 use futures::StreamExt;
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::codec;
-use sovereign_protocol::feed::Cursor;
+use sovereign_protocol::event::{Events, Start};
+use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::handshake::{self, Channel};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::{BULK_OPEN, IN_FLIGHT, UNAUTHENTICATED, WATCH_HOLD};
@@ -16,16 +18,20 @@ use tarpc::server::{BaseChannel, Channel as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::engine::Request;
 use crate::forward;
+
+/// Where feed and journal stand.
+type News = (Cursor, Cursor);
 
 /// Serves ctl until it is dropped.
 pub async fn serve(
     listener: UnixListener,
     layout: Layout,
     requests: mpsc::Sender<Request>,
-    cursor: watch::Receiver<Cursor>,
+    news: watch::Receiver<News>,
 ) {
     let ours = rustix::process::geteuid().as_raw();
     let mut clients = JoinSet::new();
@@ -36,12 +42,12 @@ pub async fn serve(
                 Ok((stream, _)) => {
                     let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0);
                     if allowed && clients.len() < UNAUTHENTICATED {
-                        clients.spawn(client(stream, layout.clone(), requests.clone(), cursor.clone()));
+                        clients.spawn(client(stream, layout.clone(), requests.clone(), news.clone()));
                     }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the control socket cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = clients.join_next() => {}
@@ -53,13 +59,13 @@ async fn client(
     mut stream: UnixStream,
     layout: Layout,
     requests: mpsc::Sender<Request>,
-    cursor: watch::Receiver<Cursor>,
+    news: watch::Receiver<News>,
 ) {
     let Ok(session) = handshake::accept(&mut stream, &layout.control_identity()).await else {
         return;
     };
     match session.channel {
-        Channel::Control => rpc(stream, Server { requests, cursor }).await,
+        Channel::Control => rpc(stream, Server { requests, news }).await,
         Channel::Bulk => {
             let _ = splice(stream, &requests).await; // ctl sees the end of its stream
         }
@@ -111,7 +117,7 @@ async fn splice(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io:
 #[derive(Clone)]
 struct Server {
     requests: mpsc::Sender<Request>,
-    cursor: watch::Receiver<Cursor>,
+    news: watch::Receiver<News>,
 }
 
 impl Host for Server {
@@ -122,18 +128,25 @@ impl Host for Server {
     }
 
     async fn watch(mut self, _: Context, cursor: Option<v1::Cursor>, hold_ms: u32) -> v1::Changes {
-        let hold = std::time::Duration::from_millis(hold_ms.into()).min(WATCH_HOLD);
         let after = cursor.map(Cursor::from);
-        self.cursor.mark_unchanged();
-        let changed = ask(&self.requests, |reply| Request::Changes(after, reply)).await;
-        let changes = match changed {
-            Some(changes) if changes.is_empty() => {
-                let _ = tokio::time::timeout(hold, self.cursor.changed()).await; // at the latest after hold
-                ask(&self.requests, |reply| Request::Changes(after, reply)).await
-            }
-            other => other,
-        };
-        changes.unwrap_or_else(|| self.nothing()).into()
+        let changes = self
+            .held(hold_ms, |reply| Request::Changes(after, reply), Changes::is_empty)
+            .await;
+        changes.unwrap_or_else(|| self.no_changes()).into()
+    }
+
+    async fn events(mut self, _: Context, start: v1::Start, hold_ms: u32) -> v1::Events {
+        let start = Start::from(start);
+        // Only who knows a place in the journal waits for what comes after it.
+        let waits = matches!(start, Start::After(_));
+        let events = self
+            .held(
+                hold_ms,
+                |reply| Request::Events(start, reply),
+                |e| waits && e.events.is_empty(),
+            )
+            .await;
+        events.unwrap_or_else(|| self.no_events()).into()
     }
 
     async fn status(self, _: Context) -> Document {
@@ -148,12 +161,41 @@ impl Host for Server {
 }
 
 impl Server {
-    fn nothing(&self) -> sovereign_protocol::feed::Changes {
-        sovereign_protocol::feed::Changes {
-            cursor: *self.cursor.borrow(),
+    /// Asks until the answer says something or the hold is over; `None` when the engine has ended.
+    async fn held<T>(
+        &mut self,
+        hold_ms: u32,
+        request: impl Fn(oneshot::Sender<T>) -> Request,
+        is_empty: impl Fn(&T) -> bool,
+    ) -> Option<T> {
+        let deadline = Instant::now() + Duration::from_millis(hold_ms.into()).min(WATCH_HOLD);
+        loop {
+            self.news.mark_unchanged(); // before the look: what comes later wakes the wait
+            let answer = ask(&self.requests, &request).await?;
+            if !is_empty(&answer) {
+                return Some(answer);
+            }
+            match tokio::time::timeout_at(deadline, self.news.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Some(answer),
+            }
+        }
+    }
+
+    fn no_changes(&self) -> Changes {
+        Changes {
+            cursor: self.news.borrow().0,
             reset: false,
             conditions: Vec::new(),
             removed: Vec::new(),
+        }
+    }
+
+    fn no_events(&self) -> Events {
+        Events {
+            cursor: self.news.borrow().1,
+            lost: 0,
+            events: Vec::new(),
         }
     }
 }

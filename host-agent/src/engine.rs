@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
@@ -34,6 +35,8 @@ pub enum Request {
     Apply(Vec<u8>, oneshot::Sender<Result<Applied, Refusal>>),
     /// What changed after a cursor.
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
+    /// What happened.
+    Events(Start, oneshot::Sender<Events>),
     /// Everything.
     Status(oneshot::Sender<StatusReport>),
     /// A guest's agent.
@@ -50,12 +53,12 @@ pub struct Engine {
     guests: BTreeMap<Name, guest::Handle>,
     forwards: BTreeMap<(Name, Name), (std::net::SocketAddr, Forward)>,
     events: mpsc::Sender<Event>,
-    cursor: watch::Sender<Cursor>,
+    news: watch::Sender<(Cursor, Cursor)>,
     anchor: Anchor,
 }
 
 impl Engine {
-    /// An engine for an instance; `cursor` tells watchers that something changed.
+    /// An engine for an instance; the receiver tells watchers that feed or journal went on.
     ///
     /// # Errors
     /// When the secrets cannot be read.
@@ -63,9 +66,9 @@ impl Engine {
         layout: Layout,
         incarnation: u64,
         events: mpsc::Sender<Event>,
-    ) -> anyhow::Result<(Self, watch::Receiver<Cursor>)> {
+    ) -> anyhow::Result<(Self, watch::Receiver<(Cursor, Cursor)>)> {
         let world = World::new(incarnation);
-        let (cursor, cursors) = watch::channel(world.cursor());
+        let (news, receiver) = watch::channel(world.cursors());
         let engine = Self {
             secrets: Secrets::load(&layout.secrets())?,
             layout,
@@ -73,10 +76,10 @@ impl Engine {
             guests: BTreeMap::new(),
             forwards: BTreeMap::new(),
             events,
-            cursor,
+            news,
             anchor: Anchor::new(wall_ns(), boottime_ms()),
         };
-        Ok((engine, cursors))
+        Ok((engine, receiver))
     }
 
     /// Runs until everything was stopped on request.
@@ -130,6 +133,9 @@ impl Engine {
             Request::Changes(cursor, reply) => {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
             }
+            Request::Events(start, reply) => {
+                let _ = reply.send(self.world.events(start, boottime_ms()));
+            }
             Request::Status(reply) => {
                 let now_ms = boottime_ms();
                 self.anchor.follow(wall_ns(), now_ms);
@@ -170,9 +176,9 @@ impl Engine {
         for effect in effects {
             self.act(effect).await;
         }
-        let now = self.world.cursor();
-        self.cursor
-            .send_if_modified(|cursor| std::mem::replace(cursor, now) != now);
+        let now = self.world.cursors();
+        self.news
+            .send_if_modified(|news| std::mem::replace(news, now) != now);
     }
 
     async fn act(&mut self, effect: Effect) {

@@ -4,24 +4,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sovereign_protocol::codec;
-use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::handshake::{self, Channel, HandshakeError, Identity};
 use sovereign_protocol::limits::{CALL, CALL_GRACE, WATCH_HOLD};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::service::{GuestClient, GuestRequest, GuestResponse};
 use sovereign_protocol::transport::{self, Address, BoxStream};
-use sovereign_protocol::v1::{self, Document, Ping};
+use sovereign_protocol::v1::{self, Document};
 use tarpc::{ClientMessage, Response, client, context};
 use tokio::sync::{mpsc, watch};
 
-use crate::clock::{Offset, wall_ns};
 use crate::core::Event;
+use crate::timekeeper::Timekeeper;
 
 /// Between dials that nobody answered.
 const DIAL_PAUSE: Duration = Duration::from_millis(25);
-/// Between pings.
-const PING: Duration = Duration::from_secs(2);
+/// Between pings; also the deadline of one.
+pub(crate) const PING: Duration = Duration::from_secs(2);
 /// Pings without an answer that end a session.
 const MISSES: u32 = 3;
 
@@ -115,10 +115,18 @@ async fn serve(
         .await
         .context("no second stream for watch")?;
     let watching = client(watching);
+    // The clock before the spec: services start under the right time.
+    let mut time = Timekeeper::new(&calls);
+    let clock = time
+        .exchange(false)
+        .await
+        .context("the clock cannot be measured")?;
+    events.send(Event::Clock(guest.clone(), clock)).await?;
     // Each arm only ever ends with an error, which ends the session; losing the others is the point.
     tokio::select! {
         ended = carry_conditions(guest, &watching, events) => ended,
-        ended = ping(guest, &calls, events) => ended,
+        ended = carry_events(guest, &watching, events) => ended,
+        ended = keep_time(guest, &mut time, events) => ended,
         ended = push(guest, &calls, wanted, events) => ended,
     }
 }
@@ -148,28 +156,40 @@ async fn carry_conditions(
     }
 }
 
-async fn ping(
+async fn carry_events(
     guest: &Name,
     client: &GuestClient,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<std::convert::Infallible> {
+    let mut start = Start::Oldest;
+    let hold_ms = u32::try_from(WATCH_HOLD.as_millis()).unwrap_or(u32::MAX);
+    loop {
+        let from = v1::Start::from(start);
+        let happened = call(WATCH_HOLD + CALL, |context| client.events(context, from, hold_ms))
+            .await
+            .context("events ended")?;
+        let happened = Events::from(happened);
+        start = Start::After(happened.cursor);
+        if !happened.events.is_empty() || happened.lost > 0 {
+            events.send(Event::Happened(guest.clone(), happened)).await?;
+        }
+    }
+}
+
+async fn keep_time(
+    guest: &Name,
+    time: &mut Timekeeper<'_>,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<std::convert::Infallible> {
     let mut misses = 0;
     loop {
-        let sent_ns = wall_ns();
-        match call(PING, |context| {
-            client.ping(
-                context,
-                Ping {
-                    host_sent_ns: sent_ns,
-                },
-            )
-        })
-        .await
-        {
-            Ok(pong) => {
+        tokio::time::sleep(PING).await;
+        match time.look().await {
+            Ok(seen) => {
                 misses = 0;
-                let verdict: Verdict = Offset::measure(sent_ns, pong, wall_ns()).verdict();
-                events.send(Event::Clock(guest.clone(), verdict)).await?;
+                if let Some(verdict) = seen {
+                    events.send(Event::Clock(guest.clone(), verdict)).await?;
+                }
             }
             Err(error) => {
                 misses += 1;
@@ -178,7 +198,6 @@ async fn ping(
                 }
             }
         }
-        tokio::time::sleep(PING).await;
     }
 }
 
@@ -212,7 +231,10 @@ async fn push(
 
 /// One call with its own deadline and, beyond that, the outer timeout after which the
 /// connection counts as dead (tarpc does not bound calls on an unwritable transport).
-async fn call<T, F>(deadline: Duration, start: impl FnOnce(context::Context) -> F) -> anyhow::Result<T>
+pub(crate) async fn call<T, F>(
+    deadline: Duration,
+    start: impl FnOnce(context::Context) -> F,
+) -> anyhow::Result<T>
 where
     F: Future<Output = Result<T, client::RpcError>>,
 {

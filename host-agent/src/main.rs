@@ -118,13 +118,13 @@ async fn run(layout: Layout) -> anyhow::Result<()> {
     let incarnation = u64::from_str_radix(&random_hex::<8>()?, 16)?;
     let (event_sender, events) = mpsc::channel(engine::QUEUE);
     let (request_sender, requests) = mpsc::channel(engine::QUEUE);
-    let (engine, cursor) = engine::Engine::new(layout.clone(), incarnation, event_sender)?;
+    let (engine, news) = engine::Engine::new(layout.clone(), incarnation, event_sender)?;
     let mut terminate = signal(SignalKind::terminate())?;
     tracing::info!(instance = %layout.instance, "host agent runs");
     // Guests outlive an agent that is terminated; only `stop` stops them.
     let outcome = tokio::select! {
         outcome = engine.run(events, requests) => outcome,
-        () = control::serve(listener, layout.clone(), request_sender, cursor) => Ok(()),
+        () = control::serve(listener, layout.clone(), request_sender, news) => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
     files::remove(&layout.control())?;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::condition::{Condition, Key, Verdict};
+use crate::event::Journal;
 use crate::limits::{CONDITIONS, TOMBSTONES};
 
 /// A place in one feed's history.
@@ -49,13 +50,15 @@ pub struct Feed {
     floor: u64,
     entries: BTreeMap<Key, Entry>,
     tombstones: VecDeque<(u64, Key)>,
+    journal: Journal,
 }
 
 impl Feed {
-    /// An empty feed.
+    /// An empty feed whose journal keeps `events` transitions.
     #[must_use]
-    pub fn new(incarnation: u64) -> Self {
+    pub fn new(incarnation: u64, events: usize) -> Self {
         Self {
+            journal: Journal::new(incarnation, events),
             incarnation,
             revision: 0,
             floor: 0,
@@ -69,7 +72,20 @@ impl Feed {
     /// An equal verdict renews its age; it counts as a change for readers only
     /// when half of the old validity has passed, so that idle feeds stay quiet
     /// and readers still never see a live condition go stale.
+    ///
+    /// A new status or reason is a transition and goes into the journal; new evidence is not.
     pub fn observe(&mut self, key: Key, verdict: Verdict, valid_ms: u64, now_ms: u64) -> bool {
+        let old = self.entries.get(&key).map(|e| &e.verdict);
+        let from = old.map(|old| old.status);
+        if old.is_none_or(|old| (old.status, &old.reason) != (verdict.status, &verdict.reason)) {
+            self.journal
+                .append(key.clone(), from, Some(verdict.clone()), now_ms);
+        }
+        self.mirror(key, verdict, valid_ms, now_ms)
+    }
+
+    /// As [`Feed::observe`] for a condition whose transitions are journalled by somebody else.
+    pub fn mirror(&mut self, key: Key, verdict: Verdict, valid_ms: u64, now_ms: u64) -> bool {
         let old = self.entries.get(&key);
         if old.is_none() && self.entries.len() >= CONDITIONS {
             return false;
@@ -96,6 +112,17 @@ impl Feed {
             },
         );
         changed
+    }
+
+    /// The transitions so far.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The journal, for transitions that were observed elsewhere.
+    pub fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.journal
     }
 
     /// Forgets a key; true when it was there.
@@ -187,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_reader_with_no_or_a_foreign_cursor_gets_everything() {
-        let mut feed = Feed::new(7);
+        let mut feed = Feed::new(7, 16);
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
         let foreign = Cursor {
             incarnation: 8,
@@ -207,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_reader_sees_each_change_once_and_removals() {
-        let mut feed = Feed::new(7);
+        let mut feed = Feed::new(7, 16);
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
         feed.observe(key(2), Verdict::yes("Ready", ""), 1_000, 0);
         let at = feed.cursor();
@@ -223,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_equal_verdict_keeps_since_and_is_told_again_before_it_goes_stale() {
-        let mut feed = Feed::new(7);
+        let mut feed = Feed::new(7, 16);
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
         let at = feed.cursor();
         assert!(!feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 400));
@@ -238,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_cursor_older_than_the_kept_tombstones_is_reset() {
-        let mut feed = Feed::new(7);
+        let mut feed = Feed::new(7, 16);
         let start = feed.cursor();
         for n in 0..=TOMBSTONES {
             feed.observe(key(n), Verdict::yes("Ready", ""), 1_000, 0);
@@ -249,8 +276,36 @@ mod tests {
     }
 
     #[test]
+    fn transitions_are_journalled_once_and_new_evidence_is_not() {
+        let mut feed = Feed::new(7, 16);
+        for (verdict, now) in [
+            (Verdict::no("Starting", "a"), 1),
+            (Verdict::no("Starting", "b"), 2),
+            (Verdict::no("Recovering", "b"), 3),
+            (Verdict::yes("Ready", "c"), 4),
+        ] {
+            feed.observe(key(1), verdict, 1_000, now);
+        }
+        feed.mirror(key(2), Verdict::no("Elsewhere", ""), 1_000, 5);
+        let events = feed.journal().read(crate::event::Start::Oldest, 16, 10).events;
+        let told: Vec<_> = events
+            .iter()
+            .filter_map(|e| Some((e.from, e.to.as_ref()?.reason.as_str())))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (None, "Starting"),
+                (Some(Status::False), "Recovering"),
+                (Some(Status::False), "Ready")
+            ]
+        );
+        assert_eq!(events[2].age_ms, 6);
+    }
+
+    #[test]
     fn stale_conditions_read_unknown_in_a_snapshot() {
-        let mut feed = Feed::new(7);
+        let mut feed = Feed::new(7, 16);
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
         assert!(feed.snapshot(1_001).all(|c| c.verdict.status == Status::Unknown));
     }

@@ -44,3 +44,9 @@ pub const BULK_OPEN_BYTES: usize = 64 << 10;
 pub const BULK_STREAMS: usize = 256;
 /// A bulk stream's target must answer within this time.
 pub const BULK_OPEN: Duration = Duration::from_secs(5);
+/// Events that a guest keeps.
+pub const GUEST_EVENTS: usize = 1_024;
+/// Events that a host agent keeps.
+pub const HOST_EVENTS: usize = 10_000;
+/// Events in one answer.
+pub const EVENTS_BATCH: usize = 256;

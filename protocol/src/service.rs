@@ -2,7 +2,7 @@
 
 #![allow(missing_docs)] // tarpc's macro generates undocumented items
 
-use crate::v1::{Applied, Changes, Cursor, Document, Ping, Pong, Refusal};
+use crate::v1::{Applied, Changes, ClockCorrection, Cursor, Document, Events, Ping, Pong, Refusal, Start};
 
 /// What the guest agent serves to the host agent.
 #[tarpc::service]
@@ -11,6 +11,10 @@ pub trait Guest {
     async fn apply(spec: Document) -> Result<Applied, Refusal>;
     /// What changed after the cursor, at once or when it happens, at the latest after `hold_ms`.
     async fn watch(cursor: Option<Cursor>, hold_ms: u32) -> Changes;
+    /// What happened from `start` on, at once or when it happens, at the latest after `hold_ms`.
+    async fn events(start: Start, hold_ms: u32) -> Events;
+    /// Corrects the guest's clock by a measured offset.
+    async fn correct_clock(correction: ClockCorrection) -> Result<(), Refusal>;
     /// One exchange for liveness and clock.
     async fn ping(ping: Ping) -> Pong;
     /// Stops services in order, syncs and powers off; returns when that has begun.
@@ -24,6 +28,8 @@ pub trait Host {
     async fn apply(spec: Document) -> Result<Applied, Refusal>;
     /// What changed after the cursor in guests' conditions; the subject is `guest/subject`.
     async fn watch(cursor: Option<Cursor>, hold_ms: u32) -> Changes;
+    /// What happened in all guests, as [`Guest::events`]; the subject is `guest/subject`.
+    async fn events(start: Start, hold_ms: u32) -> Events;
     /// A [`crate::status::StatusReport`].
     async fn status() -> Document;
     /// Stops all guests in order, then the agent; returns when that has begun.

@@ -16,6 +16,7 @@ use sovereign_guest_agent::server::Server;
 use sovereign_guest_agent::{clock, log, observe, places, spawn};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::limits::GUEST_EVENTS;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::ServiceKind;
 use tokio::io::AsyncReadExt;
@@ -60,7 +61,7 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
         BootFacts::default()
     });
     let incarnation = u64::from_str_radix(&random_hex::<8>()?, 16)?;
-    let (engine, handle) = engine::new(World::new(Feed::new(incarnation), facts.clone()));
+    let (engine, handle) = engine::new(World::new(Feed::new(incarnation, GUEST_EVENTS), facts.clone()));
     init.set_nonblocking(true)?;
     let writer = init.try_clone()?;
     tokio::spawn(hear_init(
@@ -104,12 +105,16 @@ impl Hands for RealHands {
     fn begin(&mut self, effect: Effect, password: Option<Secret>) {
         match effect {
             Effect::Hostname(name) => note("hostname", set_hostname(name.as_str())),
-            Effect::StepClock(to_ns) => {
-                log::line(
-                    "the clock is behind the host and is stepped",
-                    &[("to_ns", &to_ns)],
-                );
-                note("clock", clock::set_wall_ns(to_ns).map_err(Into::into));
+            Effect::Clock(adjustment) => {
+                if adjustment.step_ns != 0 {
+                    log::line("the clock is stepped", &[("by_ns", &adjustment.step_ns)]);
+                }
+                if let Err(error) = clock::adjust(adjustment) {
+                    log::line("the clock cannot be adjusted", &[("error", &error)]);
+                    let event = Event::ClockFailed(format!("{adjustment:?}: {error}"));
+                    // The queue is bounded and this is the engine's own task: the next correction fails again.
+                    let _ = self.requests.try_send(Request::Event(event));
+                }
             }
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
             Effect::Service(service, action) => {

@@ -7,10 +7,6 @@ use crate::facts::{BootFacts, DataFact};
 
 /// Less free space than this is too little for a database.
 const LEAST_FREE_BYTES: u64 = 16 << 20;
-/// A clock within this of the host's counts as right; the way of one ping is part of it.
-const CLOCK_NEAR_NS: i64 = 500_000_000;
-/// A guest clock that is behind by more is stepped forward.
-const CLOCK_STEP_NS: i64 = 1_000_000_000;
 
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,39 +106,6 @@ pub fn kernel(misses: &[Miss], wanted: &[&str], facts: &BootFacts) -> Verdict {
     Verdict::yes("Met", evidence)
 }
 
-/// Judges the clock from one ping: the host's time when it sent it and ours when we had it.
-///
-/// The second value is where to step the clock to. Only forward: the host's time of
-/// sending is past when the ping arrives, so a guest clock before it is surely behind.
-#[must_use]
-pub fn clock(host_sent_ns: i64, received_ns: i64) -> (Verdict, Option<i64>) {
-    let offset = received_ns.saturating_sub(host_sent_ns);
-    if offset < -CLOCK_STEP_NS {
-        let text = format!(
-            "{} ms behind the host: stepped forward",
-            offset.unsigned_abs() / 1_000_000
-        );
-        return (Verdict::no("Behind", text), Some(host_sent_ns));
-    }
-    if offset.abs() < CLOCK_NEAR_NS {
-        return (
-            Verdict::yes(
-                "Near",
-                format!(
-                    "within {} ms of the host at the last ping",
-                    CLOCK_NEAR_NS / 1_000_000
-                ),
-            ),
-            None,
-        );
-    }
-    let text = format!(
-        "{} ms from the host, the way of the ping included",
-        offset / 1_000_000
-    );
-    (Verdict::no("Off", text), None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,24 +195,5 @@ mod tests {
             (verdict.status, verdict.evidence.as_str()),
             (Status::False, "TUN (/dev/net/tun: ENODEV) breaks tailscale")
         );
-    }
-
-    #[test]
-    fn a_clock_is_stepped_forward_and_never_back() {
-        const SECOND: i64 = 1_000_000_000;
-        let host = 1_800_000_000 * SECOND;
-        for (received, reason, step) in [
-            (host + SECOND / 1_000, "Near", None),
-            (host - SECOND / 10, "Near", None),
-            (host - SECOND * 7 / 10, "Off", None),
-            (host + SECOND * 3_600, "Off", None),
-            (host - SECOND * 3_600, "Behind", Some(host)),
-            (0, "Behind", Some(host)),
-            (i64::MAX, "Off", None),
-        ] {
-            let (verdict, stepped) = clock(host, received);
-            assert_eq!((verdict.reason.as_str(), stepped), (reason, step), "{received}");
-        }
-        assert_eq!(clock(i64::MIN, i64::MAX).1, None);
     }
 }

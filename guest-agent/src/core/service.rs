@@ -196,6 +196,15 @@ impl Machine {
         }
     }
 
+    /// True when a process of it may be there, which would see the clock go back.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        match self.state {
+            State::Launching | State::Starting | State::Up | State::Stopping { .. } => true,
+            State::Waiting | State::Pausing { .. } | State::Stuck | State::Stopped => false,
+        }
+    }
+
     /// One event; what is to be done about it.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Option<Action> {
         match event {

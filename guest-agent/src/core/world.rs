@@ -6,7 +6,9 @@ use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestSpec, Service, ServiceKind};
+use sovereign_protocol::v1::ClockCorrection;
 
+use super::clock::{Adjustment, Discipline};
 use super::judge::{self, Miss};
 use super::service::{self, Action, Machine, State};
 use crate::facts::BootFacts;
@@ -19,8 +21,8 @@ pub const TICK_STEADY_MS: u64 = 1_000;
 pub const LOOK_MS: u64 = 5_000;
 /// How long such a verdict holds.
 pub const LOOK_VALID_MS: u64 = 3 * LOOK_MS;
-/// How long a verdict on the clock holds; pings come every 2 s.
-const CLOCK_VALID_MS: u64 = 15_000;
+/// How long a verdict on the clock holds; the host measures at the latest every 64 s.
+const CLOCK_VALID_MS: u64 = 150_000;
 /// After this time a shutdown goes on without the services.
 const SHUTDOWN_MS: u64 = 35_000;
 /// Settings that the agent itself must know, or that would read other files.
@@ -48,13 +50,10 @@ pub enum Event {
     Loopback(Verdict),
     /// The kernel was looked at.
     Kernel(Vec<Miss>),
-    /// The host pinged.
-    Pinged {
-        /// Its wall clock when it sent the ping.
-        host_sent_ns: i64,
-        /// Ours when we had it.
-        received_ns: i64,
-    },
+    /// The host measured our clock.
+    Correction(ClockCorrection),
+    /// The clock could not be adjusted.
+    ClockFailed(String),
     /// Something happened to a service.
     Service(Name, service::Event),
     /// Stop everything in order and power off.
@@ -70,8 +69,8 @@ pub enum Effect {
     Hostname(Name),
     /// For a service that is, or was, specified like this.
     Service(Service, Action),
-    /// Step the clock forward to this time.
-    StepClock(i64),
+    /// Set or steer the clock.
+    Clock(Adjustment),
     /// Ask PID 1 to power off.
     PowerOff,
 }
@@ -85,6 +84,7 @@ pub struct World {
     services: BTreeMap<Name, (Service, Machine)>,
     facts: BootFacts,
     misses: Option<Vec<Miss>>,
+    clock: Discipline,
     disk: Status,
     shutdown_ms: Option<u64>,
     powered_off: bool,
@@ -120,7 +120,7 @@ impl World {
     #[must_use]
     pub fn new(mut feed: Feed, facts: BootFacts) -> Self {
         let clock = format!(
-            "no ping of the host yet; at boot the clock was moved forward by {} ms",
+            "the host has not measured it yet; at boot the clock was moved forward by {} ms",
             facts.clock_step_ns / 1_000_000
         );
         feed.observe(
@@ -135,6 +135,7 @@ impl World {
             services: BTreeMap::new(),
             facts,
             misses: None,
+            clock: Discipline::default(),
             disk: Status::Unknown,
             shutdown_ms: None,
             powered_off: false,
@@ -179,10 +180,12 @@ impl World {
                 self.judge_kernel(now_ms);
                 Vec::new()
             }
-            Event::Pinged {
-                host_sent_ns,
-                received_ns,
-            } => self.pinged(host_sent_ns, received_ns, now_ms),
+            Event::Correction(correction) => self.correct(correction, now_ms).into_iter().collect(),
+            Event::ClockFailed(error) => {
+                self.clock.failed();
+                self.judge_clock(Verdict::no("NotAdjusted", error), now_ms);
+                Vec::new()
+            }
             Event::Service(name, event) => self.service(&name, event, now_ms).into_iter().collect(),
             Event::Shutdown => self.shutdown(now_ms),
             Event::Tick => self.each_service(|_| Some(service::Event::Tick), now_ms),
@@ -256,15 +259,16 @@ impl World {
         );
     }
 
-    fn pinged(&mut self, host_sent_ns: i64, received_ns: i64, now_ms: u64) -> Vec<Effect> {
-        let (verdict, step) = judge::clock(host_sent_ns, received_ns);
-        self.feed.observe(
-            Key::new(Layer::Clock, "realtime"),
-            verdict,
-            CLOCK_VALID_MS,
-            now_ms,
-        );
-        step.map(Effect::StepClock).into_iter().collect()
+    fn correct(&mut self, correction: ClockCorrection, now_ms: u64) -> Option<Effect> {
+        let running = self.services.values().any(|(_, machine)| machine.has_begun());
+        let (verdict, adjustment) = self.clock.correct(correction, running, now_ms);
+        self.judge_clock(verdict, now_ms);
+        adjustment.map(Effect::Clock)
+    }
+
+    fn judge_clock(&mut self, verdict: Verdict, now_ms: u64) {
+        let key = Key::new(Layer::Clock, "realtime");
+        self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
     }
 
     fn each_service(
@@ -388,7 +392,7 @@ mod tests {
     }
 
     fn world() -> World {
-        World::new(Feed::new(1), BootFacts::default())
+        World::new(Feed::new(1, 16), BootFacts::default())
     }
 
     fn actions(effects: Vec<Effect>) -> Vec<Action> {
@@ -537,23 +541,30 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_unknown_until_the_host_pings() {
-        let mut world = world();
+    fn the_clock_is_unknown_until_the_host_has_measured_it() {
         let clock = Key::new(Layer::Clock, "realtime");
-        assert_eq!(world.feed.verdict(&clock).unwrap().status, Status::Unknown);
-        let pinged = Event::Pinged {
-            host_sent_ns: 5_000_000_000,
-            received_ns: 1,
+        let ahead = ClockCorrection {
+            offset_ns: 5_000_000_000,
+            bound_ns: 1,
+            woke: false,
         };
-        assert_eq!(world.step(pinged, 1), [Effect::StepClock(5_000_000_000)]);
-        world.step(
-            Event::Pinged {
-                host_sent_ns: 5,
-                received_ns: 6,
-            },
-            2,
-        );
-        assert_eq!(world.feed.verdict(&clock).unwrap().status, Status::True);
+        let mut before = world();
+        assert_eq!(before.feed.verdict(&clock).unwrap().status, Status::Unknown);
+        let effects = before.step(Event::Correction(ahead), 1);
+        assert!(matches!(
+            effects[..],
+            [Effect::Clock(Adjustment {
+                step_ns: -5_000_000_000,
+                ..
+            })]
+        ));
+        assert_eq!(before.feed.verdict(&clock).unwrap().status, Status::True);
+        before.step(Event::ClockFailed("EPERM".into()), 2);
+        assert_eq!(before.feed.verdict(&clock).unwrap().reason, "NotAdjusted");
+
+        let mut running = ready();
+        assert_eq!(running.step(Event::Correction(ahead), 1), []);
+        assert_eq!(running.feed.verdict(&clock).unwrap().reason, "Ahead");
     }
 
     #[test]

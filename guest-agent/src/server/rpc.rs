@@ -7,7 +7,9 @@ use sovereign_protocol::codec;
 use sovereign_protocol::limits::{IN_FLIGHT, WATCH_HOLD};
 use sovereign_protocol::service::Guest;
 use sovereign_protocol::transport::BoxStream;
-use sovereign_protocol::v1::{Applied, Changes, Cursor, Document, Ping, Pong, Refusal};
+use sovereign_protocol::v1::{
+    Applied, Changes, ClockCorrection, Cursor, Document, Events, Ping, Pong, Refusal, Start,
+};
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel};
 
@@ -44,13 +46,23 @@ impl Guest for Service {
         }
     }
 
-    async fn ping(self, _: Context, ping: Ping) -> Pong {
+    async fn events(self, _: Context, start: Start, hold_ms: u32) -> Events {
+        let hold = Duration::from_millis(hold_ms.into()).min(WATCH_HOLD);
+        match self.0.events(start.into(), hold).await {
+            Ok(events) => events.into(),
+            Err(_) => std::future::pending().await, // as in watch
+        }
+    }
+
+    async fn correct_clock(self, _: Context, correction: ClockCorrection) -> Result<(), Refusal> {
+        self.0
+            .event(Event::Correction(correction))
+            .await
+            .map_err(|ended| Refusal::Failed(ended.to_string()))
+    }
+
+    async fn ping(self, _: Context, _: Ping) -> Pong {
         let received_ns = clock::wall_ns();
-        let event = Event::Pinged {
-            host_sent_ns: ping.host_sent_ns,
-            received_ns,
-        };
-        let _ = self.0.event(event).await;
         Pong {
             guest_received_ns: received_ns,
             guest_sent_ns: clock::wall_ns(),

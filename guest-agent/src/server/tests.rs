@@ -40,7 +40,7 @@ fn fixture() -> Fixture {
         boot_id: "b1".into(),
         key: BootKey::generate().unwrap(),
     };
-    let (engine, handle) = engine::new(World::new(Feed::new(7), BootFacts::default()));
+    let (engine, handle) = engine::new(World::new(Feed::new(7, 16), BootFacts::default()));
     let (sender, effects) = mpsc::unbounded_channel();
     tokio::spawn(engine.run(Recorder(sender)));
     let server = Server::new(identity.clone(), handle.clone());

@@ -4,6 +4,7 @@
 //! what is true. Nothing here waits, sleeps or fails.
 
 mod backoff;
+mod observe;
 mod report;
 mod world;
 

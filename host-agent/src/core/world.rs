@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
+use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec};
 use sovereign_protocol::status::{Phase, VmmStatus};
@@ -12,7 +14,7 @@ use super::backoff::{Backoff, Next};
 use crate::shim::contract::{ExitReason, ExitRecord};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
-const LASTING_MS: u64 = (1 << 53) - 1;
+pub(super) const LASTING_MS: u64 = (1 << 53) - 1;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub enum Event {
     SpecRefused(Name, String),
     /// What changed in the guest.
     Conditions(Name, Changes),
+    /// What happened in the guest, by its own journal.
+    Happened(Name, Events),
     /// The guest's clock was measured.
     Clock(Name, Verdict),
     /// A forward listens or does not.
@@ -75,6 +79,8 @@ pub(super) struct Guest {
     pub(super) boot: Option<(String, VmmStatus)>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
+    /// How far the guest's journal was read.
+    pub(super) events: Option<Cursor>,
     start_at_ms: Option<u64>,
     backoff: Backoff,
     serving: bool,
@@ -95,7 +101,7 @@ impl World {
     pub fn new(incarnation: u64) -> Self {
         Self {
             guests: BTreeMap::new(),
-            feed: Feed::new(incarnation),
+            feed: Feed::new(incarnation, HOST_EVENTS),
             revision: 0,
             stopping: false,
         }
@@ -122,10 +128,16 @@ impl World {
         self.feed.since(cursor, now_ms)
     }
 
-    /// Where the feed stands.
+    /// What happened, in the order in which it became known.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        self.feed.cursor()
+    pub fn events(&self, start: Start, now_ms: u64) -> Events {
+        self.feed.journal().read(start, EVENTS_BATCH, now_ms)
+    }
+
+    /// Where feed and journal stand.
+    #[must_use]
+    pub fn cursors(&self) -> (Cursor, Cursor) {
+        (self.feed.cursor(), self.feed.journal().cursor())
     }
 
     /// The revision of the wanted state.
@@ -262,144 +274,6 @@ impl World {
             .observe(host_key(Layer::Vmm, name, "vmm"), verdict, LASTING_MS, now_ms);
     }
 
-    fn observe(&mut self, event: Event, now_ms: u64) {
-        match event {
-            Event::Booted {
-                guest: name,
-                boot_id,
-                vmm,
-            } => {
-                let Some(guest) = self.guests.get_mut(&name) else {
-                    return;
-                };
-                if guest.phase != Phase::Stopping {
-                    guest.phase = Phase::Starting;
-                }
-                let verdict = Verdict::yes(
-                    "Running",
-                    format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why),
-                );
-                guest.boot = Some((boot_id, vmm));
-                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
-                self.set(
-                    Layer::Session,
-                    &name,
-                    "agent",
-                    Verdict::unknown("Dialling", "the guest boots"),
-                    now_ms,
-                );
-            }
-            Event::VmmState(name, state) => {
-                let verdict = match state.as_str() {
-                    "running" => Verdict::yes("Running", "QMP says running"),
-                    "paused" => {
-                        Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
-                    }
-                    other => Verdict::no("Stuck", format!("QMP says {other}")),
-                };
-                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
-            }
-            Event::SessionUp(name, evidence) => {
-                if let Some(guest) = self.guests.get_mut(&name)
-                    && guest.phase == Phase::Starting
-                {
-                    guest.phase = Phase::Running;
-                }
-                self.set(
-                    Layer::Session,
-                    &name,
-                    "agent",
-                    Verdict::yes("Answered", evidence),
-                    now_ms,
-                );
-            }
-            Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
-            Event::SpecApplied(name, revision) => {
-                if let Some(guest) = self.guests.get_mut(&name) {
-                    guest.applied_revision = revision;
-                }
-            }
-            Event::SpecRefused(name, why) => {
-                self.set(
-                    Layer::Session,
-                    &name,
-                    "agent",
-                    Verdict::no("SpecRefused", why),
-                    now_ms,
-                );
-            }
-            Event::Conditions(name, changes) => self.merge(&name, changes, now_ms),
-            Event::Clock(name, verdict) => {
-                let key = host_key(Layer::Clock, &name, "offset");
-                self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
-            }
-            Event::Forward(name, forward, verdict) => {
-                self.set(Layer::Forward, &name, &forward, verdict, now_ms)
-            }
-            Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
-        }
-    }
-
-    fn session_lost(&mut self, name: &Name, why: &str, now_ms: u64) {
-        self.set(
-            Layer::Session,
-            name,
-            "agent",
-            Verdict::unknown("Lost", why),
-            now_ms,
-        );
-        let unseen: Vec<_> = self
-            .guest_conditions(name, now_ms)
-            .filter(|c| !host_owned(c.key.layer) && c.verdict.status != Status::Unknown)
-            .collect();
-        for condition in unseen {
-            let evidence = format!(
-                "session lost; before: {} {}",
-                condition.verdict.reason, condition.verdict.evidence
-            );
-            let verdict = Verdict::unknown("SessionLost", evidence);
-            self.feed.observe(condition.key, verdict, LASTING_MS, now_ms);
-        }
-    }
-
-    fn merge(&mut self, name: &Name, changes: Changes, now_ms: u64) {
-        if changes.reset {
-            let listed: Vec<Key> = changes
-                .conditions
-                .iter()
-                .map(|c| host_key(c.key.layer, name, &c.key.subject))
-                .collect();
-            let gone: Vec<Key> = self
-                .guest_conditions(name, now_ms)
-                .map(|c| c.key)
-                .filter(|key| {
-                    !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key)
-                })
-                .collect();
-            for key in gone {
-                self.feed.remove(&key);
-            }
-        }
-        for condition in changes
-            .conditions
-            .into_iter()
-            .filter(|c| !host_owned(c.key.layer))
-        {
-            let key = host_key(condition.key.layer, name, &condition.key.subject);
-            let observed_ms = now_ms.saturating_sub(condition.age_ms);
-            self.feed
-                .observe(key, condition.verdict, condition.valid_ms, observed_ms);
-        }
-        for key in changes.removed.iter().filter(|key| !host_owned(key.layer)) {
-            self.feed.remove(&host_key(key.layer, name, &key.subject));
-        }
-    }
-
-    fn set(&mut self, layer: Layer, guest: &Name, subject: &str, verdict: Verdict, now_ms: u64) {
-        self.feed
-            .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
-    }
-
     fn judge_ready(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let names: Vec<Name> = self.guests.keys().cloned().collect();
         for name in names {
@@ -431,6 +305,7 @@ impl Guest {
             boot: None,
             ready: Status::Unknown,
             ready_since_ms: now_ms,
+            events: None,
             start_at_ms: None,
             backoff: Backoff::default(),
             serving: false,
@@ -451,17 +326,17 @@ impl Guest {
 }
 
 /// A clock measurement says nothing about the clock after this time.
-const CLOCK_VALID_MS: u64 = 200_000;
+pub(super) const CLOCK_VALID_MS: u64 = 200_000;
 
 /// Layers that the host judges itself, whatever a guest may claim.
-fn host_owned(layer: Layer) -> bool {
+pub(super) fn host_owned(layer: Layer) -> bool {
     matches!(
         layer,
         Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward
     )
 }
 
-fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {
+pub(super) fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {
     Key::new(layer, format!("{guest}/{subject}"))
 }
 

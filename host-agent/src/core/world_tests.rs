@@ -293,3 +293,67 @@ proptest! {
         }
     }
 }
+
+fn happened(incarnation: u64, seqs: std::ops::RangeInclusive<u64>) -> Event {
+    use sovereign_protocol::event;
+    let last = *seqs.end();
+    let event = |seq| event::Event {
+        seq,
+        key: Key::new(Layer::Service, "postgres"),
+        from: None,
+        to: Some(Verdict::yes(format!("R{seq}"), "")),
+        age_ms: 3,
+    };
+    let events = event::Events {
+        cursor: Cursor {
+            incarnation,
+            revision: last,
+        },
+        lost: 0,
+        events: seqs.map(event).collect(),
+    };
+    Event::Happened(sql(), events)
+}
+
+fn journal(world: &World) -> Vec<String> {
+    let events = world.events(Start::Oldest, 100).events;
+    events
+        .into_iter()
+        .filter_map(|e| Some(format!("{} {}", e.key.subject, e.to?.reason)))
+        .collect()
+}
+
+#[test]
+fn a_guests_events_are_recorded_once_and_a_gap_is_told() {
+    let mut world = World::new(1);
+    world.step(Event::Applied(spec(5432)), 0);
+    world.step(happened(5, 1..=2), 10);
+    world.step(happened(5, 1..=3), 11); // a new session begins at the oldest
+    world.step(happened(5, 6..=6), 12);
+    world.step(happened(9, 1..=1), 13); // another agent's journal
+    assert_eq!(
+        journal(&world),
+        [
+            "sql/postgres R1",
+            "sql/postgres R2",
+            "sql/postgres R3",
+            "sql/events EventsLost",
+            "sql/postgres R6",
+            "sql/postgres R1"
+        ]
+    );
+    assert_eq!(world.events(Start::Oldest, 100).events[0].age_ms, 93);
+}
+
+#[test]
+fn what_the_guest_journals_is_not_journalled_by_the_host_as_well() {
+    let mut world = ready_world();
+    world.step(service(Status::False, 1_000), 1);
+    world.step(Event::SessionLost(sql(), "x".into()), 2);
+    let journal = journal(&world);
+    assert!(
+        journal.iter().all(|line| !line.starts_with("sql/postgres")),
+        "{journal:?}"
+    );
+    assert_eq!(journal.last().unwrap(), "sql/agent Lost");
+}

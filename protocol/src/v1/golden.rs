@@ -27,6 +27,22 @@ fn condition() -> Condition {
     }
 }
 
+fn events() -> Events {
+    let event = Event {
+        seq: 5,
+        layer: Layer::Service,
+        subject: "pg".into(),
+        from: Some(Status::False),
+        to: Some((Status::True, "R".into(), String::new())),
+        age_ms: 6,
+    };
+    Events {
+        cursor: cursor(),
+        lost: 4,
+        events: vec![event],
+    }
+}
+
 #[test]
 fn bytes_of_version_1() {
     let applied = Applied { revision: 9 };
@@ -44,6 +60,25 @@ fn bytes_of_version_1() {
         hex(&condition()),
         "0a0000000200000000000000706701000000010000000000000058\
          0000000000000000030000000000000004000000000000000500000000000000"
+            .replace(' ', "")
+    );
+    let correction = ClockCorrection {
+        offset_ns: -2,
+        bound_ns: 3,
+        woke: true,
+    };
+    assert_eq!(hex(&correction), "feffffffffffffff030000000000000001");
+    assert_eq!(hex(&Start::Oldest), "00000000");
+    assert_eq!(hex(&Start::Last(3)), "010000000300000000000000");
+    assert_eq!(
+        hex(&Start::After(cursor())),
+        "0200000001000000000000000200000000000000"
+    );
+    assert_eq!(
+        hex(&events()),
+        "010000000000000002000000000000000400000000000000010000000000000005000000000000000a000000020000000000000070\
+         67010100000001000000000100000000000000520000000000000000\
+         0600000000000000"
             .replace(' ', "")
     );
     let changes = Changes {
@@ -70,4 +105,6 @@ fn messages_survive_the_way_there_and_back() {
     let read: Changes = decode(&encode(&changes).unwrap()).unwrap();
     assert_eq!(read, changes);
     assert_eq!(Changes::from(feed::Changes::from(read)), changes);
+    let read: Events = decode(&encode(&events()).unwrap()).unwrap();
+    assert_eq!(Events::from(event::Events::from(read)), events());
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::condition::{self, Layer, Status};
+use crate::event;
 use crate::feed;
 
 /// A place in a feed's history.
@@ -87,6 +88,123 @@ pub struct Pong {
     pub guest_received_ns: i64,
     /// When the guest answered.
     pub guest_sent_ns: i64,
+}
+
+/// A transition on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts the journal's events, from 1.
+    pub seq: u64,
+    /// Index into the layers of version 1.
+    pub layer: Layer,
+    /// The subject in the layer.
+    pub subject: String,
+    /// The status before.
+    pub from: Option<Status>,
+    /// Status, reason and evidence; `None` when the subject went away.
+    pub to: Option<(Status, String, String)>,
+    /// Milliseconds since it happened.
+    pub age_ms: u64,
+}
+
+/// Where a reader of events begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Start {
+    /// With the oldest event that is kept.
+    Oldest,
+    /// With the last so many.
+    Last(u64),
+    /// After what was read before.
+    After(Cursor),
+}
+
+/// The answer to `events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Where to go on.
+    pub cursor: Cursor,
+    /// Events that are no longer kept.
+    pub lost: u64,
+    /// In order.
+    pub events: Vec<Event>,
+}
+
+/// What the guest's clock is to be corrected by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockCorrection {
+    /// Guest minus host, in nanoseconds: the guest's clock is to go back by this.
+    pub offset_ns: i64,
+    /// The true offset is within this of `offset_ns`.
+    pub bound_ns: i64,
+    /// The host has just woken: a step back is expected.
+    pub woke: bool,
+}
+
+impl From<event::Event> for Event {
+    fn from(e: event::Event) -> Self {
+        Self {
+            seq: e.seq,
+            layer: e.key.layer,
+            subject: e.key.subject,
+            from: e.from,
+            to: e.to.map(|v| (v.status, v.reason, v.evidence)),
+            age_ms: e.age_ms,
+        }
+    }
+}
+
+impl From<Event> for event::Event {
+    fn from(e: Event) -> Self {
+        Self {
+            seq: e.seq,
+            key: condition::Key::new(e.layer, e.subject),
+            from: e.from,
+            to: e
+                .to
+                .map(|(status, reason, evidence)| condition::Verdict::new(status, reason, evidence)),
+            age_ms: e.age_ms,
+        }
+    }
+}
+
+impl From<event::Start> for Start {
+    fn from(s: event::Start) -> Self {
+        match s {
+            event::Start::Oldest => Self::Oldest,
+            event::Start::Last(count) => Self::Last(count),
+            event::Start::After(cursor) => Self::After(cursor.into()),
+        }
+    }
+}
+
+impl From<Start> for event::Start {
+    fn from(s: Start) -> Self {
+        match s {
+            Start::Oldest => Self::Oldest,
+            Start::Last(count) => Self::Last(count),
+            Start::After(cursor) => Self::After(cursor.into()),
+        }
+    }
+}
+
+impl From<event::Events> for Events {
+    fn from(e: event::Events) -> Self {
+        Self {
+            cursor: e.cursor.into(),
+            lost: e.lost,
+            events: e.events.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Events> for event::Events {
+    fn from(e: Events) -> Self {
+        Self {
+            cursor: e.cursor.into(),
+            lost: e.lost,
+            events: e.events.into_iter().map(Into::into).collect(),
+        }
+    }
 }
 
 impl From<feed::Cursor> for Cursor {

@@ -1,0 +1,179 @@
+//! What the adapters saw, taken into the world.
+
+use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::event::Events;
+use sovereign_protocol::feed::Changes;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::status::Phase;
+
+use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, World, host_key, host_owned};
+
+impl World {
+    pub(super) fn observe(&mut self, event: Event, now_ms: u64) {
+        match event {
+            Event::Booted {
+                guest: name,
+                boot_id,
+                vmm,
+            } => {
+                let Some(guest) = self.guests.get_mut(&name) else {
+                    return;
+                };
+                if guest.phase != Phase::Stopping {
+                    guest.phase = Phase::Starting;
+                }
+                let verdict = Verdict::yes(
+                    "Running",
+                    format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why),
+                );
+                guest.boot = Some((boot_id, vmm));
+                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::unknown("Dialling", "the guest boots"),
+                    now_ms,
+                );
+            }
+            Event::VmmState(name, state) => {
+                let verdict = match state.as_str() {
+                    "running" => Verdict::yes("Running", "QMP says running"),
+                    "paused" => {
+                        Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
+                    }
+                    other => Verdict::no("Stuck", format!("QMP says {other}")),
+                };
+                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+            }
+            Event::SessionUp(name, evidence) => {
+                if let Some(guest) = self.guests.get_mut(&name)
+                    && guest.phase == Phase::Starting
+                {
+                    guest.phase = Phase::Running;
+                }
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::yes("Answered", evidence),
+                    now_ms,
+                );
+            }
+            Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
+            Event::SpecApplied(name, revision) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.applied_revision = revision;
+                }
+            }
+            Event::SpecRefused(name, why) => {
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::no("SpecRefused", why),
+                    now_ms,
+                );
+            }
+            Event::Conditions(name, changes) => self.merge(&name, changes, now_ms),
+            Event::Happened(name, events) => self.record(&name, events, now_ms),
+            Event::Clock(name, verdict) => {
+                let key = host_key(Layer::Clock, &name, "offset");
+                self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
+            }
+            Event::Forward(name, forward, verdict) => {
+                self.set(Layer::Forward, &name, &forward, verdict, now_ms)
+            }
+            Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
+        }
+    }
+
+    fn session_lost(&mut self, name: &Name, why: &str, now_ms: u64) {
+        self.set(
+            Layer::Session,
+            name,
+            "agent",
+            Verdict::unknown("Lost", why),
+            now_ms,
+        );
+        let unseen: Vec<_> = self
+            .guest_conditions(name, now_ms)
+            .filter(|c| !host_owned(c.key.layer) && c.verdict.status != Status::Unknown)
+            .collect();
+        for condition in unseen {
+            let evidence = format!(
+                "session lost; before: {} {}",
+                condition.verdict.reason, condition.verdict.evidence
+            );
+            let verdict = Verdict::unknown("SessionLost", evidence);
+            // The loss itself is in the journal; what the guest saw meanwhile comes from the guest's own.
+            self.feed.mirror(condition.key, verdict, LASTING_MS, now_ms);
+        }
+    }
+
+    fn merge(&mut self, name: &Name, changes: Changes, now_ms: u64) {
+        if changes.reset {
+            let listed: Vec<Key> = changes
+                .conditions
+                .iter()
+                .map(|c| host_key(c.key.layer, name, &c.key.subject))
+                .collect();
+            let gone: Vec<Key> = self
+                .guest_conditions(name, now_ms)
+                .map(|c| c.key)
+                .filter(|key| {
+                    !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key)
+                })
+                .collect();
+            for key in gone {
+                self.feed.remove(&key);
+            }
+        }
+        for condition in changes
+            .conditions
+            .into_iter()
+            .filter(|c| !host_owned(c.key.layer))
+        {
+            let key = host_key(condition.key.layer, name, &condition.key.subject);
+            let observed_ms = now_ms.saturating_sub(condition.age_ms);
+            self.feed
+                .mirror(key, condition.verdict, condition.valid_ms, observed_ms);
+        }
+        for key in changes.removed.iter().filter(|key| !host_owned(key.layer)) {
+            self.feed.remove(&host_key(key.layer, name, &key.subject));
+        }
+    }
+
+    /// Takes a guest's events into our journal, each once: a new session reads them again.
+    fn record(&mut self, name: &Name, events: Events, now_ms: u64) {
+        let Some(guest) = self.guests.get_mut(name) else {
+            return;
+        };
+        let seen = guest
+            .events
+            .filter(|cursor| cursor.incarnation == events.cursor.incarnation)
+            .map_or(0, |cursor| cursor.revision);
+        guest.events = Some(events.cursor);
+        let fresh: Vec<_> = events
+            .events
+            .into_iter()
+            .filter(|event| event.seq > seen)
+            .collect();
+        let journal = self.feed.journal_mut();
+        let lost = fresh.first().map_or(0, |first| first.seq - seen - 1);
+        if lost > 0 {
+            let key = host_key(Layer::Session, name, "events");
+            let text = format!("{lost} events of the guest were no longer kept");
+            journal.append(key, None, Some(Verdict::unknown("EventsLost", text)), now_ms);
+        }
+        for event in fresh.into_iter().filter(|event| !host_owned(event.key.layer)) {
+            let key = host_key(event.key.layer, name, &event.key.subject);
+            journal.append(key, event.from, event.to, now_ms.saturating_sub(event.age_ms));
+        }
+    }
+
+    fn set(&mut self, layer: Layer, guest: &Name, subject: &str, verdict: Verdict, now_ms: u64) {
+        self.feed
+            .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
+    }
+}
