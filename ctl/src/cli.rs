@@ -67,9 +67,12 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  sovereign status\n  sovereign status --check   # exit 1 unless all guests are ready\n  sovereign status --json | jq .guests[0].ready"
     )]
     Status(Status),
-    /// Print each condition when it changes, until Ctrl-C
+    /// Print each event when it happens, until Ctrl-C
     #[command(after_help = "Example:\n  sovereign watch --json")]
     Watch,
+    /// Print what happened; works with nothing running, too
+    #[command(after_help = "Examples:\n  sovereign events --last 20\n  sovereign events --guest sql --json")]
+    Events(Events),
     /// Print what a guest's console said
     #[command(after_help = "Example:\n  sovereign logs sql")]
     Logs(Guest),
@@ -123,6 +126,20 @@ pub(crate) struct Status {
     /// Exit 1 unless all guests are ready
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Only the last so many
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) last: Option<u64>,
+    /// Only this guest's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) guest: Option<Name>,
+    /// Go on with what happens, until Ctrl-C
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 /// One guest.

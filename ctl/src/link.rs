@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::codec;
+use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::handshake::{self, Channel, HandshakeError};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::{BULK_OPEN, CALL, CALL_GRACE, IN_FLIGHT};
@@ -73,6 +74,17 @@ impl Link {
         let hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
         let limit = hold + CALL;
         within("watch", limit, self.client.watch(context(limit), cursor, hold_ms)).await
+    }
+
+    /// What happened from `start` on, at the latest after `hold`.
+    ///
+    /// # Errors
+    /// The link's own.
+    pub(crate) async fn events(&self, start: Start, hold: Duration) -> Result<Events, CommandError> {
+        let hold_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
+        let limit = hold + CALL;
+        let answer = self.client.events(context(limit), start.into(), hold_ms);
+        within("events", limit, answer).await.map(Into::into)
     }
 
     /// What is true now.

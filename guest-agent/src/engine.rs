@@ -204,7 +204,8 @@ impl Engine {
             }
             Request::Events(start, reply) => {
                 let journal = self.world.feed.journal();
-                let _ = reply.send(journal.read(start, EVENTS_BATCH, self.now_ms())); // or nobody waits
+                let wall_ms = u64::try_from(clock::wall_ns() / 1_000_000).unwrap_or(0);
+                let _ = reply.send(journal.read(start, EVENTS_BATCH, self.now_ms(), wall_ms)); // or nobody waits
                 Vec::new()
             }
             Request::Changes(cursor, reply) => {

@@ -36,6 +36,17 @@ pub struct Anchor {
     ahead_ms: i128,
 }
 
+/// RFC 3339 UTC of milliseconds since 1970.
+#[must_use]
+pub fn rfc3339(wall_ms: u64) -> String {
+    // Beyond the year 9999 the format ends; such a clock is wrong anyway.
+    let then = UNIX_EPOCH + std::time::Duration::from_millis(wall_ms.min(LAST_MS));
+    humantime::format_rfc3339_millis(then).to_string()
+}
+
+/// The last millisecond of the year 9999.
+const LAST_MS: u64 = 253_402_300_799_999;
+
 /// A wall clock that moved by more was set, not slewed.
 const ANCHOR_TOLERANCE_MS: i128 = 50;
 
@@ -56,12 +67,16 @@ impl Anchor {
         }
     }
 
+    /// Milliseconds since 1970 of a boottime.
+    #[must_use]
+    pub fn wall_ms(&self, boottime_ms: u64) -> u64 {
+        u64::try_from(i128::from(boottime_ms) + self.ahead_ms).unwrap_or_default()
+    }
+
     /// RFC 3339 UTC of a boottime, to the millisecond.
     #[must_use]
     pub fn rfc3339(&self, boottime_ms: u64) -> String {
-        let wall = u64::try_from(i128::from(boottime_ms) + self.ahead_ms).unwrap_or_default();
-        let then = UNIX_EPOCH + std::time::Duration::from_millis(wall);
-        humantime::format_rfc3339_millis(then).to_string()
+        rfc3339(self.wall_ms(boottime_ms))
     }
 
     fn ahead(wall_ns: i64, boottime_ms: u64) -> i128 {

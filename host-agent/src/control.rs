@@ -194,6 +194,7 @@ impl Server {
     fn no_events(&self) -> Events {
         Events {
             cursor: self.news.borrow().1,
+            wall_ms: 0,
             lost: 0,
             events: Vec::new(),
         }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sovereign_protocol::condition::Verdict;
-use sovereign_protocol::event::{Events, Start};
+use sovereign_protocol::event::{self, Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
+use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, ServiceKind, VERSION};
 use sovereign_protocol::status::StatusReport;
@@ -16,12 +17,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, World};
-use crate::files;
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
 use crate::secrets::Secrets;
 use crate::shim::contract::{Paths, ShimConfig};
+use crate::store::{self, Batch, Kept, Store, Writer};
 
 /// Events and requests that may wait.
 pub const QUEUE: usize = 256;
@@ -55,19 +56,71 @@ pub struct Engine {
     events: mpsc::Sender<Event>,
     news: watch::Sender<(Cursor, Cursor)>,
     anchor: Anchor,
+    store: Writer,
+    /// What of the journal was handed to the store.
+    saved: Cursor,
+    saved_read: BTreeMap<Name, Cursor>,
+    resumed: Option<HostSpec>,
+}
+
+/// Numbers that events of the last agent may have had without being kept.
+const UNSAVED: u64 = 1_000;
+
+/// A spec of another version is not ours to guess at: `up` gives the next one.
+fn wanted_spec(kept: &Kept) -> Option<HostSpec> {
+    let store::Wanted::Spec(document) = &kept.wanted else {
+        return None;
+    };
+    HostSpec::parse(document)
+        .inspect_err(
+            |error| tracing::warn!(%error, "the kept specification cannot be read: nothing is wanted"),
+        )
+        .ok()
+}
+
+fn restore(kept: &Kept, anchor: &Anchor, now_ms: u64) -> Journal {
+    let mut journal = Journal::new(kept.incarnation, HOST_EVENTS);
+    let now = anchor.wall_ms(now_ms);
+    for (event, wall_ms) in &kept.events {
+        let age_ms = now.saturating_sub(*wall_ms);
+        journal.restore(
+            event::Event {
+                age_ms,
+                ..event.clone()
+            },
+            now_ms,
+        );
+    }
+    if !kept.events.is_empty() {
+        journal.skip(UNSAVED);
+    }
+    journal
 }
 
 impl Engine {
     /// An engine for an instance; the receiver tells watchers that feed or journal went on.
     ///
     /// # Errors
-    /// When the secrets cannot be read.
+    /// When store or secrets cannot be read.
     pub fn new(
         layout: Layout,
         incarnation: u64,
         events: mpsc::Sender<Event>,
     ) -> anyhow::Result<(Self, watch::Receiver<(Cursor, Cursor)>)> {
-        let world = World::new(incarnation);
+        let store = Store::open(&layout.store())?;
+        let kept = store.load()?;
+        let now_ms = boottime_ms();
+        let anchor = Anchor::new(wall_ns(), now_ms);
+        let spec = wanted_spec(&kept);
+        let journal = restore(&kept, &anchor, now_ms);
+        let saved = journal.cursor();
+        let world = World::resume(
+            incarnation,
+            journal,
+            kept.read.clone(),
+            kept.revision,
+            spec.clone(),
+        );
         let (news, receiver) = watch::channel(world.cursors());
         let engine = Self {
             secrets: Secrets::load(&layout.secrets())?,
@@ -77,7 +130,11 @@ impl Engine {
             forwards: BTreeMap::new(),
             events,
             news,
-            anchor: Anchor::new(wall_ns(), boottime_ms()),
+            anchor,
+            store: Writer::start(store).context("cannot start the store's thread")?,
+            saved,
+            saved_read: kept.read,
+            resumed: spec,
         };
         Ok((engine, receiver))
     }
@@ -85,23 +142,20 @@ impl Engine {
     /// Runs until everything was stopped on request.
     ///
     /// # Errors
-    /// When a spec that was kept can no longer be read.
+    /// When it cannot be kept that nothing is wanted any more.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut requests: mpsc::Receiver<Request>,
     ) -> anyhow::Result<()> {
-        if let Some(document) = files::read_optional(&self.layout.wanted())? {
-            let spec = HostSpec::parse(&document).with_context(|| {
-                format!(
-                    "{} is damaged: `sovereign up` replaces it",
-                    self.layout.wanted().display()
-                )
-            });
-            match spec {
-                Ok(spec) => self.accept(spec).await,
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "starting with nothing wanted"),
-            }
+        self.take(Event::Started(format!(
+            "sovereign-host {} pid {}",
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        )))
+        .await;
+        if let Some(spec) = self.resumed.take() {
+            self.accept(spec).await;
         }
         while !self.world.is_done() {
             let pause = self.pause();
@@ -112,7 +166,8 @@ impl Engine {
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
         }
-        files::remove(&self.layout.wanted())
+        self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
+            .await
     }
 
     fn pause(&self) -> Duration {
@@ -134,7 +189,9 @@ impl Engine {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
             }
             Request::Events(start, reply) => {
-                let _ = reply.send(self.world.events(start, boottime_ms()));
+                let now_ms = boottime_ms();
+                let wall_ms = self.anchor.wall_ms(now_ms);
+                let _ = reply.send(self.world.events(start, now_ms, wall_ms));
             }
             Request::Status(reply) => {
                 let now_ms = boottime_ms();
@@ -155,12 +212,56 @@ impl Engine {
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
-        files::replace(&self.layout.wanted(), document)
-            .map_err(|error| Refusal::Failed(format!("{error:#}")))?;
+        if !self.world.wants(&spec) {
+            let revision = self.world.revision() + 1;
+            let kept = self
+                .keep_wanted(revision, store::Wanted::Spec(document.to_vec()))
+                .await;
+            kept.map_err(|error| Refusal::Failed(format!("{error:#}")))?;
+        }
         self.accept(spec).await;
         Ok(Applied {
             revision: self.world.revision(),
         })
+    }
+
+    async fn keep_wanted(&self, revision: u64, wanted: store::Wanted) -> anyhow::Result<()> {
+        let batch = Batch {
+            wanted: Some((revision, wanted)),
+            ..Batch::default()
+        };
+        Ok(self.store.keep_now(batch).await?)
+    }
+
+    /// Hands new events to the store; what it does not take now goes with the next ones.
+    fn keep_events(&mut self) {
+        loop {
+            let now_ms = boottime_ms();
+            let fresh = self.world.events(Start::After(self.saved), now_ms, 0);
+            let read = self.world.read();
+            let changed = |(name, cursor): &(&Name, &Cursor)| self.saved_read.get(*name) != Some(*cursor);
+            let batch = Batch {
+                wanted: None,
+                events: fresh
+                    .events
+                    .into_iter()
+                    .map(|event| {
+                        let at_ms = now_ms.saturating_sub(event.age_ms);
+                        (event, self.anchor.wall_ms(at_ms))
+                    })
+                    .collect(),
+                read: read
+                    .iter()
+                    .filter(changed)
+                    .map(|(name, cursor)| (name.clone(), *cursor))
+                    .collect(),
+            };
+            if batch.is_empty() || !self.store.keep(batch) {
+                return;
+            }
+            self.saved = fresh.cursor;
+            self.saved_read.clone_from(read);
+        }
     }
 
     async fn accept(&mut self, spec: HostSpec) {
@@ -176,6 +277,7 @@ impl Engine {
         for effect in effects {
             self.act(effect).await;
         }
+        self.keep_events();
         let now = self.world.cursors();
         self.news
             .send_if_modified(|news| std::mem::replace(news, now) != now);

@@ -15,5 +15,6 @@ pub mod link;
 pub mod offset;
 pub mod secrets;
 pub mod shim;
+pub mod store;
 pub mod timekeeper;
 pub mod vsock;

@@ -1,15 +1,18 @@
 //! `sovereign-host`: the host agent, and the shims it starts.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sovereign_host_agent::{control, engine, files, shim};
+use sovereign_host_agent::store::Store;
+use sovereign_host_agent::{clock, control, engine, files, shim};
 use sovereign_protocol::handshake::random_hex;
-use sovereign_protocol::layout::Layout;
+use sovereign_protocol::layout::{Layout, STORE};
 use sovereign_protocol::name::Name;
+use sovereign_protocol::record::Record;
 use sovereign_protocol::transport::bind_unix;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -41,6 +44,12 @@ enum Verb {
         /// Leaves the terminal's session.
         #[arg(long)]
         detach: bool,
+    },
+    /// Prints the events that an instance's store keeps, one JSON object a line; only while no agent runs.
+    Events {
+        /// Where its lasting files are.
+        #[arg(long)]
+        state_dir: PathBuf,
     },
     /// Runs one boot of one guest (started by `run`).
     #[command(hide = true)]
@@ -81,6 +90,7 @@ fn main() -> ExitCode {
             };
             leave_session(detach).and_then(|()| block_on(run(layout)))
         }
+        Verb::Events { state_dir } => print_events(&state_dir),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::BecomeVmm { parent, argv } => shim::vmm::become_vmm(parent, &argv).map(|never| match never {}),
     };
@@ -105,6 +115,19 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 fn leave_session(detach: bool) -> anyhow::Result<()> {
     if detach {
         rustix::process::setsid().context("cannot leave the terminal's session")?;
+    }
+    Ok(())
+}
+
+fn print_events(state_dir: &Path) -> anyhow::Result<()> {
+    let path = state_dir.join(STORE);
+    if !path.exists() {
+        return Ok(()); // nothing ever ran
+    }
+    let mut out = std::io::stdout().lock();
+    for (event, wall_ms) in Store::open(&path)?.load()?.events {
+        let record = Record::new(event, clock::rfc3339(wall_ms));
+        writeln!(out, "{}", serde_json::to_string(&record)?)?;
     }
     Ok(())
 }

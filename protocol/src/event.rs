@@ -40,6 +40,8 @@ pub enum Start {
 pub struct Events {
     /// Where the next read goes on; `revision` is the last `seq`.
     pub cursor: Cursor,
+    /// The sender's wall clock when it counted the ages, in milliseconds since 1970; a guest's is not to be believed.
+    pub wall_ms: u64,
     /// Events between the reader's cursor and the first one here that are no longer kept.
     pub lost: u64,
     /// In order of `seq`.
@@ -52,7 +54,8 @@ struct Kept {
     key: Key,
     from: Option<Status>,
     to: Option<Verdict>,
-    at_ms: u64,
+    /// May lie before the clock's zero: the event is from an earlier boot of the machine.
+    at_ms: i64,
 }
 
 /// The last transitions, oldest first.
@@ -78,18 +81,37 @@ impl Journal {
 
     /// Appends a transition that happened at `at_ms`.
     pub fn append(&mut self, key: Key, from: Option<Status>, to: Option<Verdict>, at_ms: u64) {
-        if self.ring.len() == self.capacity {
-            self.ring.pop_front();
-        }
-        let seq = self.next;
-        self.next += 1;
-        self.ring.push_back(Kept {
-            seq,
+        self.push(Kept {
+            seq: self.next,
             key,
             from,
             to,
-            at_ms,
+            at_ms: signed(at_ms),
         });
+    }
+
+    /// Takes back an event that was kept elsewhere, with its age at `now_ms`; events come in order of `seq`.
+    pub fn restore(&mut self, event: Event, now_ms: u64) {
+        self.push(Kept {
+            seq: event.seq.max(self.next),
+            key: event.key,
+            from: event.from,
+            to: event.to,
+            at_ms: signed(now_ms).saturating_sub(signed(event.age_ms)),
+        });
+    }
+
+    /// Leaves out `count` numbers: they may have been read by somebody before they could be kept.
+    pub fn skip(&mut self, count: u64) {
+        self.next = self.next.saturating_add(count);
+    }
+
+    fn push(&mut self, kept: Kept) {
+        if self.ring.len() == self.capacity {
+            self.ring.pop_front();
+        }
+        self.next = kept.seq.saturating_add(1);
+        self.ring.push_back(kept);
     }
 
     /// Where the journal stands now.
@@ -103,7 +125,7 @@ impl Journal {
 
     /// At most `most` events from `start` on; a reader with a foreign cursor gets all that is kept.
     #[must_use]
-    pub fn read(&self, start: Start, most: usize, now_ms: u64) -> Events {
+    pub fn read(&self, start: Start, most: usize, now_ms: u64, wall_ms: u64) -> Events {
         let last = self.next - 1;
         let seen = match start {
             Start::After(cursor) if cursor.incarnation == self.incarnation => cursor.revision.min(last),
@@ -111,8 +133,8 @@ impl Journal {
             Start::Last(count) => last.saturating_sub(count),
         };
         let first = self.ring.front().map_or(self.next, |kept| kept.seq);
-        let skip = usize::try_from((seen + 1).saturating_sub(first)).unwrap_or(usize::MAX);
-        let kept = self.ring.iter().skip(skip).take(most);
+        let from = self.ring.partition_point(|kept| kept.seq <= seen);
+        let kept = self.ring.iter().skip(from).take(most);
         let events: Vec<Event> = kept.map(|kept| kept.event(now_ms)).collect();
         let lost = match start {
             Start::After(_) => first.saturating_sub(seen + 1),
@@ -123,6 +145,7 @@ impl Journal {
                 incarnation: self.incarnation,
                 revision: events.last().map_or(last, |event| event.seq),
             },
+            wall_ms,
             lost,
             events,
         }
@@ -136,9 +159,13 @@ impl Kept {
             key: self.key.clone(),
             from: self.from,
             to: self.to.clone(),
-            age_ms: now_ms.saturating_sub(self.at_ms),
+            age_ms: now_ms.saturating_add_signed(self.at_ms.saturating_neg()),
         }
     }
+}
+
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -169,30 +196,35 @@ mod tests {
     #[test]
     fn each_event_is_read_once_in_order() {
         let journal = journal(3);
-        let first = journal.read(Start::Oldest, 2, 10);
+        let first = journal.read(Start::Oldest, 2, 10, 0);
         assert_eq!((first.lost, first.events.len(), first.cursor.revision), (0, 2, 2));
         assert_eq!(first.events[0].age_ms, 10);
-        let rest = journal.read(Start::After(first.cursor), 2, 10);
+        let rest = journal.read(Start::After(first.cursor), 2, 10, 0);
         assert_eq!(seqs(&rest), [3]);
-        assert!(journal.read(Start::After(rest.cursor), 2, 10).events.is_empty());
+        assert!(
+            journal
+                .read(Start::After(rest.cursor), 2, 10, 0)
+                .events
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_reader_may_begin_with_the_last_few_or_with_what_comes() {
         let journal = journal(10);
-        assert_eq!(seqs(&journal.read(Start::Last(2), 9, 0)), [9, 10]);
-        assert_eq!(seqs(&journal.read(Start::Last(99), 9, 0)), [8, 9, 10]);
-        let now = journal.read(Start::Last(0), 9, 0);
+        assert_eq!(seqs(&journal.read(Start::Last(2), 9, 0, 0)), [9, 10]);
+        assert_eq!(seqs(&journal.read(Start::Last(99), 9, 0, 0)), [8, 9, 10]);
+        let now = journal.read(Start::Last(0), 9, 0, 0);
         assert_eq!((seqs(&now), now.cursor), (vec![], journal.cursor()));
     }
 
     #[test]
     fn what_is_no_longer_kept_is_counted() {
         let journal = journal(10);
-        let events = journal.read(after(4), 9, 0);
+        let events = journal.read(after(4), 9, 0, 0);
         assert_eq!((events.lost, events.events[0].seq), (3, 8));
         assert_eq!(
-            journal.read(after(99), 9, 0).events,
+            journal.read(after(99), 9, 0, 0).events,
             [],
             "a cursor of the future is now"
         );
@@ -200,7 +232,29 @@ mod tests {
             incarnation: 8,
             revision: 9,
         };
-        let events = journal.read(Start::After(foreign), 9, 0);
+        let events = journal.read(Start::After(foreign), 9, 0, 0);
         assert_eq!((events.lost, events.events.len()), (7, 3));
+    }
+
+    #[test]
+    fn a_restored_journal_goes_on_after_a_gap_and_knows_older_ages() {
+        let mut journal = Journal::new(7, 3);
+        for seq in 4..=5 {
+            let event = Event {
+                seq,
+                key: Key::new(Layer::Disk, "data"),
+                from: None,
+                to: None,
+                age_ms: 1_000,
+            };
+            journal.restore(event, 100);
+        }
+        journal.skip(10);
+        journal.append(Key::new(Layer::Disk, "data"), None, None, 150);
+        let events = journal.read(after(4), 9, 200, 0);
+        assert_eq!((seqs(&events), events.lost), (vec![5, 16], 0));
+        assert_eq!((events.events[0].age_ms, events.events[1].age_ms), (1_100, 50));
+        let raced = journal.read(after(9), 9, 200, 0); // it read 9 before the journal was cut off after 5
+        assert_eq!((seqs(&raced), raced.lost), (vec![16], 0));
     }
 }

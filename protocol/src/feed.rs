@@ -57,8 +57,14 @@ impl Feed {
     /// An empty feed whose journal keeps `events` transitions.
     #[must_use]
     pub fn new(incarnation: u64, events: usize) -> Self {
+        Self::with_journal(incarnation, Journal::new(incarnation, events))
+    }
+
+    /// An empty feed that goes on with a journal.
+    #[must_use]
+    pub fn with_journal(incarnation: u64, journal: Journal) -> Self {
         Self {
-            journal: Journal::new(incarnation, events),
+            journal,
             incarnation,
             revision: 0,
             floor: 0,
@@ -287,7 +293,7 @@ mod tests {
             feed.observe(key(1), verdict, 1_000, now);
         }
         feed.mirror(key(2), Verdict::no("Elsewhere", ""), 1_000, 5);
-        let events = feed.journal().read(crate::event::Start::Oldest, 16, 10).events;
+        let events = feed.journal().read(crate::event::Start::Oldest, 16, 10, 0).events;
         let told: Vec<_> = events
             .iter()
             .filter_map(|e| Some((e.from, e.to.as_ref()?.reason.as_str())))

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::handshake::{BootKey, Identity};
 use crate::name::Name;
 
+/// The store's file in the state directory.
+pub const STORE: &str = "state.redb";
+
 /// The two directories of an instance and what lies in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -41,10 +44,10 @@ impl Layout {
         self.state.join("host.log")
     }
 
-    /// The accepted HostSpec; there exactly while something is wanted to run.
+    /// The host agent's store: the accepted HostSpec and the journal of events.
     #[must_use]
-    pub fn wanted(&self) -> PathBuf {
-        self.state.join("wanted.json")
+    pub fn store(&self) -> PathBuf {
+        self.state.join(STORE)
     }
 
     /// A guest's lasting directory.

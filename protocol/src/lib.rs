@@ -15,6 +15,7 @@ pub mod handshake;
 pub mod layout;
 pub mod limits;
 pub mod name;
+pub mod record;
 pub mod secret;
 pub mod service;
 pub mod spec;

@@ -7,6 +7,7 @@ use crate::error::CommandError;
 mod build;
 mod destroy;
 mod down;
+mod events;
 mod exec;
 mod init;
 mod logs;
@@ -26,6 +27,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
         Verb::Watch => watch::run(context).await.map(done),
+        Verb::Events(args) => events::run(context, &args).await.map(done),
         Verb::Logs(args) => logs::run(context, &args.name).map(done),
         Verb::Exec(args) => exec::run(context, &args.name, args.command, args.user).await,
         Verb::Psql(args) => psql::run(context, args).await,

@@ -84,6 +84,11 @@ impl World {
             Event::Forward(name, forward, verdict) => {
                 self.set(Layer::Forward, &name, &forward, verdict, now_ms)
             }
+            Event::Started(evidence) => {
+                let key = Key::new(Layer::Session, "agent");
+                let started = Verdict::yes("Started", evidence);
+                self.feed.journal_mut().append(key, None, Some(started), now_ms);
+            }
             Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
         }
     }
@@ -146,14 +151,13 @@ impl World {
 
     /// Takes a guest's events into our journal, each once: a new session reads them again.
     fn record(&mut self, name: &Name, events: Events, now_ms: u64) {
-        let Some(guest) = self.guests.get_mut(name) else {
+        if !self.guests.contains_key(name) {
             return;
-        };
-        let seen = guest
-            .events
+        }
+        let before = self.read.insert(name.clone(), events.cursor);
+        let seen = before
             .filter(|cursor| cursor.incarnation == events.cursor.incarnation)
             .map_or(0, |cursor| cursor.revision);
-        guest.events = Some(events.cursor);
         let fresh: Vec<_> = events
             .events
             .into_iter()

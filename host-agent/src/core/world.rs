@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
-use sovereign_protocol::event::{Events, Start};
+use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
 use sovereign_protocol::name::Name;
@@ -50,6 +50,8 @@ pub enum Event {
     Forward(Name, String, Verdict),
     /// The guest's shim has ended.
     Ended(Name, ExitRecord),
+    /// The agent began; the text says which.
+    Started(String),
     /// Time has passed.
     Tick,
     /// ctl wants everything stopped.
@@ -79,8 +81,6 @@ pub(super) struct Guest {
     pub(super) boot: Option<(String, VmmStatus)>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
-    /// How far the guest's journal was read.
-    pub(super) events: Option<Cursor>,
     start_at_ms: Option<u64>,
     backoff: Backoff,
     serving: bool,
@@ -92,6 +92,9 @@ pub struct World {
     pub(super) guests: BTreeMap<Name, Guest>,
     pub(super) feed: Feed,
     pub(super) revision: u64,
+    /// How far each guest's journal was read; outlives boots and agents.
+    pub(super) read: BTreeMap<Name, Cursor>,
+    spec: Option<HostSpec>,
     stopping: bool,
 }
 
@@ -103,8 +106,40 @@ impl World {
             guests: BTreeMap::new(),
             feed: Feed::new(incarnation, HOST_EVENTS),
             revision: 0,
+            read: BTreeMap::new(),
+            spec: None,
             stopping: false,
         }
+    }
+
+    /// A world that goes on where another agent ended; what it wanted is still to be applied.
+    #[must_use]
+    pub fn resume(
+        incarnation: u64,
+        journal: Journal,
+        read: BTreeMap<Name, Cursor>,
+        revision: u64,
+        spec: Option<HostSpec>,
+    ) -> Self {
+        Self {
+            feed: Feed::with_journal(incarnation, journal),
+            read,
+            revision,
+            spec,
+            ..Self::new(incarnation)
+        }
+    }
+
+    /// True when exactly this is wanted already.
+    #[must_use]
+    pub fn wants(&self, spec: &HostSpec) -> bool {
+        self.spec.as_ref() == Some(spec)
+    }
+
+    /// How far each guest's journal was read.
+    #[must_use]
+    pub fn read(&self) -> &BTreeMap<Name, Cursor> {
+        &self.read
     }
 
     /// Takes an event in and says what to do about it.
@@ -130,8 +165,8 @@ impl World {
 
     /// What happened, in the order in which it became known.
     #[must_use]
-    pub fn events(&self, start: Start, now_ms: u64) -> Events {
-        self.feed.journal().read(start, EVENTS_BATCH, now_ms)
+    pub fn events(&self, start: Start, now_ms: u64, wall_ms: u64) -> Events {
+        self.feed.journal().read(start, EVENTS_BATCH, now_ms, wall_ms)
     }
 
     /// Where feed and journal stand.
@@ -172,7 +207,10 @@ impl World {
     }
 
     fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
-        self.revision += 1;
+        if !self.wants(&spec) {
+            self.revision += 1;
+            self.spec = Some(spec.clone());
+        }
         for (name, guest) in &mut self.guests {
             if !spec.guests.contains_key(name) {
                 guest.wanted = false;
@@ -305,7 +343,6 @@ impl Guest {
             boot: None,
             ready: Status::Unknown,
             ready_since_ms: now_ms,
-            events: None,
             start_at_ms: None,
             backoff: Backoff::default(),
             serving: false,

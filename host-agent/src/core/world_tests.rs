@@ -141,7 +141,7 @@ fn the_same_spec_again_does_nothing_and_a_changed_one_is_pushed() {
     assert_eq!(
         effects,
         [
-            Effect::Push(sql(), config(5433), 3),
+            Effect::Push(sql(), config(5433), 2),
             Effect::Forwards(sql(), false)
         ]
     );
@@ -309,6 +309,7 @@ fn happened(incarnation: u64, seqs: std::ops::RangeInclusive<u64>) -> Event {
             incarnation,
             revision: last,
         },
+        wall_ms: 0,
         lost: 0,
         events: seqs.map(event).collect(),
     };
@@ -316,7 +317,7 @@ fn happened(incarnation: u64, seqs: std::ops::RangeInclusive<u64>) -> Event {
 }
 
 fn journal(world: &World) -> Vec<String> {
-    let events = world.events(Start::Oldest, 100).events;
+    let events = world.events(Start::Oldest, 100, 0).events;
     events
         .into_iter()
         .filter_map(|e| Some(format!("{} {}", e.key.subject, e.to?.reason)))
@@ -342,7 +343,7 @@ fn a_guests_events_are_recorded_once_and_a_gap_is_told() {
             "sql/postgres R1"
         ]
     );
-    assert_eq!(world.events(Start::Oldest, 100).events[0].age_ms, 93);
+    assert_eq!(world.events(Start::Oldest, 100, 0).events[0].age_ms, 93);
 }
 
 #[test]

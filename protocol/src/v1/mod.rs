@@ -123,6 +123,8 @@ pub enum Start {
 pub struct Events {
     /// Where to go on.
     pub cursor: Cursor,
+    /// The sender's wall clock when it counted the ages, in milliseconds since 1970.
+    pub wall_ms: u64,
     /// Events that are no longer kept.
     pub lost: u64,
     /// In order.
@@ -191,6 +193,7 @@ impl From<event::Events> for Events {
     fn from(e: event::Events) -> Self {
         Self {
             cursor: e.cursor.into(),
+            wall_ms: e.wall_ms,
             lost: e.lost,
             events: e.events.into_iter().map(Into::into).collect(),
         }
@@ -201,6 +204,7 @@ impl From<Events> for event::Events {
     fn from(e: Events) -> Self {
         Self {
             cursor: e.cursor.into(),
+            wall_ms: e.wall_ms,
             lost: e.lost,
             events: e.events.into_iter().map(Into::into).collect(),
         }
