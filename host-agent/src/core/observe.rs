@@ -4,7 +4,9 @@ use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::event::Events;
 use sovereign_protocol::feed::Changes;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::status::Phase;
+use sovereign_protocol::status::{Phase, VmmStatus};
+
+use crate::shim::contract::VmmState;
 
 use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, World, host_key, host_owned};
 
@@ -22,10 +24,7 @@ impl World {
                 if guest.phase != Phase::Stopping {
                     guest.phase = Phase::Starting;
                 }
-                let verdict = Verdict::yes(
-                    "Running",
-                    format!("{} pid {} by {}: {}", vmm.kind, vmm.pid, vmm.accel, vmm.why),
-                );
+                let verdict = running(&vmm);
                 guest.boot = Some((boot_id, vmm));
                 self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
                 self.set(
@@ -37,14 +36,10 @@ impl World {
                 );
             }
             Event::VmmState(name, state) => {
-                let verdict = match state.as_str() {
-                    "running" => Verdict::yes("Running", "QMP says running"),
-                    "paused" => {
-                        Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
-                    }
-                    other => Verdict::no("Stuck", format!("QMP says {other}")),
-                };
-                self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+                let vmm = self.guests.get(&name).and_then(|guest| guest.boot.as_ref());
+                if let Some(verdict) = vmm.and_then(|(_, vmm)| vmm_verdict(&state, vmm)) {
+                    self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
+                }
             }
             Event::SessionUp(name, evidence) => {
                 if let Some(guest) = self.guests.get_mut(&name)
@@ -180,4 +175,32 @@ impl World {
         self.feed
             .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
     }
+}
+
+fn running(vmm: &VmmStatus) -> Verdict {
+    let VmmStatus {
+        kind,
+        accel,
+        why,
+        pid,
+    } = vmm;
+    Verdict::yes("Running", format!("{kind} pid {pid} by {accel}: {why}"))
+}
+
+/// What a VMM's state means; `None` before it has said anything.
+fn vmm_verdict(state: &VmmState, vmm: &VmmStatus) -> Option<Verdict> {
+    let verdict = match state {
+        VmmState::Starting => return None,
+        VmmState::Says(word) if word == "running" => running(vmm),
+        VmmState::Says(word) if word == "paused" => {
+            Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
+        }
+        VmmState::Says(word) => Verdict::no("Stuck", format!("QMP says {word}")),
+        VmmState::Stopped => Verdict::unknown("Stopped", "its process is stopped (SIGSTOP): send it SIGCONT"),
+        VmmState::Silent(letter) => Verdict::no(
+            "Silent",
+            format!("QMP does not answer; its process is in state {letter}"),
+        ),
+    };
+    Some(verdict)
 }

@@ -11,7 +11,7 @@ use sovereign_protocol::spec::{GuestConfig, HostSpec};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
-use crate::shim::contract::{ExitReason, ExitRecord};
+use crate::shim::contract::{ExitReason, ExitRecord, VmmState};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
 pub(super) const LASTING_MS: u64 = (1 << 53) - 1;
@@ -30,8 +30,8 @@ pub enum Event {
         /// Its VMM.
         vmm: VmmStatus,
     },
-    /// The VMM's run state, in QEMU's words.
-    VmmState(Name, String),
+    /// What the VMM does.
+    VmmState(Name, VmmState),
     /// The guest agent answered the hello.
     SessionUp(Name, String),
     /// The link to the guest agent is gone; the text says why.

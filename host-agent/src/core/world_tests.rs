@@ -166,9 +166,9 @@ fn a_lost_session_makes_the_guest_unknown_not_false() {
 #[test]
 fn a_paused_vmm_is_unknown_and_comes_back_without_a_restart() {
     let mut world = ready_world();
-    world.step(Event::VmmState(sql(), "paused".into()), 1);
+    world.step(Event::VmmState(sql(), VmmState::Says("paused".into())), 1);
     assert_eq!(world.ready(&sql(), 1), Status::Unknown);
-    let effects = world.step(Event::VmmState(sql(), "running".into()), 2);
+    let effects = world.step(Event::VmmState(sql(), VmmState::Says("running".into())), 2);
     assert_eq!(effects, [Effect::Forwards(sql(), true)]);
 }
 

@@ -110,10 +110,24 @@ pub enum Message {
         /// The virtual machine monitor.
         vmm: VmmStatus,
     },
-    /// The VMM's run state changed, in QEMU's words (`running`, `paused`, `internal-error`).
-    State(String),
+    /// The VMM's state, at once after the identity and when it changes.
+    State(VmmState),
     /// The VMM ended; the shim's last message.
     Exited(ExitRecord),
+}
+
+/// What a VMM does, seen from its shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmState {
+    /// It was started and has not answered QMP yet.
+    Starting,
+    /// QMP's own word (`running`, `paused`, `io-error`, `internal-error`).
+    Says(String),
+    /// Its process is stopped (SIGSTOP, a debugger).
+    Stopped,
+    /// QMP does not answer; the letter is the process's state (proc_pid_stat(5)).
+    Silent(char),
 }
 
 /// How a VMM ended.

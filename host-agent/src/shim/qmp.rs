@@ -29,7 +29,7 @@ pub struct Qmp {
 pub enum QmpEvent {
     /// The machine ends, for this reason.
     Shutdown(ExitReason),
-    /// The run state changed.
+    /// The run state, because it changed or was asked for.
     State(String),
     /// Nothing for us.
     Other,
@@ -84,6 +84,9 @@ fn parse(line: &str) -> QmpEvent {
     let Ok(value) = serde_json::from_str::<Value>(line) else {
         return QmpEvent::Other;
     };
+    if let Some(status) = value["return"]["status"].as_str() {
+        return QmpEvent::State(status.to_owned());
+    }
     match value["event"].as_str() {
         Some("SHUTDOWN") => QmpEvent::Shutdown(match value["data"]["reason"].as_str() {
             Some("guest-shutdown") => ExitReason::PoweredOff,
@@ -120,6 +123,8 @@ mod tests {
             QmpEvent::Shutdown(ExitReason::Crashed)
         );
         assert_eq!(parse(r#"{"event":"STOP"}"#), QmpEvent::State("paused".into()));
+        let asked = r#"{"return": {"status": "io-error", "singlestep": false, "running": false}}"#;
+        assert_eq!(parse(asked), QmpEvent::State("io-error".into()));
         for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
             assert_eq!(parse(line), QmpEvent::Other);
         }

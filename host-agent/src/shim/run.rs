@@ -14,13 +14,13 @@ use sovereign_protocol::transport::bind_unix;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::accel;
 use super::console::{Console, panic_line};
-use super::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig};
+use super::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig, VmmState};
 use super::qmp::{Qmp, QmpEvent};
 use super::{boot_segment, qemu, vmm};
 use crate::clock::wall_ns;
@@ -29,6 +29,8 @@ use crate::vsock;
 
 /// The context id inside our own device: nobody else sees it.
 const GUEST_CID: u64 = 3;
+/// QMP is asked this often whether it is alive, and counts as silent when it has not answered by the next time.
+const PULSE: Duration = Duration::from_secs(2);
 /// Messages that a slow agent may have open.
 const MESSAGES: usize = 64;
 /// The agent has this long to take the last message.
@@ -87,8 +89,15 @@ async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     };
     let (requests, mut asked) = mpsc::channel(MESSAGES);
     let (messages, _) = broadcast::channel(MESSAGES);
-    tasks.spawn(serve(listener, Arc::new(identity), requests, messages.clone()));
-    let record = watch_vmm(config, record, &mut child, &mut asked, &messages).await;
+    let (state, states) = watch::channel(VmmState::Starting);
+    tasks.spawn(serve(
+        listener,
+        Arc::new(identity),
+        requests,
+        messages.clone(),
+        states,
+    ));
+    let record = watch_vmm(config, record, &mut child, &mut asked, &state).await;
     keep(config, &record)?;
     remove_sockets(config); // who hears the last message finds nothing left
     let _ = messages.send(Message::Exited(record)); // nobody may be there to hear it
@@ -104,7 +113,7 @@ async fn watch_vmm(
     record: &BootRecord,
     child: &mut Child,
     asked: &mut mpsc::Receiver<Request>,
-    messages: &broadcast::Sender<Message>,
+    state: &watch::Sender<VmmState>,
 ) -> ExitRecord {
     let console = tokio::spawn(copy_console(config.paths.console.clone(), child.stdout.take()));
     let complaints = tokio::spawn(read_complaints(child.stderr.take()));
@@ -114,14 +123,28 @@ async fn watch_vmm(
         connected = Qmp::connect(&socket) => connected.ok(),
         _ = child.wait() => None, // it could not even start; its status is asked for again below
     };
+    let pid = child.id().unwrap_or_default();
+    let mut pulse = tokio::time::interval(PULSE);
+    let mut answered = true;
     let status = loop {
+        // Each arm is cancel safe; what an arm does is short.
         tokio::select! {
             ended = child.wait() => break ended,
             event = next_event(&mut qmp) => match event {
                 Some(QmpEvent::Shutdown(why)) => reason = reason.or(Some(why)),
-                Some(QmpEvent::State(state)) => { let _ = messages.send(Message::State(state)); }
+                Some(QmpEvent::State(word)) => {
+                    answered = true;
+                    tell(state, VmmState::Says(word));
+                }
                 Some(QmpEvent::Other) => {}
                 None => qmp = None,
+            },
+            _ = pulse.tick() => if let Some(qmp) = &mut qmp {
+                if !answered {
+                    tell(state, silent(pid));
+                }
+                answered = false;
+                let _ = tokio::time::timeout(PULSE, qmp.execute("query-status")).await; // a full socket is silence
             },
             Some(request) = asked.recv() => match (request, &mut qmp) {
                 (Request::PowerDown, Some(qmp)) => { let _ = qmp.execute("system_powerdown").await; }
@@ -136,6 +159,26 @@ async fn watch_vmm(
     let tail = console.await.unwrap_or_default();
     let complaints = complaints.await.unwrap_or_default();
     judge(record, status.ok(), reason, &tail, &complaints)
+}
+
+fn tell(state: &watch::Sender<VmmState>, now: VmmState) {
+    state.send_if_modified(|before| {
+        *before != now && {
+            before.clone_from(&now);
+            true
+        }
+    });
+}
+
+/// Why QMP does not answer, as far as the process's own state tells it.
+fn silent(pid: u32) -> VmmState {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the state comes after the last one.
+    let letter = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    match letter {
+        Some('T' | 't') => VmmState::Stopped,
+        other => VmmState::Silent(other.unwrap_or('?')),
+    }
 }
 
 async fn next_event(qmp: &mut Option<Qmp>) -> Option<QmpEvent> {
@@ -242,6 +285,7 @@ async fn serve(
     identity: Arc<Message>,
     requests: mpsc::Sender<Request>,
     messages: broadcast::Sender<Message>,
+    states: watch::Receiver<VmmState>,
 ) {
     let ours = rustix::process::geteuid().as_raw();
     let mut agents = JoinSet::new();
@@ -252,7 +296,7 @@ async fn serve(
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
                 if stream.peer_cred().is_ok_and(|peer| peer.uid() == ours) {
-                    agents.spawn(converse(stream, identity.clone(), requests.clone(), ended.resubscribe()));
+                    agents.spawn(converse(stream, identity.clone(), requests.clone(), ended.resubscribe(), states.clone()));
                 }
             }
             message = ended.recv() => match message {
@@ -269,6 +313,7 @@ async fn converse(
     identity: Arc<Message>,
     requests: mpsc::Sender<Request>,
     mut messages: broadcast::Receiver<Message>,
+    mut states: watch::Receiver<VmmState>,
 ) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
@@ -277,7 +322,10 @@ async fn converse(
             line = lines.next_line() => {
                 let Ok(Some(line)) = line else { return };
                 match serde_json::from_str(&line) {
-                    Ok(Request::Identify) => Message::clone(&identity),
+                    Ok(Request::Identify) => {
+                        states.mark_changed(); // who asks does not know it yet
+                        Message::clone(&identity)
+                    }
                     Ok(request) => {
                         let _ = requests.send(request).await;
                         continue;
@@ -285,6 +333,7 @@ async fn converse(
                     Err(_) => return,
                 }
             }
+            Ok(()) = states.changed() => Message::State(states.borrow_and_update().clone()),
             message = messages.recv() => match message {
                 Ok(message) => message,
                 Err(broadcast::error::RecvError::Lagged(_)) => continue,
