@@ -56,9 +56,9 @@ pub(crate) enum Verb {
     /// Bring guests up as the configuration says, and wait until they are ready
     #[command(after_help = "Examples:\n  sovereign up\n  sovereign up sql --timeout 30")]
     Up(Up),
-    /// Stop all guests in order, then the host agent
-    #[command(after_help = "Example:\n  sovereign down")]
-    Down,
+    /// Stop all guests in order, then the host agent; or one guest
+    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql")]
+    Down(Down),
     /// Remove a stopped guest's data disk, logs and secrets
     #[command(after_help = "Example:\n  sovereign down && sovereign destroy sql --yes")]
     Destroy(Destroy),
@@ -108,6 +108,13 @@ pub(crate) struct Up {
     /// As for `build`
     #[command(flatten)]
     pub(crate) build: Build,
+}
+
+/// Arguments of `down`.
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Only this guest; the next `up` starts it again
+    pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `destroy`.

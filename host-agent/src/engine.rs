@@ -1,6 +1,7 @@
 //! The one task that owns the world: one bounded queue in, effects out.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,8 +21,9 @@ use crate::core::{Effect, Event, World};
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
+use crate::port_owner;
 use crate::secrets::Secrets;
-use crate::shim::contract::{Paths, ShimConfig};
+use crate::shim::contract::{Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
 
 /// Events and requests that may wait.
@@ -34,6 +36,8 @@ const IDLE: Duration = Duration::from_secs(60);
 pub enum Request {
     /// Replace the wanted state.
     Apply(Vec<u8>, oneshot::Sender<Result<Applied, Refusal>>),
+    /// What is wanted, as a document.
+    Wanted(oneshot::Sender<Vec<u8>>),
     /// What changed after a cursor.
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
     /// What happened.
@@ -61,6 +65,25 @@ pub struct Engine {
     saved: Cursor,
     saved_read: BTreeMap<Name, Cursor>,
     resumed: Option<HostSpec>,
+}
+
+/// Shims that answer in the run directory.
+fn running_shims(run: &Path) -> Vec<ShimConfig> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| std::fs::read(entry.path().join(SHIM_CONFIG)).ok())
+        .filter_map(|bytes| serde_json::from_slice::<ShimConfig>(&bytes).ok())
+        .filter(|shim| std::os::unix::net::UnixStream::connect(shim.paths.shim()).is_ok())
+        .collect()
+}
+
+/// Why a port cannot be had, with the program that has it.
+fn unavailable(listen: std::net::SocketAddr, error: &std::io::Error) -> Verdict {
+    let who = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("; {}", port_owner::describe(listen)),
+        _ => String::new(),
+    };
+    Verdict::no("PortUnavailable", format!("{listen}: {error}{who}"))
 }
 
 /// Numbers that events of the last agent may have had without being kept.
@@ -157,6 +180,10 @@ impl Engine {
         if let Some(spec) = self.resumed.take() {
             self.accept(spec).await;
         }
+        for shim in running_shims(&self.layout.run) {
+            self.take(Event::Found(shim.guest.clone(), shim.bare_guest()))
+                .await;
+        }
         while !self.world.is_done() {
             let pause = self.pause();
             // Each arm is cancel safe and only takes one value.
@@ -184,6 +211,10 @@ impl Engine {
             Request::Apply(document, reply) => {
                 let applied = self.apply(&document).await;
                 let _ = reply.send(applied);
+            }
+            Request::Wanted(reply) => {
+                let document = self.world.spec().map(serde_json::to_vec);
+                let _ = reply.send(document.and_then(Result::ok).unwrap_or_default());
             }
             Request::Changes(cursor, reply) => {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
@@ -373,7 +404,7 @@ impl Engine {
                     self.forwards.insert(key.clone(), (listen, forward));
                     Verdict::unknown("Reserved", format!("{listen} opens when the guest is ready"))
                 }
-                Err(error) => Verdict::no("PortUnavailable", format!("{listen}: {error}")),
+                Err(error) => unavailable(listen, &error),
             };
             verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
         }
@@ -401,7 +432,7 @@ impl Engine {
                     "NotListening",
                     format!("{listen} refuses: the guest is not ready"),
                 ),
-                Err(error) => Verdict::no("PortUnavailable", format!("{listen}: {error}")),
+                Err(error) => unavailable(*listen, &error),
             };
             verdicts.push(Event::Forward(guest.clone(), name.to_string(), verdict));
         }

@@ -42,7 +42,13 @@ impl Forward {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-        bind(&socket, &address)?;
+        if bind(&socket, &address).is_err() {
+            // Connections of the last run may linger (TIME_WAIT). With SO_REUSEADDR only a socket that listens, or one
+            // that did not set it, is still in the way; it is off again before anybody could share the port with us.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &address)?;
+            sockopt::set_socket_reuseaddr(&socket, false)?;
+        }
         Ok(Self {
             socket,
             accepting: None,
@@ -171,5 +177,30 @@ mod tests {
             );
             forward.close().await.unwrap();
         }
+    }
+
+    #[test]
+    fn a_port_whose_last_connections_linger_can_be_had_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        drop(server); // who closes first keeps the port in TIME_WAIT
+        drop(client);
+        drop(listener);
+        let plain = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        assert!(
+            bind(&plain, &address).is_err(),
+            "the port does not linger: this test shows nothing"
+        );
+        let first = Forward::reserve(address).unwrap();
+        assert!(Forward::reserve(address).is_err(), "it is not shared");
+        drop(first);
     }
 }

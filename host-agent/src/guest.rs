@@ -19,7 +19,7 @@ use crate::clock::wall_ns;
 use crate::core::Event;
 use crate::files;
 use crate::link::{self, Target, Wanted};
-use crate::shim::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig};
+use crate::shim::contract::{ExitReason, ExitRecord, Machine, Message, Request, ShimConfig};
 
 /// A shim opens its socket within this time; a KVM probe may come first.
 const SHIM_START: Duration = Duration::from_secs(15);
@@ -110,6 +110,7 @@ async fn follow(
             guest: guest.clone(),
             boot_id: boot_id.clone(),
             vmm,
+            machine: started_with(config),
         })
         .await?;
 
@@ -135,6 +136,13 @@ async fn follow(
             () = stop.due() => shim.ask(stop.next()).await?,
         }
     }
+}
+
+/// What the shim, perhaps another agent's, was started with.
+fn started_with(config: &ShimConfig) -> Machine {
+    let written = files::read_optional(&config.paths.config()).ok().flatten();
+    let started = written.and_then(|bytes| serde_json::from_slice::<ShimConfig>(&bytes).ok());
+    started.as_ref().unwrap_or(config).machine()
 }
 
 /// The escalation of a stop: the agent's own shutdown, the power button, the end.

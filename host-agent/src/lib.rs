@@ -13,6 +13,7 @@ pub mod forward;
 pub mod guest;
 pub mod link;
 pub mod offset;
+pub mod port_owner;
 pub mod secrets;
 pub mod shim;
 pub mod store;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::handshake::{BootKey, Identity};
 use crate::name::Name;
 
+/// A shim's socket in its guest's run directory.
+pub const SHIM_SOCKET: &str = "shim.sock";
+
 /// The store's file in the state directory.
 pub const STORE: &str = "state.redb";
 

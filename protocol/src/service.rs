@@ -26,6 +26,8 @@ pub trait Guest {
 pub trait Host {
     /// Replaces the wanted state with a [`crate::spec::HostSpec`].
     async fn apply(spec: Document) -> Result<Applied, Refusal>;
+    /// The [`crate::spec::HostSpec`] that is wanted now; empty when nothing is.
+    async fn wanted() -> Document;
     /// What changed after the cursor in guests' conditions; the subject is `guest/subject`.
     async fn watch(cursor: Option<Cursor>, hold_ms: u32) -> Changes;
     /// What happened in all guests, as [`Guest::events`]; the subject is `guest/subject`.

@@ -23,7 +23,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Init => init::run(context).map(done),
         Verb::Build(args) => build::run(context, &args).await.map(done),
         Verb::Up(args) => up::run(context, args).await.map(done),
-        Verb::Down => down::run(context).await.map(done),
+        Verb::Down(args) => down::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
         Verb::Watch => watch::run(context).await.map(done),

@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "interrupted; the host agent may run, `sovereign down` stops it",
         "sovereign down",
     );
-    let (link, started) = agent::ensure(&context.layout, &binaries).await?;
+    let (link, started) = agent::ensure_current(&context.layout, &binaries).await?;
     if started {
         talk("host agent started");
     }

@@ -17,6 +17,7 @@ impl World {
                 guest: name,
                 boot_id,
                 vmm,
+                machine,
             } => {
                 let Some(guest) = self.guests.get_mut(&name) else {
                     return;
@@ -26,6 +27,7 @@ impl World {
                 }
                 let verdict = running(&vmm);
                 guest.boot = Some((boot_id, vmm));
+                guest.machine = Some(machine);
                 self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
                 self.set(
                     Layer::Session,
@@ -84,7 +86,7 @@ impl World {
                 let started = Verdict::yes("Started", evidence);
                 self.feed.journal_mut().append(key, None, Some(started), now_ms);
             }
-            Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
+            Event::Applied(_) | Event::Found(..) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::condition::{Key, Layer, MACHINE, Status, Verdict};
 use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
@@ -11,7 +11,7 @@ use sovereign_protocol::spec::{GuestConfig, HostSpec};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
-use crate::shim::contract::{ExitReason, ExitRecord, VmmState};
+use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
 pub(super) const LASTING_MS: u64 = (1 << 53) - 1;
@@ -29,6 +29,8 @@ pub enum Event {
         boot_id: String,
         /// Its VMM.
         vmm: VmmStatus,
+        /// What it was started with.
+        machine: Machine,
     },
     /// What the VMM does.
     VmmState(Name, VmmState),
@@ -50,6 +52,8 @@ pub enum Event {
     Forward(Name, String, Verdict),
     /// The guest's shim has ended.
     Ended(Name, ExitRecord),
+    /// A shim runs for a guest that nobody wants: what another agent left behind.
+    Found(Name, GuestConfig),
     /// The agent began; the text says which.
     Started(String),
     /// Time has passed.
@@ -79,6 +83,7 @@ pub(super) struct Guest {
     pub(super) spec_revision: u64,
     pub(super) applied_revision: u64,
     pub(super) boot: Option<(String, VmmStatus)>,
+    pub(super) machine: Option<Machine>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
     start_at_ms: Option<u64>,
@@ -130,6 +135,12 @@ impl World {
         }
     }
 
+    /// What is wanted.
+    #[must_use]
+    pub fn spec(&self) -> Option<&HostSpec> {
+        self.spec.as_ref()
+    }
+
     /// True when exactly this is wanted already.
     #[must_use]
     pub fn wants(&self, spec: &HostSpec) -> bool {
@@ -148,11 +159,13 @@ impl World {
         match event {
             Event::Applied(spec) => self.apply(spec, now_ms, &mut effects),
             Event::StopAll => self.stop_all(&mut effects),
+            Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
             Event::Tick => {}
             other => self.observe(other, now_ms),
         }
         self.start_due(now_ms, &mut effects);
+        self.judge_machines(now_ms);
         self.judge_ready(now_ms, &mut effects);
         effects
     }
@@ -241,6 +254,41 @@ impl World {
         }
     }
 
+    /// Says what waits for another boot, and takes it back when nothing does.
+    pub(super) fn judge_machines(&mut self, now_ms: u64) {
+        for (name, guest) in &self.guests {
+            let wanted = Machine::wanted(&guest.config);
+            let differs = guest
+                .machine
+                .as_ref()
+                .and_then(|machine| machine.differs(&wanted));
+            let key = host_key(Layer::Vmm, name, MACHINE);
+            match differs {
+                Some(what) => {
+                    let text = format!("{what}: in force after `sovereign down {name}` and `sovereign up`");
+                    self.feed
+                        .observe(key, Verdict::no("RestartNeeded", text), LASTING_MS, now_ms);
+                }
+                None => {
+                    self.feed.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Adopts a guest in order to stop it.
+    fn stop_leftover(&mut self, name: Name, config: GuestConfig, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.guests.contains_key(&name) {
+            return;
+        }
+        let mut guest = Guest::new(config.clone(), now_ms);
+        guest.wanted = false;
+        guest.phase = Phase::Stopping;
+        self.guests.insert(name.clone(), guest);
+        effects.push(Effect::Start(name.clone(), config, 0));
+        effects.push(Effect::Stop(name));
+    }
+
     fn stop_all(&mut self, effects: &mut Vec<Effect>) {
         self.stopping = true;
         for (name, guest) in &mut self.guests {
@@ -278,6 +326,7 @@ impl World {
             return;
         };
         guest.boot = None;
+        guest.machine = None;
         guest.applied_revision = 0;
         guest.start_at_ms = None;
         for key in stale {
@@ -341,6 +390,7 @@ impl Guest {
             spec_revision: 0,
             applied_revision: 0,
             boot: None,
+            machine: None,
             ready: Status::Unknown,
             ready_since_ms: now_ms,
             start_at_ms: None,

@@ -56,6 +56,7 @@ fn booted() -> Event {
         guest: sql(),
         boot_id: "b".into(),
         vmm,
+        machine: Machine::wanted(&config(5432)),
     }
 }
 
@@ -357,4 +358,43 @@ fn what_the_guest_journals_is_not_journalled_by_the_host_as_well() {
         "{journal:?}"
     );
     assert_eq!(journal.last().unwrap(), "sql/agent Lost");
+}
+
+#[test]
+fn what_needs_another_boot_is_said_and_keeps_nobody_from_being_ready() {
+    let mut world = ready_world();
+    let mut bigger = spec(5432);
+    bigger.guests.get_mut(&sql()).unwrap().memory_mib = 512;
+    world.step(Event::Applied(bigger), 1);
+    world.step(Event::SpecApplied(sql(), 2), 1);
+    let said = |world: &World| {
+        let key = host_key(Layer::Vmm, &sql(), MACHINE);
+        world.feed.verdict(&key).map(|verdict| verdict.evidence.clone())
+    };
+    let text = "memory in MiB 256 -> 512: in force after `sovereign down sql` and `sovereign up`";
+    assert_eq!(said(&world).as_deref(), Some(text));
+    assert_eq!(world.ready(&sql(), 1), Status::True);
+    world.step(Event::Applied(spec(5432)), 2);
+    assert_eq!(said(&world), None);
+}
+
+#[test]
+fn what_another_agent_left_behind_is_adopted_and_stopped() {
+    let mut world = World::new(1);
+    let effects = world.step(Event::Found(sql(), config(5432)), 0);
+    assert_eq!(
+        effects,
+        [Effect::Start(sql(), config(5432), 0), Effect::Stop(sql())]
+    );
+    world.step(booted(), 1);
+    world.step(Event::StopAll, 1);
+    assert!(!world.is_done(), "down waits for it");
+    world.step(exit(ExitReason::PoweredOff), 2);
+    assert!(world.is_done());
+    let mut wanted = ready_world();
+    assert_eq!(
+        wanted.step(Event::Found(sql(), config(5432)), 1),
+        [],
+        "a wanted one is adopted already"
+    );
 }

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sovereign_protocol::handshake::BootKey;
-use sovereign_protocol::layout::Layout;
+use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::Image;
+use sovereign_protocol::spec::{GuestConfig, Image};
 use sovereign_protocol::status::VmmStatus;
+
+/// The [`ShimConfig`]'s name in a guest's run directory.
+pub const SHIM_CONFIG: &str = "shim.json";
 
 /// What one boot needs; written to a file by the agent, without any secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,73 @@ pub struct ShimConfig {
     pub image: Image,
     /// Files and sockets.
     pub paths: Paths,
+}
+
+impl ShimConfig {
+    /// The guest as far as its shim knows it: without services and forwards.
+    #[must_use]
+    pub fn bare_guest(&self) -> GuestConfig {
+        GuestConfig {
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            data_mib: self.data_mib,
+            image: self.image.clone(),
+            services: Vec::new(),
+            forwards: Vec::new(),
+        }
+    }
+
+    /// What cannot change while the VM runs.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        Machine {
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            data_mib: self.data_mib,
+            image: self.image.digest.clone(),
+        }
+    }
+}
+
+/// The part of a guest that only another boot can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Size of the data disk, in MiB.
+    pub data_mib: u32,
+    /// Digest of the image.
+    pub image: String,
+}
+
+impl Machine {
+    /// What a guest is wanted to boot with.
+    #[must_use]
+    pub fn wanted(config: &GuestConfig) -> Self {
+        Self {
+            memory_mib: config.memory_mib,
+            vcpus: config.vcpus,
+            data_mib: config.data_mib,
+            image: config.image.digest.clone(),
+        }
+    }
+
+    /// What differs from `wanted`, in words; `None` when nothing does.
+    #[must_use]
+    pub fn differs(&self, wanted: &Self) -> Option<String> {
+        let number =
+            |what: &str, now: u64, then: u64| (now != then).then(|| format!("{what} {now} -> {then}"));
+        let parts = [
+            number("memory in MiB", self.memory_mib.into(), wanted.memory_mib.into()),
+            number("vcpus", self.vcpus.into(), wanted.vcpus.into()),
+            number("data disk in MiB", self.data_mib.into(), wanted.data_mib.into()),
+            (self.image != wanted.image).then(|| "another image".to_owned()),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
 }
 
 /// The files and sockets of one guest.
@@ -57,7 +127,7 @@ impl Paths {
     /// The shim's own socket.
     #[must_use]
     pub fn shim(&self) -> PathBuf {
-        self.run.join("shim.sock")
+        self.run.join(SHIM_SOCKET)
     }
 
     /// The hybrid Unix socket to the guest's vsock ports.
@@ -81,7 +151,7 @@ impl Paths {
     /// The [`ShimConfig`].
     #[must_use]
     pub fn config(&self) -> PathBuf {
-        self.run.join("shim.json")
+        self.run.join(SHIM_CONFIG)
     }
 }
 
