@@ -301,6 +301,10 @@ impl Engine {
         for event in verdicts {
             self.take(event).await;
         }
+        // A forward that is new to a guest that serves opens at once; one that leads elsewhere turns.
+        for guest in self.world.serving() {
+            self.switch_forwards(&guest, true).await;
+        }
     }
 
     async fn take(&mut self, event: Event) {
@@ -422,7 +426,7 @@ impl Engine {
                 continue;
             };
             let switched = if serve {
-                forward.open(*port, target.clone())
+                forward.open(*port, target.clone()).await
             } else {
                 forward.close().await
             };

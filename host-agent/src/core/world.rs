@@ -207,6 +207,13 @@ impl World {
             .collect()
     }
 
+    /// The guests whose forwards are to listen.
+    #[must_use]
+    pub fn serving(&self) -> Vec<Name> {
+        let serving = self.guests.iter().filter(|(_, guest)| guest.serving);
+        serving.map(|(name, _)| name.clone()).collect()
+    }
+
     /// True when a stop was asked for and no guest runs any more.
     #[must_use]
     pub fn is_done(&self) -> bool {
