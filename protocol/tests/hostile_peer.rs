@@ -210,7 +210,8 @@ async fn record(identity: &Identity) -> (Vec<u8>, Vec<u8>) {
         handshake::dial(&mut dialer, identity, Channel::Guest),
         handshake::accept(&mut listener, identity)
     );
-    (dialled.unwrap(), accepted.unwrap());
+    dialled.unwrap();
+    accepted.unwrap();
     drop((dialer, listener));
     carried.await.unwrap()
 }
