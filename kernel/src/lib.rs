@@ -13,6 +13,8 @@ mod decompress;
 mod module_index;
 #[cfg(feature = "build")]
 mod modules;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(feature = "build")]
 mod vmlinux;
 

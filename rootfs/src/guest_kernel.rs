@@ -20,7 +20,7 @@ use crate::{
 pub(crate) const KERNEL_FORMAT: u32 = 1;
 
 /// Modules that init loads before it can mount the root.
-const EARLY_MODULES: &[&str] = &[
+pub(crate) const EARLY_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "erofs",
@@ -33,7 +33,7 @@ const EARLY_MODULES: &[&str] = &[
 ];
 
 /// Modules that services ask for later; with the early ones they are on the agent disk.
-const LATE_MODULES: &[&str] = &[
+pub(crate) const LATE_MODULES: &[&str] = &[
     "tun",
     "nf_tables",
     "nf_conntrack",

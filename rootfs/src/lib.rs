@@ -12,11 +12,14 @@ mod digest;
 mod download;
 mod erofs;
 mod fetch;
+#[cfg(test)]
+mod fixture;
 mod guest_kernel;
 mod index;
 mod initramfs;
 mod keyring;
 mod lock;
+mod locking;
 mod manifest;
 mod mirror;
 mod needed;
@@ -24,6 +27,7 @@ mod recipe;
 mod release;
 mod repository;
 mod resolver;
+mod source;
 mod staging;
 mod store;
 #[cfg(test)]
@@ -31,6 +35,7 @@ mod testing;
 mod tree;
 mod unpack;
 mod version;
+mod workshop;
 
 pub use arch::Arch;
 pub use archive::Archive;
