@@ -239,7 +239,7 @@ impl Fixture {
 }
 
 /// A kernel package with everything a guest needs built in, and two modules.
-fn kernel(version: &str) -> Vec<u8> {
+pub(crate) fn kernel(version: &str) -> Vec<u8> {
     let config: String = sovereign_kernel::REQUIREMENTS
         .iter()
         .map(|requirement| format!("CONFIG_{}=y\n", requirement.symbol))

@@ -10,7 +10,7 @@ use crate::{
     build::{Build, Error, Progress, io_error},
     deb,
     digest::sha256_hex,
-    erofs::Mkfs,
+    erofs::{Mkfs, Packing},
     guest_kernel::{GuestKernel, KERNEL_FORMAT},
     keyring::Keyring,
     lock::{Lock, LockError, LockedPackage},
@@ -150,7 +150,7 @@ impl<'a> Workshop<'a> {
         self.recipe.finish(&mut tree, lock.arch).map_err(recipe)?;
         needed::check(&tree, lock.arch)?;
         progress(Progress::WritingRoot);
-        self.mkfs.erofs_from_tree(&tree, &target)?;
+        self.mkfs.erofs_from_tree(&tree, Packing::Lz4, &target)?;
         Ok(target)
     }
 
@@ -193,8 +193,8 @@ impl<'a> Workshop<'a> {
             &[&self.tools(), &package.sha256, &agent_digest],
         ));
         if !agent_disk.exists() {
-            self.mkfs
-                .erofs_from_tree(&kernel.agent_tree(agent)?, &agent_disk)?;
+            let tree = kernel.agent_tree(agent)?;
+            self.mkfs.erofs_from_tree(&tree, Packing::Plain, &agent_disk)?;
         }
         Ok(KernelFiles {
             kernel,
