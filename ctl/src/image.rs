@@ -105,6 +105,7 @@ fn failed(error: Error) -> CommandError {
             "Erofs",
             "apt-get install erofs-utils, then: sovereign build",
         ),
+        Error::NoRoom { .. } => (Kind::NotReached, "NoRoom", "make room, then: sovereign build"),
         Error::Store(_) | Error::Io { .. } | Error::Panicked => {
             (Kind::Internal, "BuildFailed", "sovereign build")
         }

@@ -46,9 +46,9 @@ impl Catalogue {
             .into_iter()
             .map(|(name, path, info)| CatalogueModule { name, path, info })
             .collect();
-        modules.sort_by_cached_key(|module| {
+        modules.sort_by_key(|module| {
             let place = places.get(strip_compression(&module.path));
-            (place.copied().unwrap_or(usize::MAX), module.path.clone())
+            place.copied().unwrap_or(usize::MAX)
         });
         let by_name = modules
             .iter()

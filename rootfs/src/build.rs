@@ -150,9 +150,42 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The cache's file system is full, or a quota or limit is reached. Nothing unfinished has a final name.
+    #[error("there is no room in {}", cache.display())]
+    NoRoom {
+        /// The cache.
+        cache: PathBuf,
+        /// What could not be written.
+        source: Box<Error>,
+    },
     /// A part of the build ended unexpectedly.
     #[error("the build of the kernel files ended unexpectedly")]
     Panicked,
+}
+
+impl Error {
+    /// A package in the cache is not what was fetched.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Damaged { .. }))
+    }
+
+    /// Tells a full disk from all else, however deep in the chain of causes.
+    pub(crate) fn with_room_named(self, cache: &Path) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let is_full = |error: &io::Error| matches!(error.kind(), FileTooLarge | QuotaExceeded | StorageFull);
+        let first: Option<&(dyn std::error::Error + 'static)> = Some(&self);
+        let mut causes = std::iter::successors(first, |error| error.source());
+        // A transparent variant hands out the cause of what it wraps.
+        let full = matches!(self, Self::Erofs(ErofsError::NoRoom { .. }))
+            || causes.any(|error| error.downcast_ref().is_some_and(is_full));
+        if !full {
+            return self;
+        }
+        Self::NoRoom {
+            cache: cache.to_owned(),
+            source: Box::new(self),
+        }
+    }
 }
 
 pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

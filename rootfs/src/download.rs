@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::{
     fetch::{FetchError, Fetcher},
     lock::{Lock, LockedPackage},
+    scratch::Scratch,
     source::Sources,
     store::{Store, StoreError},
 };
@@ -89,6 +90,7 @@ pub(crate) fn download(
     sources: &Sources,
     fetcher: &Fetcher,
     store: &Store,
+    scratch: &Scratch,
     tell: &mut dyn FnMut(usize),
 ) -> Result<(), DownloadError> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -101,7 +103,10 @@ pub(crate) fn download(
                     let Some((name, package)) = packages.get(next.fetch_add(1, Ordering::Relaxed)) else {
                         return;
                     };
-                    if sender.send(one(name, package, sources, fetcher, store)).is_err() {
+                    if sender
+                        .send(one(name, package, sources, fetcher, store, scratch))
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -128,6 +133,7 @@ fn one(
     sources: &Sources,
     fetcher: &Fetcher,
     store: &Store,
+    scratch: &Scratch,
 ) -> Result<(), DownloadError> {
     let (name, version) = (name.to_owned(), package.version.clone());
     if package.size > PACKAGE_MAX {
@@ -142,7 +148,7 @@ fn one(
         match fetcher.open(&address) {
             Ok(body) => {
                 return store
-                    .insert(&address, &package.sha256, package.size, body)
+                    .insert(scratch, &address, &package.sha256, package.size, body)
                     .map_err(|source| DownloadError::Store {
                         name,
                         version,

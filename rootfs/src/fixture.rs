@@ -16,6 +16,7 @@ use crate::{
     locking::AtHand,
     manifest::Artifacts,
     recipe::Recipe,
+    scratch::Scratch,
     testing::{Server, Signer, TarEntry, deb, xz},
     workshop::Workshop,
 };
@@ -47,12 +48,16 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Every package is there in version 1.
     pub(crate) fn new() -> Self {
+        Self::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn in_directory(directory: tempfile::TempDir) -> Self {
         let (server, signer) = (Server::start(), Signer::subkey());
         let mirror = format!("{}/debian", server.address);
         let fixture = Self {
             server,
             signer,
-            directory: tempfile::tempdir().unwrap(),
+            directory,
             mirror,
             warnings: RefCell::default(),
             lock: None,
@@ -101,7 +106,12 @@ impl Fixture {
         let body = if name == KERNEL {
             kernel(version)
         } else {
-            deb(&[TarEntry::file(&format!("./usr/share/{name}"), version.as_bytes())])
+            // Enough that does not shrink to make the root the longest file of all.
+            let noise: String = (0..20)
+                .map(|at| sha256_hex(format!("{name} {at}").as_bytes()))
+                .collect();
+            let content = format!("{name} {version} {noise}");
+            deb(&[TarEntry::file(&format!("./usr/share/{name}"), content.as_bytes())])
         };
         self.package_of(name, version, body)
     }
@@ -187,26 +197,38 @@ impl Fixture {
 
     /// The lock that a build follows, its packages in the store.
     pub(crate) fn lock(&self, locked: bool) -> Result<Lock, Error> {
-        self.with(locked, &Mkfs::fake(), |workshop, progress| {
+        self.with(locked, &Mkfs::fake(), &mut |_| {}, |workshop, progress| {
             let known = workshop.known(progress)?;
             match workshop.at_hand(&known, progress)? {
                 Some(AtHand::Packages(lock)) => Ok(lock),
                 Some(AtHand::Results(_)) => panic!("nothing was built"),
-                None => workshop.obtain(&known, progress),
+                None => workshop.obtain(&known, &Scratch::open(workshop.request.cache)?, progress),
             }
         })
     }
 
     /// A whole build with the real mkfs.erofs.
     pub(crate) fn build(&self, locked: bool) -> Result<Artifacts, Error> {
+        self.build_watched(locked, &mut |_| {})
+    }
+
+    /// The same; `watch` sees each step before it begins.
+    pub(crate) fn build_watched(
+        &self,
+        locked: bool,
+        watch: &mut dyn FnMut(&Progress),
+    ) -> Result<Artifacts, Error> {
         let mkfs = Mkfs::find().expect("the tests need erofs-utils");
-        self.with(locked, &mkfs, |workshop, progress| workshop.build(progress))
+        self.with(locked, &mkfs, watch, |workshop, progress| {
+            workshop.build(progress)
+        })
     }
 
     fn with<T>(
         &self,
         locked: bool,
         mkfs: &Mkfs,
+        watch: &mut dyn FnMut(&Progress),
         act: impl FnOnce(&Workshop<'_>, &mut dyn FnMut(Progress)) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (cache, init, agent) = (self.cache(), self.program("init"), self.program("agent"));
@@ -230,6 +252,7 @@ impl Fixture {
             Some(self.signer.keyring_of_both()),
         );
         let mut progress = |step| {
+            watch(&step);
             if let Progress::Warning(text) = step {
                 self.warnings.borrow_mut().push(text);
             }
@@ -281,7 +304,7 @@ pub(crate) fn files_below(directory: &Path) -> std::collections::BTreeMap<PathBu
     let mut files = std::collections::BTreeMap::new();
     let mut todo = vec![directory.to_owned()];
     while let Some(directory) = todo.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 todo.push(path);

@@ -27,6 +27,8 @@ mod recipe;
 mod release;
 mod repository;
 mod resolver;
+mod scratch;
+mod seal;
 mod source;
 mod staging;
 mod store;

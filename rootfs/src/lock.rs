@@ -177,7 +177,10 @@ impl Lock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(read(error)),
             Ok(metadata) if metadata.len() > LOCK_MAX => {
-                return Err(read(io::ErrorKind::FileTooLarge.into()));
+                return Err(LockError::Damaged {
+                    path: path.to_owned(),
+                    reason: format!("it has {} bytes, more than {LOCK_MAX}", metadata.len()),
+                });
             }
             Ok(_) => {}
         }
@@ -227,11 +230,12 @@ impl Lock {
     }
 
     /// The lock with the SHA-1 of each package, of files in `store` that were checked against their SHA-256.
-    pub(crate) fn with_sha1(mut self, store: &Store) -> Result<Self, StoreError> {
-        for package in self.packages.values_mut() {
+    pub(crate) fn with_sha1(&self, store: &Store) -> Result<Self, StoreError> {
+        let mut lock = self.clone();
+        for package in lock.packages.values_mut() {
             package.sha1 = Some(sha1_hex(&store.read(&package.sha256)?));
         }
-        Ok(self)
+        Ok(lock)
     }
 
     /// How `other` differs: one package by name and versions, of the rest the number.

@@ -15,6 +15,7 @@ use crate::{
     lock::{Lock, LockError, resolve},
     manifest::Artifacts,
     repository::Repository,
+    scratch::Scratch,
     source::Sources,
     store::Store,
     workshop::Workshop,
@@ -124,9 +125,14 @@ impl Workshop<'_> {
     }
 
     /// A lock all of whose packages were brought into the store; written when it is a new one.
-    pub(crate) fn obtain(&self, known: &Known, progress: &mut dyn FnMut(Progress)) -> Result<Lock, Error> {
+    pub(crate) fn obtain(
+        &self,
+        known: &Known,
+        scratch: &Scratch,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Lock, Error> {
         for (lock, notice) in known.locks() {
-            match self.fetch(lock, progress) {
+            match self.fetch(lock, scratch, progress) {
                 Ok(()) => {
                     if let Some(notice) = notice {
                         warn(progress, notice.to_owned());
@@ -143,9 +149,9 @@ impl Workshop<'_> {
                 Err(error) => return Err(error),
             }
         }
-        let lock = self.resolve(progress)?;
-        self.fetch(&lock, progress)?;
-        let lock = lock.with_sha1(&self.store)?;
+        let lock = self.resolve(scratch, progress)?;
+        self.fetch(&lock, scratch, progress)?;
+        let lock = self.healed(&lock, scratch, progress, |_| Ok(lock.with_sha1(&self.store)?))?;
         lock.save(&known.target)?;
         if known.target != known.path {
             let notice = match &known.base {
@@ -221,7 +227,7 @@ impl Workshop<'_> {
         }
     }
 
-    fn resolve(&self, progress: &mut dyn FnMut(Progress)) -> Result<Lock, Error> {
+    fn resolve(&self, scratch: &Scratch, progress: &mut dyn FnMut(Progress)) -> Result<Lock, Error> {
         let sources = Sources::discover(self.request.mirror, self.request.snapshot)?;
         let keyring = self.keyring.clone().map_or_else(Keyring::debian, Ok)?;
         let repository = Repository {
@@ -229,6 +235,7 @@ impl Workshop<'_> {
             keyring: &keyring,
             fetcher: &Fetcher::new(),
             store: &Store::new(self.request.cache.join("indexes")),
+            scratch,
             seen: self.request.cache.join("seen"),
             now: self.now,
         };
@@ -241,7 +248,12 @@ impl Workshop<'_> {
         Ok(resolve(&index, &self.recipe, self.request.arch)?)
     }
 
-    fn fetch(&self, lock: &Lock, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+    pub(crate) fn fetch(
+        &self,
+        lock: &Lock,
+        scratch: &Scratch,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Error> {
         let packages = absent(lock, &self.store);
         if packages.is_empty() {
             return Ok(());
@@ -250,7 +262,14 @@ impl Workshop<'_> {
         let total = packages.len();
         let mut tell = |done| progress(Progress::Downloading { done, total });
         tell(0);
-        download(&packages, &sources, &Fetcher::new(), &self.store, &mut tell)?;
+        download(
+            &packages,
+            &sources,
+            &Fetcher::new(),
+            &self.store,
+            scratch,
+            &mut tell,
+        )?;
         Ok(())
     }
 }
@@ -277,7 +296,7 @@ fn notice(base: &Lock, local: &Lock, path: &Path, target: &Path) -> String {
     )
 }
 
-fn warn(progress: &mut dyn FnMut(Progress), text: String) {
+pub(crate) fn warn(progress: &mut dyn FnMut(Progress), text: String) {
     progress(Progress::Warning(text));
 }
 

@@ -14,11 +14,13 @@ use crate::{
     guest_kernel::{GuestKernel, KERNEL_FORMAT},
     keyring::Keyring,
     lock::{Lock, LockError, LockedPackage},
-    locking::AtHand,
-    manifest::{self, Artifacts},
+    locking::{AtHand, warn},
+    manifest::{self, Artifacts, Manifest},
     needed,
     recipe::{RECIPE_VERSION, Recipe},
-    store::{Store, write_atomically},
+    scratch::Scratch,
+    seal::{self, Condition},
+    store::{Store, StoreError},
     tree::Tree,
 };
 
@@ -53,15 +55,61 @@ impl<'a> Workshop<'a> {
     }
 
     pub(crate) fn build(&self, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
+        self.results_or_new(progress)
+            .map_err(|error| error.with_room_named(self.request.cache))
+    }
+
+    fn results_or_new(&self, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
         let known = self.known(progress)?;
-        let lock = match self.at_hand(&known, progress)? {
-            Some(AtHand::Results(artifacts)) => return Ok(*artifacts),
+        let at_hand = self.at_hand(&known, progress)?;
+        if let Some(AtHand::Results(artifacts)) = at_hand {
+            return Ok(*artifacts);
+        }
+        let scratch = &Scratch::open(self.request.cache)?;
+        let lock = match at_hand {
             Some(AtHand::Packages(lock)) => lock,
-            None => self.obtain(&known, progress)?,
+            _ => self.obtain(&known, scratch, progress)?,
         };
-        let artifacts = self.make(&lock, progress)?;
-        manifest::save(&self.manifest_path(&lock)?, &artifacts)?;
-        Ok(artifacts)
+        let artifacts = self.healed(&lock, scratch, progress, |progress| {
+            self.make(&lock, scratch, progress)
+        })?;
+        let manifest = Manifest {
+            artifacts,
+            packages: lock
+                .packages
+                .values()
+                .map(|package| package.sha256.clone())
+                .collect(),
+        };
+        manifest::save(scratch, &self.manifest_path(&lock)?, &manifest)?;
+        Ok(manifest.artifacts)
+    }
+
+    /// What `act` gives, with damaged packages of `lock` fetched again once.
+    pub(crate) fn healed<T>(
+        &self,
+        lock: &Lock,
+        scratch: &Scratch,
+        progress: &mut dyn FnMut(Progress),
+        act: impl Fn(&mut dyn FnMut(Progress)) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match act(progress) {
+            Err(error) if error.is_damage() => {}
+            result => return result,
+        }
+        // All of them, not only the one that was met first.
+        for (name, package) in &lock.packages {
+            if let Err(StoreError::Damaged { path }) = self.store.read(&package.sha256) {
+                let path = path.display();
+                warn(
+                    progress,
+                    format!("package {name} at {path} is damaged and is fetched again"),
+                );
+                self.store.remove(&package.sha256)?;
+            }
+        }
+        self.fetch(lock, scratch, progress)?;
+        act(progress)
     }
 
     /// The results of an earlier build by this lock.
@@ -94,14 +142,21 @@ impl<'a> Workshop<'a> {
         )
     }
 
-    fn make(&self, lock: &Lock, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
+    fn make(
+        &self,
+        lock: &Lock,
+        scratch: &Scratch,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Artifacts, Error> {
         let images = self.request.cache.join("images");
         fs::create_dir_all(&images).map_err(io_error("create", &images))?;
+        let mut notices = Notices::default();
         let (root, kernel_files) = thread::scope(|scope| {
-            let kernel_files = scope.spawn(|| self.kernel_files(lock, &images));
-            let root = self.root(lock, &images, progress);
+            let kernel_files = scope.spawn(|| self.kernel_files(lock, scratch, &images, &mut notices));
+            let root = self.root(lock, scratch, &images, progress);
             (root, kernel_files.join().map_err(|_| Error::Panicked))
         });
+        notices.tell(progress);
         let files = kernel_files??;
         let digest = sha256_hex(format!("{}\n{}\n{}", self.tools(), lock.text()?, files.programs).as_bytes());
         Ok(Artifacts {
@@ -121,7 +176,13 @@ impl<'a> Workshop<'a> {
         })
     }
 
-    fn root(&self, lock: &Lock, images: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, Error> {
+    fn root(
+        &self,
+        lock: &Lock,
+        scratch: &Scratch,
+        images: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf, Error> {
         let packages = || lock.packages.iter().filter(|(name, _)| **name != lock.kernel);
         let digests: Vec<&str> = packages().map(|(_, package)| package.sha256.as_str()).collect();
         let target = images.join(name(
@@ -129,9 +190,11 @@ impl<'a> Workshop<'a> {
             "erofs",
             &[&self.tools(), lock.arch.debian(), &digests.join(" ")],
         ));
-        if target.exists() {
+        let mut notices = Notices::default();
+        if notices.whole(&target) {
             return Ok(target);
         }
+        notices.tell(progress);
         progress(Progress::Unpacking {
             packages: digests.len(),
         });
@@ -150,8 +213,14 @@ impl<'a> Workshop<'a> {
         self.recipe.finish(&mut tree, lock.arch).map_err(recipe)?;
         needed::check(&tree, lock.arch)?;
         progress(Progress::WritingRoot);
-        self.mkfs.erofs_from_tree(&tree, Packing::Lz4, &target)?;
+        self.image(&tree, Packing::Lz4, scratch, &target)?;
         Ok(target)
+    }
+
+    fn image(&self, tree: &Tree, packing: Packing, scratch: &Scratch, target: &Path) -> Result<(), Error> {
+        let work = scratch.directory()?;
+        self.mkfs.erofs_from_tree(tree, packing, work.path(), target)?;
+        Ok(seal::put(scratch, target)?)
     }
 
     fn unpack(&self, name: &str, package: &LockedPackage) -> Result<Tree, Error> {
@@ -162,7 +231,13 @@ impl<'a> Workshop<'a> {
         })
     }
 
-    fn kernel_files(&self, lock: &Lock, images: &Path) -> Result<KernelFiles, Error> {
+    fn kernel_files(
+        &self,
+        lock: &Lock,
+        scratch: &Scratch,
+        images: &Path,
+        notices: &mut Notices,
+    ) -> Result<KernelFiles, Error> {
         let missing = || LockError::NoSuchPackage {
             name: lock.kernel.clone(),
         };
@@ -173,8 +248,12 @@ impl<'a> Workshop<'a> {
             .join("kernels")
             .join(format!("{}-{KERNEL_FORMAT}", package.sha256));
         let kernel = match GuestKernel::open(&directory) {
-            Some(kernel) => kernel,
-            None => GuestKernel::prepare(&lock.kernel, &self.store.read(&package.sha256)?, &directory)?,
+            Ok(kernel) => kernel,
+            Err(damaged) => {
+                notices.damaged.extend(damaged);
+                let bytes = self.store.read(&package.sha256)?;
+                GuestKernel::prepare(&lock.kernel, &bytes, scratch, &directory)?
+            }
         };
         let read = |path: &Path| fs::read(path).map_err(io_error("read", path));
         let (init, agent) = (read(self.request.init)?, read(self.request.agent)?);
@@ -184,17 +263,16 @@ impl<'a> Workshop<'a> {
             "cpio",
             &[&self.tools(), &package.sha256, &init_digest],
         ));
-        if !initramfs.exists() {
-            write_atomically(&initramfs, &kernel.initramfs(init)?)?;
+        if !notices.whole(&initramfs) {
+            seal::publish(scratch, &kernel.initramfs(init)?, &initramfs)?;
         }
         let agent_disk = images.join(name(
             "agent",
             "erofs",
             &[&self.tools(), &package.sha256, &agent_digest],
         ));
-        if !agent_disk.exists() {
-            let tree = kernel.agent_tree(agent)?;
-            self.mkfs.erofs_from_tree(&tree, Packing::Plain, &agent_disk)?;
+        if !notices.whole(&agent_disk) {
+            self.image(&kernel.agent_tree(agent)?, Packing::Plain, scratch, &agent_disk)?;
         }
         Ok(KernelFiles {
             kernel,
@@ -211,6 +289,32 @@ struct KernelFiles {
     agent_disk: PathBuf,
     /// Digests of init and agent.
     programs: String,
+}
+
+/// Files of the cache that were found damaged and are made anew.
+#[derive(Debug, Default)]
+struct Notices {
+    damaged: Vec<PathBuf>,
+}
+
+impl Notices {
+    /// Whether a finished file is there and is what it was.
+    fn whole(&mut self, path: &Path) -> bool {
+        let condition = seal::check(path);
+        if condition == Condition::Damaged {
+            self.damaged.push(path.to_owned());
+        }
+        condition == Condition::Whole
+    }
+
+    fn tell(self, progress: &mut dyn FnMut(Progress)) {
+        for path in self.damaged {
+            warn(
+                progress,
+                format!("{} is damaged and is made anew", path.display()),
+            );
+        }
+    }
 }
 
 /// File name of a result by everything that goes into it.
