@@ -84,7 +84,7 @@ pub(crate) fn check(path: &Path) -> Condition {
 }
 
 /// The path of a file's seal.
-fn beside(path: &Path) -> PathBuf {
+pub(crate) fn beside(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".seal");
     PathBuf::from(name)

@@ -16,7 +16,7 @@ use crate::{
     lock::{Lock, LockError, LockedPackage},
     locking::{AtHand, warn},
     manifest::{self, Artifacts, Manifest},
-    needed,
+    needed, parallel,
     recipe::{RECIPE_VERSION, Recipe},
     scratch::Scratch,
     seal::{self, Condition},
@@ -198,14 +198,7 @@ impl<'a> Workshop<'a> {
         progress(Progress::Unpacking {
             packages: digests.len(),
         });
-        let mut tree = Tree::default();
-        for (name, package) in packages() {
-            tree.merge(self.unpack(name, package)?)
-                .map_err(|source| Error::Tree {
-                    name: name.clone(),
-                    source,
-                })?;
-        }
+        let mut tree = self.unpack_all(packages().collect())?;
         let recipe = |source| Error::Tree {
             name: format!("recipe {}", self.recipe.name),
             source,
@@ -221,6 +214,23 @@ impl<'a> Workshop<'a> {
         let work = scratch.directory()?;
         self.mkfs.erofs_from_tree(tree, packing, work.path(), target)?;
         Ok(seal::put(scratch, target)?)
+    }
+
+    /// The packages as one tree, merged by name: later ones replace files of earlier ones.
+    fn unpack_all(&self, mut packages: Vec<(&String, &LockedPackage)>) -> Result<Tree, Error> {
+        // Large ones first, so that no thread is left alone with one at the end.
+        packages.sort_by_key(|(_, package)| std::cmp::Reverse(package.size));
+        let trees = parallel::map(&packages, |(name, package)| self.unpack(name, package))?;
+        let mut trees: Vec<(&String, Tree)> = packages.iter().map(|(name, _)| *name).zip(trees).collect();
+        trees.sort_by_key(|(name, _)| *name);
+        let mut root = Tree::default();
+        for (name, tree) in trees {
+            root.merge(tree).map_err(|source| Error::Tree {
+                name: name.clone(),
+                source,
+            })?;
+        }
+        Ok(root)
     }
 
     fn unpack(&self, name: &str, package: &LockedPackage) -> Result<Tree, Error> {
