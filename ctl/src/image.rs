@@ -43,6 +43,7 @@ pub(crate) async fn make(
         let request = Build {
             cache: &cache,
             mirror: settings.mirror.as_deref(),
+            snapshot: None,
             arch: Arch::Amd64, // the guest binaries beside us are x86_64
             recipe: &settings.recipe,
             locked,
@@ -92,7 +93,7 @@ fn failed(error: Error) -> CommandError {
             "NoMirror",
             "edit [build] mirror, then: sovereign build",
         ),
-        Error::Lock(_) | Error::LockedGone(_) => (Kind::Configuration, "Lock", "sovereign build"),
+        Error::Lock(_) | Error::LockedGone { .. } => (Kind::Configuration, "Lock", "sovereign build"),
         Error::Key(_) | Error::Repository(_) | Error::Download(_) => {
             (Kind::NotReached, "Repository", "sovereign build")
         }
@@ -104,6 +105,7 @@ fn failed(error: Error) -> CommandError {
             "Erofs",
             "apt-get install erofs-utils, then: sovereign build",
         ),
+        Error::NoRoom { .. } => (Kind::NotReached, "NoRoom", "make room, then: sovereign build"),
         Error::Store(_) | Error::Io { .. } | Error::Panicked => {
             (Kind::Internal, "BuildFailed", "sovereign build")
         }
@@ -166,5 +168,24 @@ mod tests {
         assert_eq!(error.kind, Kind::Configuration);
         let absent = sovereign_rootfs::LockError::Absent { path: "l".into() };
         assert_eq!(failed(Error::Lock(absent)).kind.exit_code(), 3);
+    }
+
+    #[test]
+    fn a_package_gone_under_locked_is_exit_3_and_named() {
+        let source = sovereign_rootfs::DownloadError::Gone {
+            name: "libpq5".into(),
+            version: "17.1-1".into(),
+            places: vec![],
+        };
+        let error = failed(Error::LockedGone {
+            lock: "sovereign.lock".into(),
+            source,
+        });
+        assert_eq!(error.kind.exit_code(), 3);
+        let text = error.human();
+        assert!(
+            text.contains("sovereign.lock") && text.contains("libpq5 17.1-1"),
+            "{text}"
+        );
     }
 }

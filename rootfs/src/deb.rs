@@ -106,7 +106,8 @@ fn data_member(deb: &[u8]) -> Result<(String, &[u8]), DebError> {
     })
 }
 
-fn read_tar(bytes: &[u8]) -> Result<Tree, DebError> {
+/// The entries of an uncompressed tar.
+pub(crate) fn read_tar(bytes: &[u8]) -> Result<Tree, DebError> {
     let mut tree = Tree::default();
     let mut archive = tar::Archive::new(bytes);
     for entry in archive.entries().map_err(DebError::Tar)? {

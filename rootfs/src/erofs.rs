@@ -19,6 +19,23 @@ const UUID: &str = "5eed0000-0000-4000-8000-736f76657265";
 /// Directories searched after PATH: ordinary users often lack them there.
 const MORE_DIRECTORIES: &[&str] = &["/usr/sbin", "/usr/bin", "/sbin"];
 
+/// What a full disk, quota or file size limit is called; the last is what the program says of a write cut short.
+const NO_ROOM: [&str; 4] = [
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "was truncated",
+];
+
+/// How file contents are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Compressed, for content that shrinks.
+    Lz4,
+    /// As they are, for content that is compressed already: lz4hc would only take its time.
+    Plain,
+}
+
 /// Why there is no image.
 #[derive(Debug, Error)]
 pub enum ErofsError {
@@ -40,6 +57,14 @@ pub enum ErofsError {
         program: PathBuf,
         /// How it ended.
         status: std::process::ExitStatus,
+        /// The end of what it said.
+        message: String,
+    },
+    /// There is no room for the image.
+    #[error("{} has no room: {message}", program.display())]
+    NoRoom {
+        /// The program.
+        program: PathBuf,
         /// The end of what it said.
         message: String,
     },
@@ -104,26 +129,28 @@ impl Mkfs {
         &self.version
     }
 
-    /// Makes an image of `tree` at `target`; its directory must exist. The image appears whole or not at all.
+    /// Makes an image of `tree` at `target` by way of `work`, an empty directory on the same file system. The image
+    /// appears whole or not at all.
     ///
     /// # Errors
     /// When the tree cannot be staged or the program fails.
-    pub fn erofs_from_tree(&self, tree: &Tree, target: &Path) -> Result<(), ErofsError> {
-        let parent = target.parent().unwrap_or(Path::new("."));
+    pub fn erofs_from_tree(
+        &self,
+        tree: &Tree,
+        packing: Packing,
+        work: &Path,
+        target: &Path,
+    ) -> Result<(), ErofsError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| ErofsError::Io { action, path, source }
         };
-        let work = tempfile::Builder::new()
-            .prefix(".staging-")
-            .tempdir_in(parent)
-            .map_err(io("create a directory in", parent))?;
-        let (root, image) = (work.path().join("root"), work.path().join("image"));
+        let (root, image) = (work.join("root"), work.join("image"));
         fs::create_dir(&root).map_err(io("create", &root))?;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755))
             .map_err(io("set the mode of", &root))?;
         staging::write(tree, &root).map_err(io("stage a tree in", &root))?;
-        self.run(&image, &root)?;
+        self.run(packing, &image, &root)?;
         fs::set_permissions(&image, fs::Permissions::from_mode(0o644))
             .map_err(io("set the mode of", &image))?;
         fs::File::open(&image)
@@ -132,11 +159,12 @@ impl Mkfs {
         fs::rename(&image, target).map_err(io("create", target))
     }
 
-    fn run(&self, image: &Path, root: &Path) -> Result<(), ErofsError> {
+    fn run(&self, packing: Packing, image: &Path, root: &Path) -> Result<(), ErofsError> {
+        let compression = (packing == Packing::Lz4).then_some("-zlz4hc");
         let output = Command::new(&self.program)
+            .args(compression)
             .args([
                 "--quiet",
-                "-zlz4hc",
                 "-x-1",
                 "--force-uid=0",
                 "--force-gid=0",
@@ -158,7 +186,7 @@ impl Mkfs {
             .trim()
             .escape_debug()
             .to_string();
-        let message = text
+        let message: String = text
             .chars()
             .rev()
             .take(500)
@@ -166,8 +194,13 @@ impl Mkfs {
             .into_iter()
             .rev()
             .collect();
+        let program = self.program.clone();
+        // It says strerror's texts, without a locale in English, and ends with 1 for every reason.
+        if NO_ROOM.iter().any(|text| message.contains(text)) {
+            return Err(ErofsError::NoRoom { program, message });
+        }
         Err(ErofsError::Failed {
-            program: self.program.clone(),
+            program,
             status: output.status,
             message,
         })
@@ -191,9 +224,7 @@ mod tests {
 
     #[test]
     fn the_same_tree_gives_the_same_bytes() {
-        let Ok(mkfs) = Mkfs::find() else {
-            return eprintln!("skipped: {PROGRAM} is not installed");
-        };
+        let mkfs = Mkfs::find().expect("the tests need erofs-utils");
         let mut tree = Tree::default();
         for at in 0..50 {
             tree.file(&format!("usr/d{}/f{at}", at % 7), 0o644, vec![at; 5000])
@@ -201,16 +232,21 @@ mod tests {
         }
         tree.link("bin", "usr/bin").unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let images = ["a", "b"].map(|name| {
-            let target = directory.path().join(name);
-            mkfs.erofs_from_tree(&tree, &target).unwrap();
+        let image = |name: &str, packing| {
+            let (work, target) = (directory.path().join("work"), directory.path().join(name));
+            fs::create_dir(&work).unwrap();
+            mkfs.erofs_from_tree(&tree, packing, &work, &target).unwrap();
+            fs::remove_dir_all(work).unwrap();
             fs::read(target).unwrap()
-        });
-        assert!(!images[0].is_empty() && images[0] == images[1]);
+        };
+        let packed = image("a", Packing::Lz4);
+        assert!(packed == image("b", Packing::Lz4));
+        let plain = image("a", Packing::Plain);
+        assert!(plain == image("b", Packing::Plain) && packed.len() < plain.len());
         assert_eq!(
             fs::read_dir(directory.path()).unwrap().count(),
             2,
-            "nothing is left behind"
+            "nothing outside the work directory"
         );
     }
 }

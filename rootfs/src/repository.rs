@@ -11,7 +11,8 @@ use crate::{
     keyring::{KeyError, Keyring},
     mirror::Mirrors,
     release::{Release, ReleaseError, Vouched},
-    store::{Store, StoreError, write_atomically},
+    scratch::Scratch,
+    store::{Store, StoreError},
     unpack::{UnpackError, unxz},
 };
 
@@ -67,6 +68,7 @@ pub(crate) struct Repository<'a> {
     pub(crate) keyring: &'a Keyring,
     pub(crate) fetcher: &'a Fetcher,
     pub(crate) store: &'a Store,
+    pub(crate) scratch: &'a Scratch,
     /// Where the newest date seen of each suite is kept.
     pub(crate) seen: PathBuf,
     /// Seconds since 1970.
@@ -105,7 +107,13 @@ impl Repository<'_> {
         if !self.store.has(&vouched.sha256, vouched.size) {
             self.fetch_index(&format!("{base}/{directory}"), vouched)?;
         }
-        let compressed = self.store.read(&vouched.sha256)?;
+        let compressed = match self.store.read(&vouched.sha256) {
+            Err(StoreError::Damaged { .. }) => {
+                self.fetch_index(&format!("{base}/{directory}"), vouched)?;
+                self.store.read(&vouched.sha256)?
+            }
+            read => read?,
+        };
         let text = unxz(&compressed, INDEX_TEXT_MAX).map_err(|source| RepositoryError::Unpack {
             suite: suite.to_owned(),
             source,
@@ -121,7 +129,7 @@ impl Repository<'_> {
         let text = self.keyring.verify(archive, &address, &signed, self.now)?;
         let seen = self.seen.join(suite);
         let release = Release::parse(suite, &text, self.now, read_date(&seen))?;
-        write_atomically(&seen, release.date.to_string().as_bytes())?;
+        self.scratch.publish(release.date.to_string().as_bytes(), &seen)?;
         Ok(release)
     }
 
@@ -134,7 +142,8 @@ impl Repository<'_> {
             Err(FetchError::Gone { .. }) => (plain.clone(), self.fetcher.open(&plain)?),
             Err(error) => return Err(error.into()),
         };
-        self.store.insert(&address, &vouched.sha256, vouched.size, body)?;
+        self.store
+            .insert(self.scratch, &address, &vouched.sha256, vouched.size, body)?;
         Ok(())
     }
 }
