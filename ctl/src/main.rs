@@ -19,6 +19,7 @@ mod image;
 mod link;
 mod picture;
 mod place;
+mod plan;
 mod progress;
 mod verb;
 

@@ -334,6 +334,11 @@ impl Engine {
                     handle.wanted.send_modify(|wanted| wanted.shutdown = true);
                 }
             }
+            Effect::Kill(name) => {
+                if let Some(handle) = self.guests.get(&name) {
+                    handle.wanted.send_modify(|wanted| wanted.kill = true);
+                }
+            }
             Effect::Forwards(name, serve) => self.switch_forwards(&name, serve).await,
         }
     }
@@ -381,6 +386,7 @@ impl Engine {
             document: serde_json::to_vec(&spec)?,
             revision,
             shutdown: false,
+            kill: false,
         })
     }
 

@@ -129,7 +129,10 @@ async fn follow(
             },
             changed = wanted.changed() => {
                 changed.context("the engine is gone")?;
-                if wanted.borrow_and_update().shutdown {
+                let now = wanted.borrow_and_update().clone();
+                if now.kill {
+                    shim.ask(Request::Kill).await?;
+                } else if now.shutdown {
                     stop.begin();
                 }
             }

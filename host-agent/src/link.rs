@@ -45,6 +45,8 @@ pub struct Wanted {
     pub revision: u64,
     /// True when the guest is to power off.
     pub shutdown: bool,
+    /// True when its VMM is to end at once.
+    pub kill: bool,
 }
 
 /// Opens a stream of one channel to the guest agent.
@@ -94,12 +96,20 @@ async fn dial_until_answered(
             Ok(opened) => return opened,
             Err(error) if error.downcast_ref::<HandshakeError>().is_some() => {
                 let text = format!("{error:#}");
+                let silent = matches!(error.downcast_ref(), Some(HandshakeError::Timeout));
                 if text != told {
-                    let _ = events.send(Event::SessionLost(guest.clone(), text.clone())).await;
+                    let event = match silent {
+                        true => Event::SessionSilent(
+                            guest.clone(),
+                            format!("a fresh connection was taken, but {text}"),
+                        ),
+                        false => Event::SessionLost(guest.clone(), text.clone()),
+                    };
+                    let _ = events.send(event).await; // the engine ends last
                     told = text;
                 }
             }
-            Err(_) => {} // nobody listens yet
+            Err(_) => told.clear(), // nobody listens yet
         }
         tokio::time::sleep(DIAL_PAUSE).await;
     }

@@ -38,6 +38,32 @@ pub struct GuestConfig {
     pub services: Vec<Service>,
     /// Ports of the host that lead to ports of the guest.
     pub forwards: Vec<Forward>,
+    /// When it is started again by itself.
+    #[serde(default)]
+    pub restart: Restart,
+}
+
+/// When a guest is started again by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    /// After its end.
+    pub when: RestartWhen,
+    /// Also when it is wedged: its VMM is silent, or takes connections that nobody answers.
+    pub wedged: bool,
+}
+
+/// See [`Restart`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartWhen {
+    /// When nobody meant the end.
+    #[default]
+    OnFailure,
+    /// When it powered itself off, too.
+    Always,
+    /// Only when somebody asks for it.
+    Never,
 }
 
 /// A TCP port of the host that leads to one of the guest's loopback, over vsock.

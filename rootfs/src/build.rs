@@ -203,6 +203,21 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
 /// # Errors
 /// Each step has its own kind; see [`enum@Error`].
 pub fn build(request: &Build<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
+    in_workshop(request, |workshop| workshop.build(progress))
+}
+
+/// Finds what [`build`] would find in the cache; `None` when it would have to make something. Changes nothing.
+///
+/// # Errors
+/// As [`build`], for what cannot be read.
+pub fn find(request: &Build<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Option<Artifacts>, Error> {
+    in_workshop(request, |workshop| workshop.find(progress))
+}
+
+fn in_workshop<T>(
+    request: &Build<'_>,
+    work: impl FnOnce(&Workshop<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
@@ -217,5 +232,5 @@ pub fn build(request: &Build<'_>, progress: &mut dyn FnMut(Progress)) -> Result<
         cache: &cache,
         ..*request
     };
-    Workshop::new(request, recipe, Mkfs::find()?, now, None).build(progress)
+    work(&Workshop::new(request, recipe, Mkfs::find()?, now, None))
 }

@@ -43,7 +43,7 @@ mod workshop;
 
 pub use arch::Arch;
 pub use archive::Archive;
-pub use build::{Build, Error, Progress, build};
+pub use build::{Build, Error, Progress, build, find};
 pub use deb::DebError;
 pub use download::DownloadError;
 pub use erofs::{ErofsError, Mkfs, Packing};

@@ -59,6 +59,15 @@ impl<'a> Workshop<'a> {
             .map_err(|error| error.with_room_named(self.request.cache))
     }
 
+    /// What an earlier build left for the same inputs; makes and fetches nothing.
+    pub(crate) fn find(&self, progress: &mut dyn FnMut(Progress)) -> Result<Option<Artifacts>, Error> {
+        let known = self.known(progress)?;
+        Ok(match self.at_hand(&known, progress)? {
+            Some(AtHand::Results(artifacts)) => Some(*artifacts),
+            Some(AtHand::Packages(_)) | None => None,
+        })
+    }
+
     fn results_or_new(&self, progress: &mut dyn FnMut(Progress)) -> Result<Artifacts, Error> {
         let known = self.known(progress)?;
         let at_hand = self.at_hand(&known, progress)?;

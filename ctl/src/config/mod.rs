@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{self, Forward, GuestConfig, HostSpec, Image, Service};
+use sovereign_protocol::spec::{self, Forward, GuestConfig, HostSpec, Image, Restart, Service};
 
 use crate::context::Context;
 use crate::error::{CommandError, Kind};
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) path: PathBuf,
     /// The package mirror that it names.
     pub(crate) mirror: Option<String>,
+    /// The snapshot service that has what the mirror no longer carries.
+    pub(crate) snapshot: Option<String>,
     /// The recipe of the image.
     pub(crate) recipe: String,
     /// The guests by name.
@@ -43,6 +45,7 @@ pub(crate) struct Guest {
     pub(crate) data_mib: u32,
     pub(crate) services: Vec<Service>,
     pub(crate) forwards: Vec<Forward>,
+    pub(crate) restart: Restart,
 }
 
 impl Settings {
@@ -70,6 +73,7 @@ impl Guest {
             image: image.clone(),
             services: self.services.clone(),
             forwards: self.forwards.clone(),
+            restart: self.restart,
         }
     }
 }

@@ -17,6 +17,7 @@ pub(super) struct Written {
 #[serde(deny_unknown_fields)]
 pub(super) struct Build {
     pub(super) mirror: Option<String>,
+    pub(super) snapshot: Option<String>,
     pub(super) recipe: Option<String>,
 }
 
@@ -26,6 +27,8 @@ pub(super) struct Guest {
     pub(super) memory: Option<String>,
     pub(super) vcpus: Option<i64>,
     pub(super) data: Option<String>,
+    pub(super) restart: Option<String>,
+    pub(super) restart_wedged: Option<bool>,
     #[serde(default)]
     pub(super) service: BTreeMap<String, Service>,
     #[serde(default)]

@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod init;
 mod logs;
+mod plan;
 mod psql;
 mod secret;
 mod status;
@@ -23,6 +24,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Init => init::run(context).map(done),
         Verb::Build(args) => build::run(context, &args).await.map(done),
         Verb::Up(args) => up::run(context, args).await.map(done),
+        Verb::Plan(args) => plan::run(context, &args).await.map(done),
         Verb::Down(args) => down::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,

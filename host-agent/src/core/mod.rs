@@ -6,6 +6,7 @@
 mod backoff;
 mod observe;
 mod report;
+mod wedge;
 mod world;
 
 pub use backoff::{Backoff, Next};

@@ -38,12 +38,30 @@ impl World {
                 );
             }
             Event::VmmState(name, state) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.vmm(matches!(state, VmmState::Silent(_)), now_ms);
+                }
                 let vmm = self.guests.get(&name).and_then(|guest| guest.boot.as_ref());
                 if let Some(verdict) = vmm.and_then(|(_, vmm)| vmm_verdict(&state, vmm)) {
                     self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
                 }
             }
+            Event::SessionSilent(name, why) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.dial(true, now_ms);
+                }
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::unknown("Silent", why),
+                    now_ms,
+                );
+            }
             Event::SessionUp(name, evidence) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.dial(false, now_ms);
+                }
                 if let Some(guest) = self.guests.get_mut(&name)
                     && guest.phase == Phase::Starting
                 {

@@ -7,10 +7,11 @@ use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
+use super::wedge::Wedge;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
@@ -38,6 +39,8 @@ pub enum Event {
     SessionUp(Name, String),
     /// The link to the guest agent is gone; the text says why.
     SessionLost(Name, String),
+    /// A fresh connection was taken and not answered.
+    SessionSilent(Name, String),
     /// The guest agent took over this revision.
     SpecApplied(Name, u64),
     /// The guest agent refused the spec.
@@ -71,6 +74,8 @@ pub enum Effect {
     Push(Name, GuestConfig, u64),
     /// Stop a guest in order.
     Stop(Name),
+    /// End a guest's VMM at once.
+    Kill(Name),
     /// Let a guest's forwards listen, or not.
     Forwards(Name, bool),
 }
@@ -89,6 +94,7 @@ pub(super) struct Guest {
     start_at_ms: Option<u64>,
     backoff: Backoff,
     serving: bool,
+    pub(super) wedge: Wedge,
 }
 
 /// All guests and the feed of their conditions.
@@ -165,6 +171,7 @@ impl World {
             other => self.observe(other, now_ms),
         }
         self.start_due(now_ms, &mut effects);
+        self.end_wedged(now_ms, &mut effects);
         self.judge_machines(now_ms);
         self.judge_ready(now_ms, &mut effects);
         effects
@@ -223,7 +230,11 @@ impl World {
     /// When [`Event::Tick`] is due at the latest.
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<u64> {
-        self.guests.values().filter_map(|guest| guest.start_at_ms).min()
+        let wedges = self.guests.values().filter(|guest| guest.config.restart.wedged);
+        let starts = self.guests.values().filter_map(|guest| guest.start_at_ms);
+        starts
+            .chain(wedges.filter_map(|guest| guest.wedge.due_ms()))
+            .min()
     }
 
     fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
@@ -318,6 +329,16 @@ impl World {
         }
     }
 
+    /// A wedged guest is ended only where its configuration says so; its restart is that of any failure.
+    fn end_wedged(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for (name, guest) in &mut self.guests {
+            let lives = matches!(guest.phase, Phase::Starting | Phase::Running);
+            if guest.config.restart.wedged && lives && guest.wedge.take(now_ms) {
+                effects.push(Effect::Kill(name.clone()));
+            }
+        }
+    }
+
     fn ended(&mut self, name: &Name, record: &ExitRecord, now_ms: u64) {
         let stale: Vec<Key> = self
             .feed
@@ -334,6 +355,7 @@ impl World {
         };
         guest.boot = None;
         guest.machine = None;
+        guest.wedge.ended();
         guest.applied_revision = 0;
         guest.start_at_ms = None;
         for key in stale {
@@ -345,11 +367,14 @@ impl World {
                 guest.start_at_ms = Some(now_ms); // wanted again while it was being stopped
                 Phase::Stopped
             }
-            (true, ExitReason::PoweredOff) => Phase::Stopped, // somebody in the guest meant it
+            (true, ExitReason::PoweredOff) if guest.config.restart.when != RestartWhen::Always => {
+                Phase::Stopped // somebody in the guest meant it
+            }
             (true, ExitReason::GuestRebooted) => {
                 guest.start_at_ms = Some(now_ms);
                 Phase::Starting
             }
+            (true, _) if guest.config.restart.when == RestartWhen::Never => Phase::Failed,
             (true, _) => match guest.backoff.ended(now_ms) {
                 Next::StartAt(at) => {
                     guest.start_at_ms = Some(at);
@@ -403,6 +428,7 @@ impl Guest {
             start_at_ms: None,
             backoff: Backoff::default(),
             serving: false,
+            wedge: Wedge::default(),
         }
     }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
-use sovereign_protocol::spec::{Forward, Image, Service, ServiceKind, VERSION};
+use sovereign_protocol::spec::{Forward, Image, Restart, Service, ServiceKind, VERSION};
 
 use super::*;
 
@@ -35,6 +35,7 @@ fn config(port: u16) -> GuestConfig {
             listen: "127.0.0.1:15432".parse().unwrap(),
             port,
         }],
+        restart: Restart::default(),
     }
 }
 
@@ -397,4 +398,40 @@ fn what_another_agent_left_behind_is_adopted_and_stopped() {
         [],
         "a wanted one is adopted already"
     );
+}
+
+#[test]
+fn the_restart_policy_decides_what_an_end_means() {
+    let after = |when: RestartWhen, reason: ExitReason| {
+        let mut world = ready_world();
+        let mut policy = spec(5432);
+        policy.guests.get_mut(&sql()).unwrap().restart.when = when;
+        world.step(Event::Applied(policy), 1);
+        world.step(exit(reason), 2);
+        world.next_tick_ms().is_some()
+    };
+    for (when, powered_off, crashed) in [
+        (RestartWhen::OnFailure, false, true),
+        (RestartWhen::Always, true, true),
+        (RestartWhen::Never, false, false),
+    ] {
+        assert_eq!(after(when, ExitReason::PoweredOff), powered_off, "{when:?}");
+        assert_eq!(after(when, ExitReason::Crashed), crashed, "{when:?}");
+    }
+}
+
+#[test]
+fn a_wedged_guest_is_ended_only_where_the_configuration_says_so() {
+    for wedged in [false, true] {
+        let mut world = ready_world();
+        let mut policy = spec(5432);
+        policy.guests.get_mut(&sql()).unwrap().restart.wedged = wedged;
+        world.step(Event::Applied(policy), 1);
+        world.step(Event::SessionLost(sql(), "x".into()), 2);
+        world.step(Event::SessionSilent(sql(), "y".into()), 3);
+        assert_eq!(world.ready(&sql(), 3), Status::Unknown);
+        assert_eq!(world.next_tick_ms(), wedged.then_some(30_003));
+        let effects = world.step(Event::Tick, 30_003);
+        assert_eq!(effects.contains(&Effect::Kill(sql())), wedged);
+    }
 }

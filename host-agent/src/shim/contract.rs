@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sovereign_protocol::handshake::BootKey;
 use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, Image};
+use sovereign_protocol::spec::{GuestConfig, Image, Restart};
 use sovereign_protocol::status::VmmStatus;
 
 /// The [`ShimConfig`]'s name in a guest's run directory.
@@ -40,6 +40,7 @@ impl ShimConfig {
             image: self.image.clone(),
             services: Vec::new(),
             forwards: Vec::new(),
+            restart: Restart::default(),
         }
     }
 
