@@ -10,8 +10,9 @@ use std::{
 use sovereign_kernel::testing::Module;
 
 use crate::{
-    Arch, Build, Error, Mkfs, Progress,
+    Arch, Build, Error, Progress,
     digest::{sha1_hex, sha256_hex},
+    erofs::Mkfs,
     lock::Lock,
     locking::AtHand,
     manifest::Artifacts,

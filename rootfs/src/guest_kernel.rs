@@ -212,7 +212,7 @@ impl GuestKernel {
             (DESCRIPTION, &text),
         ];
         for (name, bytes) in files {
-            seal::publish(scratch, bytes, &directory.join(name))?;
+            seal::publish(scratch, bytes.as_slice(), &directory.join(name))?;
         }
         Ok(Self {
             directory: directory.to_owned(),

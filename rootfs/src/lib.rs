@@ -46,7 +46,7 @@ pub use archive::Archive;
 pub use build::{Build, Error, Progress, build, find};
 pub use deb::DebError;
 pub use download::DownloadError;
-pub use erofs::{ErofsError, Mkfs, Packing};
+pub use erofs::ErofsError;
 pub use fetch::FetchError;
 pub use guest_kernel::GuestKernelError;
 pub use initramfs::{InitramfsFile, segment};

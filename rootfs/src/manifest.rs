@@ -115,7 +115,7 @@ mod tests {
         };
         let scratch = Scratch::open(directory.path()).unwrap();
         for path in artifacts.files() {
-            seal::put(&scratch, path).unwrap();
+            seal::publish(&scratch, fs::read(path).unwrap().as_slice(), path).unwrap();
         }
         assert_eq!(load(&path), None);
         save(&scratch, &path, &manifest).unwrap();

@@ -62,15 +62,24 @@ impl Scratch {
     /// whole, also after a power cut.
     pub(crate) fn publish(&self, bytes: &[u8], path: &Path) -> Result<(), StoreError> {
         let mut file = self.file()?;
-        file.write_all(bytes)
-            .and_then(|()| file.as_file().sync_all())
-            .and_then(|()| file.as_file().set_permissions(fs::Permissions::from_mode(0o644)))
-            .map_err(io_error("write", path))?;
-        make_parent(path)?;
-        file.persist(path)
-            .map_err(|error| io_error("create", path)(error.error))?;
+        file.write_all(bytes).map_err(io_error("write", path))?;
+        finish(file, path)?;
         Ok(())
     }
+}
+
+/// Gives a written file its final name; its description.
+pub(crate) fn finish(file: NamedTempFile, path: &Path) -> Result<fs::Metadata, StoreError> {
+    let readable = fs::Permissions::from_mode(0o644);
+    file.as_file()
+        .sync_all()
+        .and_then(|()| file.as_file().set_permissions(readable))
+        .map_err(io_error("write", path))?;
+    make_parent(path)?;
+    let file = file
+        .persist(path)
+        .map_err(|error| io_error("create", path)(error.error))?;
+    file.metadata().map_err(io_error("read", path))
 }
 
 impl Gate {

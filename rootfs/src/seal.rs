@@ -5,7 +5,8 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -15,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     digest::hex,
-    scratch::Scratch,
-    store::{StoreError, io_error},
+    scratch::{Scratch, finish},
+    store::{StoreError, copy_hashed, io_error},
 };
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,24 +39,18 @@ pub(crate) enum Condition {
     Damaged,
 }
 
-/// Seals a finished file.
-pub(crate) fn put(scratch: &Scratch, path: &Path) -> Result<(), StoreError> {
-    let seal = fs::metadata(path).and_then(|data| {
-        Ok(Seal {
-            length: data.len(),
-            modified: data.modified()?,
-            sha256: sha256_of(path)?,
-        })
-    });
-    let text = serde_json::to_vec(&seal.map_err(io_error("read", path))?)
-        .map_err(|error| io_error("describe", path)(error.into()))?;
+/// Gives everything that `content` holds the name `path` and seals it.
+pub(crate) fn publish(scratch: &Scratch, content: impl Read, path: &Path) -> Result<(), StoreError> {
+    let mut file = scratch.file()?;
+    let (sha256, length) = copy_hashed(&path.display().to_string(), content, &mut file)?;
+    let modified = finish(file, path)?.modified().map_err(io_error("read", path))?;
+    let seal = Seal {
+        length,
+        modified,
+        sha256,
+    };
+    let text = serde_json::to_vec(&seal).map_err(|error| io_error("describe", path)(error.into()))?;
     scratch.publish(&text, &beside(path))
-}
-
-/// Gives `bytes` the name `path` and seals them.
-pub(crate) fn publish(scratch: &Scratch, bytes: &[u8], path: &Path) -> Result<(), StoreError> {
-    scratch.publish(bytes, path)?;
-    put(scratch, path)
 }
 
 /// Tells what has become of a file.
@@ -95,7 +90,7 @@ fn sha256_of(path: &Path) -> io::Result<String> {
     let mut file = fs::File::open(path)?;
     let mut buffer = vec![0; 1 << 18];
     loop {
-        match io::Read::read(&mut file, &mut buffer)? {
+        match file.read(&mut buffer)? {
             0 => return Ok(hex(&hasher.finalize())),
             length => hasher.update(&buffer[..length]),
         }
@@ -114,7 +109,7 @@ mod tests {
         assert_eq!(check(&path), Condition::Absent);
         fs::write(&path, "good").unwrap();
         assert_eq!(check(&path), Condition::Absent, "never sealed");
-        put(&scratch, &path).unwrap();
+        publish(&scratch, b"good".as_slice(), &path).unwrap();
         let sealed = fs::metadata(&path).unwrap().modified().unwrap();
         assert_eq!(check(&path), Condition::Whole);
 

@@ -148,7 +148,8 @@ impl Store {
     }
 }
 
-fn copy_hashed(
+/// Copies `source` to `target`; its digest and length in bytes.
+pub(crate) fn copy_hashed(
     name: &str,
     mut source: impl Read,
     target: &mut tempfile::NamedTempFile,

@@ -221,8 +221,8 @@ impl<'a> Workshop<'a> {
 
     fn image(&self, tree: &Tree, packing: Packing, scratch: &Scratch, target: &Path) -> Result<(), Error> {
         let work = scratch.directory()?;
-        self.mkfs.erofs_from_tree(tree, packing, work.path(), target)?;
-        Ok(seal::put(scratch, target)?)
+        let image = self.mkfs.image(tree, packing, work.path())?;
+        Ok(seal::publish(scratch, image, target)?)
     }
 
     /// The packages as one tree, merged by name: later ones replace files of earlier ones.
@@ -283,7 +283,7 @@ impl<'a> Workshop<'a> {
             &[&self.tools(), &package.sha256, &init_digest],
         ));
         if !notices.whole(&initramfs) {
-            seal::publish(scratch, &kernel.initramfs(init)?, &initramfs)?;
+            seal::publish(scratch, kernel.initramfs(init)?.as_slice(), &initramfs)?;
         }
         let agent_disk = images.join(name(
             "agent",
