@@ -1,0 +1,4 @@
+//! The network of an instance.
+pub mod kernel;
+pub mod names;
+pub(crate) mod tun;
