@@ -12,11 +12,16 @@ use futures::StreamExt;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::TokioSocket;
 use rtnetlink::Handle;
 use rustix::fd::OwnedFd;
 use tokio::task::AbortHandle;
+
+use super::observed::Observed;
 
 /// An answer of the kernel must be complete within this time.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -68,10 +73,7 @@ impl Kernel {
     /// Speaks over a route netlink socket that was opened in the namespace. Needs a tokio runtime.
     #[must_use]
     pub fn over(socket: OwnedFd) -> Self {
-        // SAFETY: the descriptor is ours alone, and it moves into the socket that will close it.
-        #[allow(unsafe_code, reason = "netlink-sys takes a passed descriptor in no other way")]
-        let socket = unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) };
-        let (mut connection, handle, _) = rtnetlink::from_socket(socket);
+        let (mut connection, handle, _) = rtnetlink::from_socket(passed_socket(socket));
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         let task = tokio::spawn(connection).abort_handle();
@@ -130,6 +132,30 @@ impl Kernel {
         Err(KernelError::Unsteady)
     }
 
+    /// Looks at all links, addresses and routes.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub async fn observe(&mut self) -> Result<Observed, KernelError> {
+        let mut observed = Observed::default();
+        let route = |family| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            RouteNetlinkMessage::GetRoute(message)
+        };
+        for what in [
+            RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+            route(AddressFamily::Inet),
+            route(AddressFamily::Inet6),
+        ] {
+            for message in self.dump(&what).await? {
+                observed.take(&message);
+            }
+        }
+        Ok(observed)
+    }
+
     /// All answers to a request, the last one included; a refusal is an error.
     async fn request(
         &mut self,
@@ -147,6 +173,15 @@ impl Kernel {
             }
         }
         Ok(answers)
+    }
+}
+
+/// A netlink socket that somebody else opened. Needs a tokio runtime.
+pub(super) fn passed_socket(socket: OwnedFd) -> TokioSocket {
+    // SAFETY: the descriptor is ours alone, and it moves into the socket that will close it.
+    #[allow(unsafe_code, reason = "netlink-sys takes a passed descriptor in no other way")]
+    unsafe {
+        TokioSocket::from_raw_fd(socket.into_raw_fd())
     }
 }
 

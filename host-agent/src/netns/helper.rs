@@ -11,6 +11,7 @@ use sovereign_protocol::name::Name;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::process::Child;
 
 use super::contract::{ASK_END, ASK_SET, At, Kind, Report, Stage, StageFailure};
 use super::{pass, probe};
@@ -124,6 +125,7 @@ impl Helper {
             .stderr(Stdio::null());
         let mut child = command.spawn().at(Stage::Start)?;
         drop(command); // and with it our copy of the helper's end
+        let unproven = Unproven::of(&child)?;
         let ready = async {
             if let Some(kept) = kept {
                 pass_namespaces(ours, kept).await.at(Stage::Join)?;
@@ -135,9 +137,13 @@ impl Helper {
             .await
             .unwrap_or_else(|_| Err(late()))
         {
-            Ok(_) => Self::find(config).await?.ok_or_else(late),
+            Ok(_) => {
+                unproven.keep();
+                Self::find(config).await?.ok_or_else(late)
+            }
             Err(failure) => {
-                let _ = child.kill().await; // it has usually ended by itself
+                drop(unproven);
+                let _ = child.wait().await; // reaped here and now
                 Err(failure)
             }
         }
@@ -182,6 +188,30 @@ impl Helper {
         match std::fs::remove_file(&self.config.socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(Stage::Listen),
             _ => Ok(()),
+        }
+    }
+}
+
+/// A helper that has not said that it is ready: killed when we stop waiting for it, because
+/// before it listens nobody else could find it.
+struct Unproven(Option<OwnedFd>);
+
+impl Unproven {
+    fn of(child: &Child) -> Result<Self, StageFailure> {
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let pid = pid.ok_or_else(|| StageFailure::new(Stage::Start, "it has no process id"))?;
+        Ok(Self(Some(pidfd_open(pid, PidfdFlags::empty()).at(Stage::Start)?)))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0 {
+            let _ = pidfd_send_signal(process, Signal::KILL); // it may have ended by itself
         }
     }
 }
