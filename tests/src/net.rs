@@ -342,7 +342,8 @@ impl Drop for Agent {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     links: Vec<Value>,
-    routes: Vec<Value>,
+    /// Destination and device.
+    routes: Vec<(String, String)>,
 }
 
 impl Picture {
@@ -351,7 +352,10 @@ impl Picture {
         let links = json("ip -json -details address show")?;
         Ok(Self {
             links: links.iter().map(lasting).collect(),
-            routes: json("ip -json -4 route show table main")?,
+            routes: json("ip -json -4 route show table main")?
+                .iter()
+                .map(|route| (text(&route["dst"]), text(&route["dev"])))
+                .collect(),
         })
     }
 
@@ -374,16 +378,20 @@ impl Picture {
     #[must_use]
     pub fn addresses(&self, name: &str) -> Vec<String> {
         let all = self.link(name).and_then(|link| link["addresses"].as_array());
-        let text = |a: &Value| format!("{}/{}", a["ip"].as_str().unwrap_or("?"), a["prefix"]);
-        all.into_iter().flatten().map(text).collect()
+        let shown = |a: &Value| format!("{}/{}", text(&a["ip"]), a["prefix"]);
+        all.into_iter().flatten().map(shown).collect()
     }
 
     /// The destinations of the main table that lead to a link.
     #[must_use]
     pub fn routes(&self, name: &str) -> Vec<&str> {
-        let of = self.routes.iter().filter(|route| route["dev"] == name);
-        of.filter_map(|route| route["dst"].as_str()).collect()
+        let of = self.routes.iter().filter(|(_, dev)| dev == name);
+        of.map(|(destination, _)| destination.as_str()).collect()
     }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// A link without what moves by itself: timers, carrier, addresses that the kernel makes.

@@ -14,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{Failure, StepError};
 use super::network::{NetworkConfig, Seen};
 use super::pace::{Pace, Retry};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, Step, plan};
 use super::report::{NetworkEvent, Reporter};
 use super::session::{Broken, Place, Session};
 use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::StageFailure;
 
+/// Plans that one turn carries out, at most.
+const ROUNDS: u32 = 4;
 /// Failures that evidence names beside the first.
 const NAMED_FAILURES: usize = 3;
 
@@ -243,27 +245,35 @@ impl Reconciler {
             return Ok(Ok(Outcome::Waits)); // tried already, and `due` stands
         }
         let by_others = self.settled || (is_news && self.stuck.is_some());
-        let now = self.now_ms();
-        let due = self.pace.due_ms(now);
-        if by_others && now < due {
-            self.held = true;
-            self.due = self.began + Duration::from_millis(due);
+        if by_others && self.must_wait() {
             return Ok(Ok(Outcome::Waits));
         }
         let steps = todo.to_string().trim_end().replace('\n', "; ");
         tracing::info!(%wake, by_others, steps, "changing the network");
-        let failures = session.apply(&todo).await;
-        session.look().await?;
-        let left = plan(wanted, &session.observed);
-        if by_others && !todo.steps.is_empty() {
-            self.tell_repair(&todo, failures.is_empty()).await;
+        let Work { made, left, failures } = work(session, wanted, todo).await?;
+        if by_others && !made.is_empty() {
+            self.tell_repair(made).await;
         }
         if left.is_done() {
             return Ok(Ok(Outcome::AsWanted));
         }
+        if by_others && failures.is_empty() && left.conflicts.is_empty() && self.must_wait() {
+            return Ok(Ok(Outcome::Waits)); // they did it again before we looked
+        }
         let trouble = trouble(&left, &failures);
         self.stuck = Some(left);
         Ok(Err(trouble))
+    }
+
+    /// Whether the next repair is not due yet; the loop then sleeps until it is.
+    fn must_wait(&mut self) -> bool {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let due = self.pace.due_ms(now);
+        self.held = now < due;
+        if self.held {
+            self.due = self.began + Duration::from_millis(due);
+        }
+        self.held
     }
 
     async fn all_is_well(&mut self, wanted: &Wanted) {
@@ -275,12 +285,10 @@ impl Reconciler {
         self.tell(told).await;
     }
 
-    async fn tell_repair(&mut self, made: &Plan, whole: bool) {
-        let what: Vec<String> = made.steps.iter().map(ToString::to_string).collect();
-        let fight = self.pace.repaired(self.now_ms());
-        if whole {
-            self.tell([NetworkEvent::Repaired { what: what.clone() }]).await;
-        }
+    async fn tell_repair(&mut self, what: Vec<String>) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let fight = self.pace.repaired(now);
+        self.tell([NetworkEvent::Repaired { what: what.clone() }]).await;
         if let Some(repairs) = fight {
             tracing::warn!(repairs, ?what, "somebody else keeps changing the network");
             self.tell([NetworkEvent::Fight { what, repairs }]).await;
@@ -292,9 +300,36 @@ impl Reconciler {
             let _ = self.events.send(event).await; // an engine that is gone drops the spec too, which ends the loop
         }
     }
+}
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// What came of a plan.
+struct Work {
+    /// The steps that were made.
+    made: Vec<String>,
+    /// What is still to do, by a look afterwards.
+    left: Plan,
+    /// Why the last steps failed, if some did.
+    failures: Vec<Failure>,
+}
+
+/// Carries out a plan and looks at the result. A step may fail only because the plan was made
+/// of a state that was just passing (a link tells that it is down before it tells that it is
+/// gone): as long as looking again brings another plan, that one is tried at once.
+async fn work(session: &mut Session, wanted: &Wanted, mut todo: Plan) -> Result<Work, Broken> {
+    let mut made = Vec::new();
+    let mut rounds = ROUNDS;
+    loop {
+        let failures = session.apply(&todo).await;
+        session.look().await?;
+        let left = plan(wanted, &session.observed);
+        let failed = |step: &&Step| failures.iter().any(|failure| failure.step == **step);
+        let steps = todo.steps.iter().filter(|step| !failed(step));
+        made.extend(steps.map(ToString::to_string));
+        rounds -= 1;
+        if failures.is_empty() || left.steps.is_empty() || left == todo || rounds == 0 {
+            return Ok(Work { made, left, failures });
+        }
+        todo = left;
     }
 }
 
