@@ -104,15 +104,23 @@ fn a_life(user: User) -> Result<()> {
     Ok(())
 }
 
-/// Runs a test for both kinds of users, where it can run.
-fn for_both(test: &str, body: impl Fn(User) -> Result<()>) -> Result<()> {
+/// Runs a test for both kinds of users at once, where it can run.
+fn for_both(test: &str, body: impl Fn(User) -> Result<()> + Sync) -> Result<()> {
     if !can_run(test) {
         return Ok(());
     }
-    for user in [User::Root, User::Ordinary] {
-        body(user).with_context(|| format!("as {user:?}"))?;
-    }
-    Ok(())
+    std::thread::scope(|scope| {
+        let users = [User::Root, User::Ordinary];
+        let body = &body;
+        let running = users.map(|user| (user, scope.spawn(move || body(user))));
+        for (user, thread) in running {
+            let outcome = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome.with_context(|| format!("as {user:?}"))?;
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -342,6 +350,50 @@ fn a_helper_that_dies_is_replaced_in_the_same_namespace() -> Result<()> {
         agent.expect("ended")?;
         agent.restart_ends()?;
         ensure!(holders(&namespace).is_empty(), "{:?}", holders(&namespace));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_vmm_has_carrier_as_long_as_it_lives_and_frames_pass() -> Result<()> {
+    for_both("a_vmm_has_carrier", |user| {
+        let (world, _) = world(user)?;
+        let mut agent = world.agent(WANT)?;
+        agent.expect("ready")?;
+        agent.say("arp web")?;
+        eprintln!("{user:?}: {}", agent.expect("arp answered")?);
+        agent.say("vmm sql")?;
+        agent.expect("vmm sql runs")?;
+        agent.expect("carrier sql true")?;
+        agent.say("open sql")?;
+        ensure!(agent.expect("not opened")?.contains("another process holds"));
+        agent.say("kill sql")?;
+        agent.expect("carrier sql false")?;
+        agent.say("open sql")?;
+        agent.expect("opened sql")?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_helper_that_hangs_is_named_and_ended_by_force() -> Result<()> {
+    for_both("a_helper_that_hangs", |user| {
+        let (world, _) = world(user)?;
+        let mut agent = world.agent(WANT)?;
+        agent.expect("ready")?;
+        agent.restart_ends()?;
+        signal(world.helper()?, Signal::STOP)?;
+        let mut agent = world.agent(WANT)?;
+        let told = agent.expect("failed")?;
+        ensure!(told.contains("get an answer from the netns helper"), "{told}");
+        agent.say("end")?;
+        agent.expect("ended")?;
+        agent.restart_ends()?;
+        ensure!(
+            std::fs::read_dir(world.path(""))?.count() == 0,
+            "no socket is left"
+        );
+        ensure!(world.processes().is_empty(), "{:?}", world.processes());
         Ok(())
     })
 }

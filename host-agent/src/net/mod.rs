@@ -12,6 +12,7 @@
 //! ```
 
 mod apply;
+pub mod card;
 pub mod kernel;
 pub mod names;
 mod network;

@@ -97,6 +97,8 @@ pub(super) struct Reconciler {
     events: mpsc::Sender<NetworkEvent>,
     seen: watch::Sender<Seen>,
     place: Place,
+    /// Why there is no helper, when there is none.
+    helper: Result<(), StageFailure>,
     session: Option<Session>,
     reporter: Reporter,
     pace: Pace,
@@ -127,6 +129,7 @@ impl Reconciler {
             events,
             seen,
             place: Place::new(config.helper.clone()),
+            helper: Ok(()),
             session: None,
             reporter: Reporter::default(),
             pace: Pace::default(),
@@ -184,9 +187,6 @@ impl Reconciler {
             self.stuck = None;
         }
         let outcome = self.reconcile(wake).await;
-        if let Some(session) = &self.session {
-            self.seen.send_replace(Seen::of(session));
-        }
         if let Err(trouble) = outcome {
             self.settled = false;
             let pause = Duration::from_millis(self.retry.failed());
@@ -198,10 +198,8 @@ impl Reconciler {
     }
 
     async fn reconcile(&mut self, wake: Wake) -> Result<(), Trouble> {
-        let helper = self.place.helper().await.map(|helper| helper.pid);
-        if let (Wake::HelperEnded, Ok(pid)) = (wake, &helper) {
-            let what = vec![format!("netns helper: start again as process {pid}")];
-            self.tell([NetworkEvent::Repaired { what }]).await;
+        if wake != Wake::Notified {
+            self.ensure_helper(wake).await;
         }
         let spec = self.spec.borrow_and_update().clone();
         let wanted = Wanted::private(&self.instance, &spec).map_err(|error| Trouble {
@@ -215,13 +213,23 @@ impl Reconciler {
         // A session in which something broke is dropped here.
         let outcome = self.converge(&mut session, wake, &wanted).await?;
         let carriers = self.reporter.carriers(&wanted, &session.observed);
+        self.seen.send_replace(Seen::of(&session)); // before anybody is told that he can open a TAP
         self.session = Some(session);
         self.tell(carriers).await;
         if outcome? == Outcome::AsWanted {
-            helper?;
+            self.helper.clone()?; // all is there, but the next agent could not find it
             self.all_is_well(&wanted).await;
         }
         Ok(())
+    }
+
+    async fn ensure_helper(&mut self, wake: Wake) {
+        let helper = self.place.helper().await.map(|helper| helper.pid);
+        if let (Wake::HelperEnded, Ok(pid)) = (wake, &helper) {
+            let what = vec![format!("netns helper: start again as process {pid}")];
+            self.tell([NetworkEvent::Repaired { what }]).await;
+        }
+        self.helper = helper.map(drop);
     }
 
     /// One turn over a session; the outer error says that the session is of no use any more.
@@ -267,7 +275,7 @@ impl Reconciler {
 
     /// Whether the next repair is not due yet; the loop then sleeps until it is.
     fn must_wait(&mut self) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = self.now_ms();
         let due = self.pace.due_ms(now);
         self.held = now < due;
         if self.held {
@@ -286,13 +294,16 @@ impl Reconciler {
     }
 
     async fn tell_repair(&mut self, what: Vec<String>) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let fight = self.pace.repaired(now);
+        let fight = self.pace.repaired(self.now_ms());
         self.tell([NetworkEvent::Repaired { what: what.clone() }]).await;
         if let Some(repairs) = fight {
             tracing::warn!(repairs, ?what, "somebody else keeps changing the network");
             self.tell([NetworkEvent::Fight { what, repairs }]).await;
         }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     async fn tell(&self, events: impl IntoIterator<Item = NetworkEvent>) {
@@ -375,4 +386,59 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::KernelError;
+    use super::super::names::LinkName;
+    use super::super::plan::Conflict;
+    use super::*;
+
+    fn link(name: &str) -> LinkName {
+        LinkName::parse(name).unwrap()
+    }
+
+    fn failure(name: &str, error: StepError) -> Failure {
+        Failure {
+            step: Step::SetUp { name: link(name) },
+            error,
+        }
+    }
+
+    fn refused() -> StepError {
+        StepError::Kernel(KernelError::Refused(std::io::Error::from_raw_os_error(1)))
+    }
+
+    #[test]
+    fn the_first_cause_is_named_and_its_consequences_are_not() {
+        let failures = [
+            failure("a", StepError::NoLink(link("a"))),
+            failure("b", refused()),
+            failure("c", refused()),
+        ];
+        let said = trouble(&Plan::default(), &failures);
+        assert_eq!(said.step, "link b: set up");
+        assert_eq!(
+            said.evidence,
+            "the kernel refused: Operation not permitted (os error 1); \
+             link c: set up: the kernel refused: Operation not permitted (os error 1)"
+        );
+        let many: Vec<Failure> = (0..9).map(|n| failure(&format!("l{n}"), refused())).collect();
+        assert!(
+            trouble(&Plan::default(), &many)
+                .evidence
+                .ends_with("; and 5 more")
+        );
+    }
+
+    #[test]
+    fn without_a_failure_the_conflict_or_what_is_left_is_named() {
+        let mut left = Plan::default();
+        left.steps.insert(Step::SetUp { name: link("a") });
+        assert_eq!(trouble(&left, &[]).step, "link a: set up");
+        let (name, evidence) = (link("b"), "not ours".to_owned());
+        left.conflicts.insert(Conflict { name, evidence });
+        assert_eq!(trouble(&left, &[]).step, "link b");
+    }
 }
