@@ -226,8 +226,9 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
 
 /// What is not ours, as it is: links, their addresses.
 fn foreign(state: &Observed) -> (Vec<Link>, BTreeSet<super::super::observed::Address>) {
-    let mark = Mark::of(&instance());
-    let is_foreign = |link: &&Link| !mark.is_on(&link.name, link.group) && link.kind != Kind::Loopback;
+    // Said once more in other words, so that a mistake in `Mark` shows.
+    let is_ours = |link: &Link| link.group == 1_315_857_411 && link.name.starts_with("sv5pkj");
+    let is_foreign = |link: &&Link| !is_ours(link) && link.kind != Kind::Loopback;
     let links: Vec<Link> = state.links.values().filter(is_foreign).cloned().collect();
     let of_them = |a: &&super::super::observed::Address| links.iter().any(|l| l.index == a.link);
     let addresses = state.addresses.iter().filter(of_them).cloned().collect();
