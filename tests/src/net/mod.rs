@@ -1,19 +1,26 @@
 //! A network agent in a world of its own: an outer network namespace that plays the machine,
 //! a mount namespace with a tun node of the wanted mode, root or a user that exists nowhere.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
 use sovereign_protocol::handshake::random_hex;
 
 use crate::guard;
 use crate::instance::kill;
+
+mod agent;
+mod links;
+mod picture;
+
+pub use agent::Agent;
+pub use links::{Links, WANT, world};
+pub use picture::{Picture, holders, inside, namespace_of};
 
 /// A user id that no machine gives to anybody; nothing is written to its user database.
 const NOBODY: u32 = 65_432;
@@ -240,222 +247,26 @@ impl Drop for World {
     }
 }
 
-/// An agent that runs; killed when dropped, which leaves its network.
-pub struct Agent {
-    child: Child,
-    input: Option<ChildStdin>,
-    lines: Receiver<String>,
-    /// Every line so far, for messages.
-    seen: Vec<String>,
-}
-
-impl Agent {
-    fn of(mut child: Child) -> Result<Self> {
-        let (sender, lines) = channel();
-        let output = BufReader::new(child.stdout.take().context("no pipe")?);
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return; // the agent was dropped
-                }
-            }
-        });
-        Ok(Self {
-            input: child.stdin.take(),
-            child,
-            lines,
-            seen: Vec::new(),
-        })
+/// Runs a test for both kinds of users at once, where it can run.
+///
+/// # Errors
+/// The first of the test, with the user.
+pub fn for_both(test: &str, body: impl Fn(User) -> Result<()> + Sync) -> Result<()> {
+    if !can_run(test) {
+        return Ok(());
     }
-
-    /// Its process, or that of the program it runs under.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Gives it a command.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn say(&mut self, line: &str) -> Result<()> {
-        let input = self.input.as_mut().context("its input was closed")?;
-        writeln!(input, "{line}").context("the agent is gone")
-    }
-
-    /// Waits for the next line that begins so; the lines before it are passed over.
-    ///
-    /// # Errors
-    /// After [`SOON`] or when it ended, with all its lines.
-    pub fn expect(&mut self, begin: &str) -> Result<String> {
-        let until = Instant::now() + SOON;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push(line.clone());
-                    if line.starts_with(begin) {
-                        return Ok(line);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => bail!("no {begin:?} in time: {:#?}", self.seen),
-                Err(RecvTimeoutError::Disconnected) => bail!("ended without {begin:?}: {:#?}", self.seen),
-            }
+    std::thread::scope(|scope| {
+        let users = [User::Root, User::Ordinary];
+        let body = &body;
+        let running = users.map(|user| (user, scope.spawn(move || body(user))));
+        for (user, thread) in running {
+            let outcome = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome.with_context(|| format!("as {user:?}"))?;
         }
-    }
-
-    /// The lines that have come and were not waited for.
-    #[must_use]
-    pub fn rest(&mut self) -> Vec<String> {
-        self.lines.try_iter().collect()
-    }
-
-    /// Closes its input and waits for its end: the way of an agent that is restarted.
-    ///
-    /// # Errors
-    /// When it failed.
-    pub fn restart_ends(mut self) -> Result<()> {
-        drop(self.input.take());
-        let status = self.child.wait()?;
-        ensure!(status.success(), "{status}: {:#?}", self.seen);
         Ok(())
-    }
-
-    /// Waits for its end, however it comes.
-    ///
-    /// # Errors
-    /// The system's own.
-    pub fn ends(mut self) -> Result<std::process::ExitStatus> {
-        let status = self.child.wait()?;
-        Ok(status)
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
-        let _ = self.child.wait();
-    }
-}
-
-/// What `ip -json` says of a namespace.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
-    links: Vec<Value>,
-    /// Destination and device.
-    routes: Vec<(String, String)>,
-}
-
-impl Picture {
-    fn of(pid: u32) -> Result<Self> {
-        let json = |line: &str| -> Result<Vec<Value>> { Ok(serde_json::from_str(&inside(pid, line)?)?) };
-        let links = json("ip -json -details address show")?;
-        Ok(Self {
-            links: links.iter().map(lasting).collect(),
-            routes: json("ip -json -4 route show table main")?
-                .iter()
-                .map(|route| (text(&route["dst"]), text(&route["dev"])))
-                .collect(),
-        })
-    }
-
-    /// A link by its name.
-    #[must_use]
-    pub fn link(&self, name: &str) -> Option<&Value> {
-        self.links.iter().find(|link| link["ifname"] == name)
-    }
-
-    /// The names of all links.
-    #[must_use]
-    pub fn names(&self) -> Vec<&str> {
-        self.links
-            .iter()
-            .filter_map(|link| link["ifname"].as_str())
-            .collect()
-    }
-
-    /// The global addresses of a link, with their prefixes.
-    #[must_use]
-    pub fn addresses(&self, name: &str) -> Vec<String> {
-        let all = self.link(name).and_then(|link| link["addresses"].as_array());
-        let shown = |a: &Value| format!("{}/{}", text(&a["ip"]), a["prefix"]);
-        all.into_iter().flatten().map(shown).collect()
-    }
-
-    /// The destinations of the main table that lead to a link.
-    #[must_use]
-    pub fn routes(&self, name: &str) -> Vec<&str> {
-        let of = self.routes.iter().filter(|(_, dev)| dev == name);
-        of.map(|(destination, _)| destination.as_str()).collect()
-    }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-/// A link without what moves by itself: timers, carrier, addresses that the kernel makes.
-fn lasting(link: &Value) -> Value {
-    let mut kept = serde_json::Map::new();
-    for key in ["ifindex", "ifname", "mtu", "group", "master", "address"] {
-        kept.insert(key.to_owned(), link[key].clone());
-    }
-    let info = &link["linkinfo"];
-    kept.insert("kind".to_owned(), info["info_kind"].clone());
-    if info["info_kind"] == "tun" {
-        kept.insert("tun".to_owned(), info["info_data"].clone());
-    }
-    let flags = link["flags"].as_array().into_iter().flatten();
-    kept.insert("up".to_owned(), flags.into_iter().any(|flag| flag == "UP").into());
-    let addresses = link["addr_info"].as_array().into_iter().flatten();
-    let addresses: Vec<Value> = addresses
-        .filter(|a| a["scope"] == "global")
-        .map(|a| serde_json::json!({"ip": a["local"], "prefix": a["prefixlen"], "label": a["label"]}))
-        .collect();
-    kept.insert("addresses".to_owned(), addresses.into());
-    kept.into()
-}
-
-/// Runs a command line in the network namespace of a process, as root.
-///
-/// # Errors
-/// With what it said, when it failed.
-pub fn inside(pid: u32, line: &str) -> Result<String> {
-    let target = pid.to_string();
-    let output = Command::new("nsenter")
-        .args(["--target", &target, "--net", "--", "sh", "-c", line])
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{line}: {} {said}", output.status);
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// The number of a process's network namespace.
-///
-/// # Errors
-/// When there is no such process.
-pub fn namespace_of(pid: u32) -> Result<String> {
-    let link = std::fs::read_link(format!("/proc/{pid}/ns/net"))?;
-    Ok(link.to_string_lossy().into_owned())
-}
-
-/// Processes that are in a network namespace or hold a descriptor of it.
-#[must_use]
-pub fn holders(namespace: &str) -> Vec<u32> {
-    let points = |path: PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy() == namespace);
-    let holds = |pid: u32| {
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
-        descriptors
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|entry| points(entry.path()))
-    };
-    let is_in = |pid: u32| points(format!("/proc/{pid}/ns/net").into());
-    all_processes()
-        .into_iter()
-        .filter(|pid| is_in(*pid) || holds(*pid))
-        .collect()
+    })
 }
 
 fn all_processes() -> Vec<u32> {
@@ -468,4 +279,13 @@ fn all_processes() -> Vec<u32> {
 fn command_line(pid: u32) -> String {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Sends a signal to a process that a test started.
+///
+/// # Errors
+/// When it is gone.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
+    Ok(kill_process(pid, signal)?)
 }
