@@ -195,6 +195,35 @@ fn what_others_harm_is_repaired_and_what_is_theirs_stays() -> Result<()> {
 }
 
 #[test]
+fn ipv6_is_kept_beside_ipv4() -> Result<()> {
+    for_both("ipv6_is_kept_beside_ipv4", |user| {
+        let (world, links) = world(AGENT, user)?;
+        let mut agent = world.agent("want 192.168.100.1/24,fd00:64::1/64 1500 sql web")?;
+        agent.expect("ready")?;
+        let bridge = &links.bridge;
+        let has = |address: &str, route: &str| -> Result<bool> {
+            let seen = world.picture()?;
+            let (addresses, routes) = (seen.addresses(bridge), seen.routes(bridge));
+            Ok(addresses.iter().any(|a| a == address) && routes.contains(&route))
+        };
+        ensure!(has("fd00:64::1/64", "fd00:64::/64")?);
+        let tentative = world.inside(&format!("ip -6 address show dev {bridge} tentative scope global"))?;
+        ensure!(tentative.is_empty(), "it cannot be used yet: {tentative}");
+        for harm in ["address delete fd00:64::1/64", "route delete fd00:64::/64"] {
+            world.inside(&format!("ip -6 {harm} dev {bridge}"))?;
+            agent.expect("repaired")?;
+            ensure!(has("fd00:64::1/64", "fd00:64::/64")?, "{harm}");
+        }
+        agent.say("want 192.168.100.1/24,fd00:65::1/64 1500 sql web")?;
+        world.wait("the other address", |seen| {
+            seen.addresses(bridge).iter().all(|a| a != "fd00:64::1/64")
+                && seen.routes(bridge).contains(&"fd00:65::/64")
+        })?;
+        links.as_wanted(&world)
+    })
+}
+
+#[test]
 fn a_foreign_link_in_our_place_is_named_and_not_touched() -> Result<()> {
     for_both("a_foreign_link_in_our_place", |user| {
         let (world, links) = world(AGENT, user)?;

@@ -24,6 +24,7 @@ impl Picture {
             links: links.iter().map(lasting).collect(),
             routes: json("ip -json -4 route show table main")?
                 .iter()
+                .chain(&json("ip -json -6 route show table main")?)
                 .map(|route| (text(&route["dst"]), text(&route["dev"])))
                 .collect(),
         })
