@@ -93,7 +93,7 @@ impl Place {
         };
         match helper {
             Some(helper) => helper.end().await,
-            None => Ok(()),
+            None => crate::netns::remove_socket(&self.config), // of one that was killed
         }
     }
 }

@@ -185,10 +185,15 @@ impl Helper {
                 format!("process {} does not end", self.pid),
             ));
         }
-        match std::fs::remove_file(&self.config.socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(Stage::Listen),
-            _ => Ok(()),
-        }
+        remove_socket(&self.config)
+    }
+}
+
+/// Removes the socket that a dead helper may have left.
+pub(crate) fn remove_socket(config: &HelperConfig) -> Result<(), StageFailure> {
+    match std::fs::remove_file(&config.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(Stage::Listen),
+        _ => Ok(()),
     }
 }
 

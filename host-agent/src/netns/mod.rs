@@ -15,7 +15,7 @@ pub mod probe;
 mod serve;
 
 pub use contract::{Stage, StageFailure};
-pub(crate) use helper::take;
 pub use helper::{Helper, HelperConfig, Namespaces, Set, VERB};
+pub(crate) use helper::{remove_socket, take};
 pub use probe::probe;
 pub use serve::{Origin, run};

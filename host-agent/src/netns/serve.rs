@@ -34,7 +34,7 @@ pub enum Origin {
 
 /// Runs the helper until an agent ends it or SIGTERM comes. The process must have one thread only.
 ///
-/// The first line on standard output is the [`Report`]: ready, or the step that failed.
+/// The first line on standard output is the report: ready, or the step that failed.
 ///
 /// # Errors
 /// When it could not begin; the report says the same.
