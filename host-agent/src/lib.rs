@@ -12,6 +12,8 @@ pub mod files;
 pub mod forward;
 pub mod guest;
 pub mod link;
+pub mod net;
+pub mod netns;
 pub mod offset;
 pub mod port_owner;
 pub mod secrets;

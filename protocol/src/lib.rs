@@ -20,6 +20,7 @@ pub mod secret;
 pub mod service;
 pub mod spec;
 pub mod status;
+pub mod subnet;
 #[cfg(feature = "transport")]
 pub mod transport;
 pub mod v1;
