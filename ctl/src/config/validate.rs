@@ -144,6 +144,7 @@ fn service(
     Ok(Service {
         name,
         kind: ServiceKind::Postgres { settings, port },
+        limits: None,
     })
 }
 

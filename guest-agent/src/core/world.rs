@@ -386,8 +386,11 @@ mod tests {
                     settings: BTreeMap::new(),
                     port,
                 },
+                limits: None,
             }],
             secrets: BTreeMap::new(),
+            interface: None,
+            tailscale: None,
         }
     }
 
