@@ -12,7 +12,7 @@ pub mod facts;
 pub mod handover;
 pub mod init;
 pub mod log;
-pub mod loopback;
+pub mod net;
 pub mod observe;
 pub mod places;
 pub mod postgres;

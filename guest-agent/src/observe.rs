@@ -1,4 +1,4 @@
-//! Looking at disk, loopback and kernel; what it means is judged in `core`.
+//! Looking at disk and kernel; what it means is judged in `core`.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,7 +8,6 @@ use std::time::Duration;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use sovereign_kernel::{Proof, REQUIREMENTS};
-use sovereign_protocol::condition::Verdict;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
@@ -16,7 +15,7 @@ use crate::core::judge::{self, DiskSeen, Miss};
 use crate::core::world::{Event, LOOK_MS};
 use crate::engine::Request;
 use crate::facts::BootFacts;
-use crate::{log, loopback, places};
+use crate::places;
 
 /// Looks at everything, for ever; ends when nobody listens.
 pub async fn run(facts: BootFacts, requests: mpsc::Sender<Request>) {
@@ -27,42 +26,11 @@ pub async fn run(facts: BootFacts, requests: mpsc::Sender<Request>) {
             facts.data.as_ref(),
             disk(Path::new(places::DATA)).as_ref().map_err(String::as_str),
         );
-        // The dial may wait a second for an answer: not on the loop's own thread.
-        let loopback = tokio::task::spawn_blocking(loopback).await;
-        let loopback = loopback.unwrap_or_else(|_| Verdict::unknown("Unobserved", "the dial did not end"));
-        for event in [
-            Event::Disk(disk),
-            Event::Loopback(loopback),
-            Event::Kernel(kernel()),
-        ] {
+        for event in [Event::Disk(disk), Event::Kernel(kernel())] {
             if requests.send(Request::Event(event)).await.is_err() {
                 return;
             }
         }
-    }
-}
-
-/// Dials the loopback; if that fails, repairs it and dials again.
-fn loopback() -> Verdict {
-    let Err(broken) = loopback::dial() else {
-        return Verdict::yes("Answers", "a byte went through 127.0.0.1");
-    };
-    log::line(
-        "the loopback does not answer and is raised",
-        &[("error", &broken)],
-    );
-    if let Err(error) = loopback::raise() {
-        return Verdict::no(
-            "Down",
-            format!("127.0.0.1: {broken}; it cannot be raised: {error}"),
-        );
-    }
-    match loopback::dial() {
-        Ok(()) => Verdict::yes("Healed", format!("127.0.0.1 answers again after {broken}")),
-        Err(error) => Verdict::no(
-            "Down",
-            format!("127.0.0.1 does not answer although lo was raised: {error}"),
-        ),
     }
 }
 

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use anyhow::Context;
 use nix::sys::signal::SigSet;
+use sovereign_guest_agent::core::net::Order;
 use sovereign_guest_agent::core::world::{Effect, Event, World};
 use sovereign_guest_agent::engine::{self, Hands, Request};
 use sovereign_guest_agent::facts::BootFacts;
 use sovereign_guest_agent::handover::{self, Handover};
+use sovereign_guest_agent::net::{self, kernel::Files};
 use sovereign_guest_agent::postgres::Postgres;
 use sovereign_guest_agent::server::Server;
 use sovereign_guest_agent::{clock, log, observe, places, spawn};
@@ -24,6 +26,8 @@ use tokio::sync::mpsc;
 
 /// Events of one service that may wait for the engine.
 const SERVICE_EVENTS: usize = 4;
+/// Orders to the network that may wait; the world has one on its way.
+const ORDERS: usize = 4;
 
 fn main() {
     // PID 1 blocks the signals that it reads; a blocked SIGTERM would be inherited down to every service.
@@ -69,11 +73,14 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
         handle.requests(),
     ));
     tokio::spawn(observe::run(facts, handle.requests()));
+    let (orders, queue) = mpsc::channel(ORDERS);
+    tokio::spawn(net::run(Files::default(), queue, handle.requests()));
     let server = Server::new(handover.identity(), handle.clone());
     tokio::spawn(server.run_vsock(handover.port));
     let hands = RealHands {
         init: writer,
         requests: handle.requests(),
+        orders,
     };
     log::line(
         "agent started",
@@ -99,6 +106,16 @@ async fn hear_init(mut init: tokio::net::UnixStream, requests: mpsc::Sender<Requ
 struct RealHands {
     init: UnixStream,
     requests: mpsc::Sender<Request>,
+    orders: mpsc::Sender<Order>,
+}
+
+impl RealHands {
+    /// The queue is bounded and this is the engine's own task, which must not wait for itself.
+    fn tell(&self, event: Event) {
+        if self.requests.try_send(Request::Event(event)).is_err() {
+            log::line("an event was lost", &[]);
+        }
+    }
 }
 
 impl Hands for RealHands {
@@ -111,11 +128,19 @@ impl Hands for RealHands {
                 }
                 if let Err(error) = clock::adjust(adjustment) {
                     log::line("the clock cannot be adjusted", &[("error", &error)]);
-                    let event = Event::ClockFailed(format!("{adjustment:?}: {error}"));
-                    // The queue is bounded and this is the engine's own task: the next correction fails again.
-                    let _ = self.requests.try_send(Request::Event(event));
+                    // If this is lost, the next correction fails again.
+                    self.tell(Event::ClockFailed(format!("{adjustment:?}: {error}")));
                 }
             }
+            Effect::Network(order) => {
+                let attempt = order.attempt;
+                if self.orders.try_send(order).is_err() {
+                    let why = "the network's task does not take orders".to_owned();
+                    self.tell(Event::NetworkTaken(attempt, Err(why)));
+                }
+            }
+            Effect::Tailscale(_) => {}
+            Effect::Answer(..) => {} // the engine's own
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
             Effect::Service(service, action) => {
                 let ServiceKind::Postgres { .. } = &service.kind;

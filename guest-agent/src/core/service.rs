@@ -115,6 +115,17 @@ pub enum Event {
     Tick,
 }
 
+/// How far a service is with its specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// It runs as specified.
+    Reached,
+    /// It is on its way.
+    Pending,
+    /// It does not run as specified; why.
+    Failed(String),
+}
+
 /// What is to be done for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -184,6 +195,19 @@ impl Machine {
     #[must_use]
     pub fn unadjusted(&self) -> Option<&str> {
         self.unadjusted.as_deref()
+    }
+
+    /// How far it is with its specification.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let up = self.state == State::Up && self.verdict.status == Status::True;
+        match (&self.unadjusted, &self.state) {
+            (Some(why), _) => Progress::Failed(why.clone()),
+            (None, State::Pausing { .. } | State::Stuck) => Progress::Failed(self.verdict.evidence.clone()),
+            (None, State::Stopped) => Progress::Reached,
+            (None, _) if up && self.adjusted && !self.adjusting => Progress::Reached,
+            (None, _) => Progress::Pending,
+        }
     }
 
     /// True when nothing about it is due within a second.
@@ -365,6 +389,8 @@ impl Machine {
                 self.verdict = Verdict::no("Restarting", why);
                 self.stop(now_ms, true)
             }
+            // It was changed again meanwhile: what failed is not wanted any more.
+            Adjusted::Failed(_) if !self.adjusted => self.adjust_if_due(now_ms),
             Adjusted::Failed(why) => {
                 self.unadjusted = Some(why);
                 self.adjusted = false;
@@ -377,6 +403,7 @@ impl Machine {
     fn changed(&mut self) -> Option<Action> {
         self.adjusted = false;
         self.next_adjust_ms = 0;
+        self.unadjusted = None;
         match self.state {
             State::Up => self.adjust_if_due(0),
             State::Stuck | State::Stopped => {
@@ -388,7 +415,15 @@ impl Machine {
                 self.ends_ms.clear();
                 None
             }
-            State::Waiting | State::Launching | State::Starting | State::Stopping { .. } => None,
+            // It was not wanted for a while, or restarts anyway.
+            State::Stopping { since_ms, .. } => {
+                self.state = State::Stopping {
+                    since_ms,
+                    again: true,
+                };
+                None
+            }
+            State::Waiting | State::Launching | State::Starting => None,
         }
     }
 

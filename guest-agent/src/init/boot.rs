@@ -15,7 +15,8 @@ use nix::unistd::{chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout};
 use sovereign_protocol::boot::{AGENT_SERIAL, BootRecord, PATH, ROOT_SERIAL};
 
 use super::{Tried, data, disks, mounts};
-use crate::{clock, log, loopback, places};
+use crate::net::loopback;
+use crate::{clock, log, places};
 
 const NEW_ROOT: &str = "/newroot";
 const MODULES_ORDER: &str = "/modules.order";
