@@ -26,8 +26,10 @@ use socket::News;
 
 /// Rounds of acting and looking until a plan must be empty; removing one thing may take others with it.
 const ROUNDS: usize = 3;
-/// Between two looks while the kernel tells of one change after the other.
-const APART: Duration = Duration::from_millis(10);
+/// Looks within [`WINDOW`] that are made at once; then the kernel's news are gathered until it is over.
+const LOOKS: u32 = 8;
+/// See [`LOOKS`].
+const WINDOW: Duration = Duration::from_millis(100);
 /// Between tries to open the sockets.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -37,9 +39,8 @@ pub async fn run(files: Files, mut orders: mpsc::Receiver<Order>, requests: mpsc
         match Keeper::open(files.clone()) {
             Ok(keeper) => break keeper,
             Err(error) => {
-                let text = format!("rtnetlink: {error}");
-                let unseen = vec![(loopback_key(), Some(Verdict::unknown("Unobserved", text)))];
-                if send(&requests, Event::Seen(unseen)).await.is_err() {
+                let verdicts = vec![(loopback_key(), Some(unseen(&error)))];
+                if send(&requests, Event::Seen(verdicts)).await.is_err() {
                     return;
                 }
             }
@@ -48,6 +49,7 @@ pub async fn run(files: Files, mut orders: mpsc::Receiver<Order>, requests: mpsc
     };
     let mut next = Instant::now();
     let mut open = true;
+    let (mut window, mut looks) = (Instant::now(), 0);
     loop {
         // Losing an arm is safe: news and orders stay in their sockets and queues, a lost sleep is a later look.
         let order = tokio::select! {
@@ -69,7 +71,13 @@ pub async fn run(files: Files, mut orders: mpsc::Receiver<Order>, requests: mpsc
             }
         }
         next = Instant::now() + keeper.until_next();
-        sleep(APART).await;
+        if window.elapsed() > WINDOW {
+            (window, looks) = (Instant::now(), 0);
+        }
+        looks += 1;
+        if looks >= LOOKS {
+            sleep_until(window + WINDOW).await;
+        }
     }
 }
 
@@ -106,6 +114,8 @@ struct Outcome {
     errors: Vec<String>,
     /// When it may be repaired next, if that was too often.
     held_ms: Option<u64>,
+    /// News were thrown away.
+    dropped: bool,
     took: Duration,
 }
 
@@ -115,8 +125,12 @@ struct Keeper {
     wanted: Wanted,
     loopback: Subject,
     interface: Subject,
+    /// News came after the interface was looked at and were thrown away with those of the loopback.
+    missed: bool,
 }
 
+/// In order: what was wrong before how it is now.
+type Verdicts = Vec<(Key, Option<Verdict>)>;
 type Planner<'a> = &'a dyn Fn(&Seen) -> Vec<Action>;
 
 impl Keeper {
@@ -127,11 +141,15 @@ impl Keeper {
             wanted: Wanted::default(),
             loopback: Subject::default(),
             interface: Subject::default(),
+            missed: false,
         })
     }
 
     /// Until the next look is due although nothing changes.
     fn until_next(&self) -> Duration {
+        if self.missed {
+            return Duration::ZERO;
+        }
         let now = clock::boot_ms();
         let held = [&self.loopback, &self.interface].map(|subject| subject.pace.may(now).err());
         let next = held.into_iter().flatten().fold(now + LOOK_MS, u64::min);
@@ -156,7 +174,10 @@ impl Keeper {
                 log::line("the interface is not as wanted", &[("reason", &reason)]);
                 Ok(()) // the condition says it, and every look tries again
             }
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.interface.pace = Pace::default(); // that was no repair
+                Ok(())
+            }
         };
         Event::NetworkTaken(order.attempt, outcome)
     }
@@ -176,62 +197,79 @@ impl Keeper {
 
     /// Looks at both, repairs, and tells; first what was wrong, then how it is now.
     async fn turn(&mut self) -> Event {
-        let (kernel, news) = (&mut self.kernel, &self.news);
-        let wanted = &self.wanted;
-        let outcome = heal(kernel, news, &mut self.interface, &|seen| net::plan(wanted, seen));
+        self.missed = false;
+        let mut verdicts = self.keep_interface();
+        verdicts.extend(self.keep_loopback().await);
+        Event::Seen(verdicts)
+    }
+
+    fn keep_interface(&mut self) -> Verdicts {
+        let (key, wanted) = (interface_key(), &self.wanted);
+        let plan = |seen: &Seen| net::plan(wanted, seen);
         let mut verdicts = Vec::new();
-        match outcome {
+        match heal(&mut self.kernel, &self.news, &mut self.interface, &plan) {
             Ok(outcome) => {
                 let mut now = net::judge(wanted, &outcome.seen, &outcome.errors);
                 if now.is_some() {
-                    tell(
-                        &mut verdicts,
-                        &interface_key(),
-                        &outcome,
-                        &mut self.interface,
-                        &mut now,
-                    );
+                    tell(&mut verdicts, &key, &outcome, &mut self.interface, &mut now);
                 }
-                verdicts.push((interface_key(), now));
+                verdicts.push((key, now));
+                // A device that appears is no one's meddling.
+                self.interface.settled &= net::device(&outcome.seen).is_some();
             }
-            Err(error) if matches!(wanted, Wanted::Spec(_)) => {
-                let unseen = Verdict::unknown("Unobserved", format!("rtnetlink: {error}"));
-                verdicts.push((interface_key(), Some(unseen)));
-            }
+            Err(error) if matches!(wanted, Wanted::Spec(_)) => verdicts.push((key, Some(unseen(&error)))),
             Err(_) => {}
         }
-        match heal(kernel, news, &mut self.loopback, &net::plan_loopback) {
-            Ok(outcome) => {
-                let mut now = Some(loopback::judge(
-                    &outcome.rest,
-                    &outcome.errors,
-                    loopback::dial().await,
-                ));
-                tell(
-                    &mut verdicts,
-                    &loopback_key(),
-                    &outcome,
-                    &mut self.loopback,
-                    &mut now,
-                );
-                verdicts.push((loopback_key(), now));
-            }
-            Err(error) => {
-                let unseen = Verdict::unknown("Unobserved", format!("rtnetlink: {error}"));
-                verdicts.push((loopback_key(), Some(unseen)));
+        verdicts
+    }
+
+    async fn keep_loopback(&mut self) -> Verdicts {
+        let (key, mut verdicts) = (loopback_key(), Vec::new());
+        for last in [false, false, true] {
+            let healed = heal(
+                &mut self.kernel,
+                &self.news,
+                &mut self.loopback,
+                &net::plan_loopback,
+            );
+            let outcome = match healed {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    verdicts.push((key, Some(unseen(&error))));
+                    break;
+                }
+            };
+            self.missed |= outcome.dropped;
+            // A dial during which something changes proves nothing; losing it is safe.
+            let dialled = tokio::select! {
+                dialled = loopback::dial() => {
+                    Some(dialled).filter(|dialled| last || dialled.is_ok() || !self.news.forget())
+                }
+                _ = self.news.wait(), if !last => None,
+            };
+            self.missed |= dialled.is_none();
+            let mut now = dialled.map(|dialled| loopback::judge(&outcome.rest, &outcome.errors, dialled));
+            tell(&mut verdicts, &key, &outcome, &mut self.loopback, &mut now);
+            if now.is_some() {
+                verdicts.push((key, now));
+                break;
             }
         }
-        Event::Seen(verdicts)
+        verdicts
     }
+}
+
+fn unseen(error: &io::Error) -> Verdict {
+    Verdict::unknown("Unobserved", format!("rtnetlink: {error}"))
 }
 
 /// Looks, and acts until the plan is empty, a limit is reached, or it would be too often.
 fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'_>) -> io::Result<Outcome> {
     let begun = Instant::now();
     let now_ms = clock::boot_ms();
-    news.forget();
+    let mut dropped = news.forget();
     let mut seen = kernel.look()?;
-    let lacks = plan(&seen);
+    let mut lacks = plan(&seen);
     let mut rest = lacks.clone();
     let mut errors = Vec::new();
     let held_ms = if rest.is_empty() {
@@ -248,13 +286,21 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
                     errors.push(format!("{action}: {error}"));
                 }
             }
-            news.forget(); // our own doing; whatever else came before the look is seen by it
+            dropped |= news.forget(); // our own doing; whatever else came before the look is seen by it
             seen = kernel.look()?;
             rest = plan(&seen);
             if rest.is_empty() {
                 break;
             }
+            // The lists are not made at one moment: what only shows now was there before.
+            lacks.extend(
+                rest.iter()
+                    .filter(|action| !lacks.contains(action))
+                    .cloned()
+                    .collect::<Vec<_>>(),
+            );
         }
+        lacks.sort();
     }
     Ok(Outcome {
         seen,
@@ -262,13 +308,14 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
         rest,
         errors,
         held_ms,
+        dropped,
         took: begun.elapsed(),
     })
 }
 
 /// Adds what somebody did before what is true now, and to that what became of it.
 fn tell(
-    verdicts: &mut Vec<(Key, Option<Verdict>)>,
+    verdicts: &mut Verdicts,
     key: &Key,
     outcome: &Outcome,
     subject: &mut Subject,

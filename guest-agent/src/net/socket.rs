@@ -166,13 +166,12 @@ impl News {
         }
     }
 
-    /// Throws away what was told so far: whoever looks afterwards sees it.
-    pub fn forget(&self) {
-        for _ in 0..NEWS {
-            if !matches!(self.read_one(), Ok(true)) {
-                return;
-            }
-        }
+    /// Throws away what was told so far, and tells whether there was any: whoever looks afterwards sees it.
+    pub fn forget(&self) -> bool {
+        (0..NEWS)
+            .take_while(|_| matches!(self.read_one(), Ok(true)))
+            .count()
+            > 0
     }
 
     /// True when there was something; lost notifications (ENOBUFS) are news as well.
