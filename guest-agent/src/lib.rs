@@ -18,4 +18,5 @@ pub mod places;
 pub mod postgres;
 pub mod server;
 pub mod spawn;
+pub mod tailscale;
 pub mod users;

@@ -15,14 +15,14 @@ use sovereign_guest_agent::handover::{self, Handover};
 use sovereign_guest_agent::net::{self, kernel::Files};
 use sovereign_guest_agent::postgres::Postgres;
 use sovereign_guest_agent::server::Server;
-use sovereign_guest_agent::{clock, log, observe, places, spawn};
+use sovereign_guest_agent::{clock, log, observe, places, spawn, tailscale};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::limits::GUEST_EVENTS;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::ServiceKind;
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Events of one service that may wait for the engine.
 const SERVICE_EVENTS: usize = 4;
@@ -75,12 +75,19 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
     tokio::spawn(observe::run(facts, handle.requests()));
     let (orders, queue) = mpsc::channel(ORDERS);
     tokio::spawn(net::run(Files::default(), queue, handle.requests()));
+    let (tailscale, wanted) = watch::channel(false);
+    tokio::spawn(tailscale::run(
+        tailscale::Places::default(),
+        wanted,
+        handle.requests(),
+    ));
     let server = Server::new(handover.identity(), handle.clone());
     tokio::spawn(server.run_vsock(handover.port));
     let hands = RealHands {
         init: writer,
         requests: handle.requests(),
         orders,
+        tailscale,
     };
     log::line(
         "agent started",
@@ -107,6 +114,7 @@ struct RealHands {
     init: UnixStream,
     requests: mpsc::Sender<Request>,
     orders: mpsc::Sender<Order>,
+    tailscale: watch::Sender<bool>,
 }
 
 impl RealHands {
@@ -139,7 +147,9 @@ impl Hands for RealHands {
                     self.tell(Event::NetworkTaken(attempt, Err(why)));
                 }
             }
-            Effect::Tailscale(_) => {}
+            Effect::Tailscale(wanted) => {
+                let _ = self.tailscale.send(wanted); // its task ends only with this one
+            }
             Effect::Answer(..) => {} // the engine's own
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
             Effect::Service(service, action) => {
