@@ -4,6 +4,7 @@
 //! and the adapters are the agent; `core` decides and touches nothing. The two binaries
 //! meet in `handover` (one socket) and `facts` (one file). The only code that changes a guest.
 
+pub mod cgroup;
 pub mod clock;
 pub mod core;
 pub mod engine;

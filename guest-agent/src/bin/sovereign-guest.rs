@@ -60,6 +60,7 @@ fn run() -> anyhow::Result<()> {
 }
 
 async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
+    let _ = clock::agent_since_ms(); // the first call counts
     let facts = BootFacts::read(Path::new(places::FACTS)).unwrap_or_else(|error| {
         log::line("no boot facts", &[("error", &error)]);
         BootFacts::default()
