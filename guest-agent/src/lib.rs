@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod contract;
 pub mod core;
 pub mod engine;
 pub mod exits;

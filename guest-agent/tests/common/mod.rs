@@ -16,7 +16,7 @@ pub(crate) fn inside(test: &str) -> bool {
         return true;
     }
     let mut command = Command::new("unshare");
-    command.args(["--net", "--mount"]);
+    command.args(["--net", "--mount", "--cgroup"]);
     if !nix::unistd::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
