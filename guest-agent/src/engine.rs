@@ -8,6 +8,7 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::limits::EVENTS_BATCH;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::{GuestSpec, SpecError};
+use sovereign_protocol::v1::Refusal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -25,7 +26,7 @@ pub enum Request {
     /// Something happened.
     Event(Event),
     /// Take over this document; answered with its revision or a refusal in words.
-    Apply(Vec<u8>, oneshot::Sender<Result<u64, String>>),
+    Apply(Vec<u8>, oneshot::Sender<Result<u64, Refusal>>),
     /// What changed after the cursor?
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
     /// What happened?
@@ -70,11 +71,11 @@ impl Handle {
     /// Applies a document.
     ///
     /// # Errors
-    /// The refusal in words.
-    pub async fn apply(&self, document: Vec<u8>) -> Result<u64, String> {
+    /// [`Refusal::Invalid`] for the document, [`Refusal::Failed`] when it cannot be reached; all is as before.
+    pub async fn apply(&self, document: Vec<u8>) -> Result<u64, Refusal> {
         self.ask(|reply| Request::Apply(document, reply))
             .await
-            .unwrap_or_else(|ended| Err(ended.to_string()))
+            .unwrap_or_else(|ended| Err(Refusal::Failed(ended.to_string())))
     }
 
     /// What changed after the cursor, at the latest after `hold`. Cancel safe.
@@ -135,7 +136,7 @@ pub struct Engine {
     begun: Instant,
     begun_ms: u64,
     /// Who waits for the answer to a document; the world answers the old one before it takes a new one.
-    applying: BTreeMap<u64, oneshot::Sender<Result<u64, String>>>,
+    applying: BTreeMap<u64, oneshot::Sender<Result<u64, Refusal>>>,
     tickets: u64,
 }
 
@@ -217,6 +218,7 @@ impl Engine {
             match effect {
                 Effect::Answer(ticket, answer) => {
                     if let Some(reply) = self.applying.remove(&ticket) {
+                        let answer = answer.map_err(Refusal::Failed);
                         let _ = reply.send(answer); // a caller that is gone had its document applied: it was sent
                     }
                 }
@@ -229,7 +231,7 @@ impl Engine {
         begun
     }
 
-    fn apply(&mut self, document: &[u8], reply: oneshot::Sender<Result<u64, String>>) -> Vec<Effect> {
+    fn apply(&mut self, document: &[u8], reply: oneshot::Sender<Result<u64, Refusal>>) -> Vec<Effect> {
         match admit(document) {
             Ok(spec) => {
                 self.tickets += 1;
@@ -237,7 +239,7 @@ impl Engine {
                 self.world.step(Event::Apply(spec, self.tickets), self.now_ms())
             }
             Err(refusal) => {
-                let _ = reply.send(Err(refusal)); // or nobody waits
+                let _ = reply.send(Err(Refusal::Invalid(refusal))); // or nobody waits
                 Vec::new()
             }
         }
@@ -332,6 +334,6 @@ mod tests {
     #[tokio::test]
     async fn a_bad_document_is_refused_in_words() {
         let refusal = start().apply(b"{}".to_vec()).await.unwrap_err();
-        assert!(refusal.contains("missing field"), "{refusal}");
+        assert!(matches!(&refusal, Refusal::Invalid(why) if why.contains("missing field")));
     }
 }
