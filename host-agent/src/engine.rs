@@ -381,6 +381,8 @@ impl Engine {
             hostname: name.clone(),
             services: config.services.clone(),
             secrets,
+            interface: None,
+            tailscale: None,
         };
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,

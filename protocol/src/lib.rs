@@ -12,6 +12,7 @@ pub mod condition;
 pub mod event;
 pub mod feed;
 pub mod handshake;
+pub mod interface;
 pub mod layout;
 pub mod limits;
 pub mod name;

@@ -174,6 +174,7 @@ fn service(
     Ok(Service {
         name,
         kind: ServiceKind::Postgres { settings, port },
+        limits: None,
     })
 }
 

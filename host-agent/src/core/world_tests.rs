@@ -29,6 +29,7 @@ fn config(port: u16) -> GuestConfig {
                 settings: BTreeMap::new(),
                 port,
             },
+            limits: None,
         }],
         forwards: vec![Forward {
             name: postgres,
