@@ -9,4 +9,5 @@ mod report;
 mod world;
 
 pub use backoff::{Backoff, Next};
+pub(crate) use observe::vmm_verdict;
 pub use world::{Effect, Event, World};
