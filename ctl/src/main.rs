@@ -14,12 +14,15 @@ mod cli;
 mod clock;
 mod config;
 mod context;
+mod doctor;
 mod error;
 mod image;
 mod link;
 mod picture;
 mod place;
 mod progress;
+#[cfg(test)]
+mod schema;
 mod verb;
 
 use cli::Cli;

@@ -97,15 +97,15 @@ pub enum TailscaleMode {
 
 /// What a level stands on directly.
 ///
-/// The host agent does not carry the VMM (guests outlive it), but it is who asks a guest: what was not asked for is
-/// explained by its absence. The clock is advisory: nothing stands on it.
+/// Only forwards stand on the host agent: guests outlive it, and can be asked without it. The clock is advisory: nothing
+/// stands on it.
 #[must_use]
 pub fn needs(level: Level, tailscale: TailscaleMode) -> &'static [Level] {
     use Layer::{Disk, Interface, Kernel, Loopback, Nat, Routing, Service, Session, Tap, Vmm};
     let Level::Layer(layer) = level else { return &[] };
     match layer {
         Vmm => &[],
-        Session => &[Level::Layer(Vmm), Level::Host],
+        Session => &[Level::Layer(Vmm)],
         Kernel | Layer::Clock => &[Level::Layer(Session)],
         Disk | Loopback | Interface => &[Level::Layer(Kernel)],
         Service => &[
@@ -305,16 +305,8 @@ mod tests {
     #[test]
     fn the_layers_stand_on_each_other_as_the_design_says() {
         use TailscaleMode::{Tun, Userspace};
-        assert_eq!(names(Layer::Session, Userspace), ["host", "vmm"]);
-        let service = [
-            "host",
-            "vmm",
-            "session",
-            "kernel",
-            "disk",
-            "loopback",
-            "interface",
-        ];
+        assert_eq!(names(Layer::Session, Userspace), ["vmm"]);
+        let service = ["vmm", "session", "kernel", "disk", "loopback", "interface"];
         assert_eq!(names(Layer::Service, Userspace), service);
         assert_eq!(names(Layer::Tailscale, Userspace), service, "service's ancestors");
         let tun = [&service[..], &["tap", "routing", "nat"]].concat();
@@ -326,9 +318,9 @@ mod tests {
         );
         assert_eq!(
             names(Layer::Forward, Userspace),
-            [&service[..], &["service"]].concat()
+            [&["host"], &service[..], &["service"]].concat()
         );
-        assert_eq!(names(Layer::Clock, Userspace), ["host", "vmm", "session"]);
+        assert_eq!(names(Layer::Clock, Userspace), ["vmm", "session"]);
         for level in Level::ALL {
             for mode in [Userspace, Tun] {
                 let below = ancestors(level, mode);

@@ -242,9 +242,11 @@ fn exit(paths: &Paths) -> Option<ExitSeen> {
     let bytes = files::read_optional(&paths.exit_record).ok()??;
     let record: ExitRecord = serde_json::from_slice(&bytes).ok()?;
     let age_ns = wall_ns().saturating_sub(record.wall_ns).max(0);
+    let reason = format!("{:?}", record.reason);
+    let clean = Verdict::no(reason.as_str(), &record.evidence); // as short as a condition's
     Some(ExitSeen {
-        reason: format!("{:?}", record.reason),
-        evidence: Verdict::no("", &record.evidence).evidence, // as clean and short as a condition's
+        reason: clean.reason,
+        evidence: clean.evidence,
         age_ms: age_ns.unsigned_abs() / 1_000_000,
     })
 }
