@@ -70,6 +70,15 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  sovereign status\n  sovereign status --check   # exit 1 unless all guests are ready\n  sovereign status --json | jq .guests[0].ready"
     )]
     Status(Status),
+    /// Explain what is broken: evidence, a counter-test and the next command
+    #[command(
+        after_help = "Examples:\n  sovereign doctor\n  sovereign doctor --json | jq '.findings[] | {layer, code, fix}'\n\n\
+It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with a finding."
+    )]
+    Doctor,
+    /// As doctor, but exit 1 with a finding
+    #[command(after_help = "Example:\n  sovereign test > /dev/null && echo healthy")]
+    Test,
     /// Print each event when it happens, until Ctrl-C
     #[command(after_help = "Example:\n  sovereign watch --json")]
     Watch,

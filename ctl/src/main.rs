@@ -14,6 +14,7 @@ mod cli;
 mod clock;
 mod config;
 mod context;
+mod doctor;
 mod error;
 mod image;
 mod link;
@@ -21,6 +22,8 @@ mod picture;
 mod place;
 mod plan;
 mod progress;
+#[cfg(test)]
+mod schema;
 mod verb;
 
 use cli::Cli;

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod files;
 pub mod forward;
 pub mod guest;
+pub mod inspect;
 pub mod link;
 pub mod net;
 pub mod netns;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sovereign_host_agent::store::Store;
-use sovereign_host_agent::{clock, control, engine, files, netns, shim};
+use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::layout::{Layout, STORE};
 use sovereign_protocol::name::Name;
@@ -47,6 +47,19 @@ enum Verb {
     },
     /// Prints the events that an instance's store keeps, one JSON object a line; only while no agent runs.
     Events {
+        /// Where its lasting files are.
+        #[arg(long)]
+        state_dir: PathBuf,
+    },
+    /// Looks at an instance past its agent and prints one JSON object (started by `sovereign doctor`).
+    #[command(hide = true)]
+    Inspect {
+        /// The instance.
+        #[arg(long, default_value = "default")]
+        instance: Name,
+        /// Where its sockets are.
+        #[arg(long)]
+        run_dir: PathBuf,
         /// Where its lasting files are.
         #[arg(long)]
         state_dir: PathBuf,
@@ -106,6 +119,18 @@ fn main() -> ExitCode {
             leave_session(detach).and_then(|()| block_on(run(layout)))
         }
         Verb::Events { state_dir } => print_events(&state_dir),
+        Verb::Inspect {
+            instance,
+            run_dir,
+            state_dir,
+        } => {
+            let layout = Layout {
+                instance,
+                run: run_dir,
+                state: state_dir,
+            };
+            block_on(print_inspection(layout))
+        }
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
             let origin = if passed {
@@ -153,6 +178,12 @@ fn print_events(state_dir: &Path) -> anyhow::Result<()> {
         let record = Record::new(event, clock::rfc3339(wall_ms));
         writeln!(out, "{}", serde_json::to_string(&record)?)?;
     }
+    Ok(())
+}
+
+async fn print_inspection(layout: Layout) -> anyhow::Result<()> {
+    let inspection = inspect::inspect(&layout).await;
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&inspection)?)?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use crate::error::CommandError;
 
 mod build;
 mod destroy;
+mod doctor;
 mod down;
 mod events;
 mod exec;
@@ -28,6 +29,8 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Down(args) => down::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
+        Verb::Doctor => doctor::run(context, doctor::Mode::Tell).await,
+        Verb::Test => doctor::run(context, doctor::Mode::Test).await,
         Verb::Watch => watch::run(context).await.map(done),
         Verb::Events(args) => events::run(context, &args).await.map(done),
         Verb::Logs(args) => logs::run(context, &args.name).map(done),

@@ -93,63 +93,7 @@ mod tests {
     use serde_json::Value;
 
     use crate::picture::examples::{guest, report};
-
-    /// Every field that is written is in the schema and required there, and the other way round.
-    fn compare(schema: &Value, definition: &Value, value: &Value, path: &str) {
-        let definition = match definition.get("$ref").and_then(Value::as_str) {
-            Some(name) => &schema["$defs"][name.trim_start_matches("#/$defs/")],
-            None => definition,
-        };
-        if let Some(variants) = definition.get("anyOf").and_then(Value::as_array) {
-            let fits = variants
-                .iter()
-                .find(|variant| (variant["type"] == "null") == value.is_null())
-                .unwrap();
-            return compare(schema, fits, value, path);
-        }
-        let allowed = |value: &Value| {
-            definition
-                .get("enum")
-                .is_none_or(|known| known.as_array().unwrap().contains(value))
-        };
-        assert!(allowed(value), "{path}: {value} is not in the schema");
-        match value {
-            Value::Object(object) => {
-                let keys: Vec<&String> = object.keys().collect();
-                let mut known: Vec<&String> =
-                    definition["properties"].as_object().expect(path).keys().collect();
-                let mut required: Vec<&str> = definition["required"]
-                    .as_array()
-                    .expect(path)
-                    .iter()
-                    .map(|key| key.as_str().unwrap())
-                    .collect();
-                known.sort();
-                required.sort_unstable();
-                assert_eq!(keys, known, "{path}: fields and properties");
-                assert_eq!(keys, required, "{path}: fields and required");
-                assert_eq!(definition["additionalProperties"], false, "{path}");
-                for (key, inner) in object {
-                    compare(
-                        schema,
-                        &definition["properties"][key],
-                        inner,
-                        &format!("{path}.{key}"),
-                    );
-                }
-            }
-            Value::Array(elements) => {
-                assert_eq!(definition["type"], "array", "{path}");
-                elements
-                    .iter()
-                    .for_each(|element| compare(schema, &definition["items"], element, path));
-            }
-            Value::String(_) => assert_eq!(definition["type"], "string", "{path}"),
-            Value::Number(_) => assert_eq!(definition["type"], "integer", "{path}"),
-            Value::Null => assert_eq!(definition["type"], "null", "{path}"),
-            Value::Bool(_) => panic!("{path}: no field is a bool"),
-        }
-    }
+    use crate::schema::compare;
 
     #[test]
     fn the_report_and_its_schema_name_the_same_fields() {

@@ -10,4 +10,5 @@ mod wedge;
 mod world;
 
 pub use backoff::{Backoff, Next};
+pub(crate) use observe::vmm_verdict;
 pub use world::{Effect, Event, World};

@@ -208,7 +208,7 @@ fn running(vmm: &VmmStatus) -> Verdict {
 }
 
 /// What a VMM's state means; `None` before it has said anything.
-fn vmm_verdict(state: &VmmState, vmm: &VmmStatus) -> Option<Verdict> {
+pub(crate) fn vmm_verdict(state: &VmmState, vmm: &VmmStatus) -> Option<Verdict> {
     let verdict = match state {
         VmmState::Starting => return None,
         VmmState::Says(word) if word == "running" => running(vmm),
