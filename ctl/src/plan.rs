@@ -166,6 +166,9 @@ fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
         Difference::Removed => lines.push(format!("stop service {name}; its data stays")),
         Difference::Changed(was, is) => service(name, was, is, &mut lines),
     });
+    if old.interface != new.interface {
+        lines.push(format!("interface: {} -> {}", interface(old), interface(new)));
+    }
     let forwards = |config: &GuestConfig| -> BTreeMap<Name, String> {
         let forwards = config.forwards.iter();
         forwards
@@ -181,6 +184,20 @@ fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
         });
     });
     lines
+}
+
+fn interface(config: &GuestConfig) -> String {
+    let Some(interface) = &config.interface else {
+        return "none".to_owned();
+    };
+    let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+    let dns: Vec<String> = interface.dns.iter().map(ToString::to_string).collect();
+    let dns = if dns.is_empty() {
+        "none".to_owned()
+    } else {
+        dns.join(", ")
+    };
+    format!("{} (DNS {dns})", addresses.join(", "))
 }
 
 fn service(name: &Name, was: &ServiceKind, is: &ServiceKind, lines: &mut Vec<String>) {

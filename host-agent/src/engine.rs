@@ -1,6 +1,7 @@
 //! The one task that owns the world: one bounded queue in, effects out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,19 +12,22 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, ServiceKind, VERSION};
+use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, Namespace, ServiceKind, VERSION};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
-use crate::core::{Effect, Event, World};
+use crate::core::{Effect, Event, Mode, World};
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
+use crate::net::{Network, NetworkConfig, NetworkSpec, names};
+use crate::netns::{self, HelperConfig};
 use crate::port_owner;
+use crate::program;
 use crate::secrets::Secrets;
-use crate::shim::contract::{Paths, SHIM_CONFIG, ShimConfig};
+use crate::shim::contract::{Card, Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
 
 /// Events and requests that may wait.
@@ -65,6 +69,15 @@ pub struct Engine {
     saved: Cursor,
     saved_read: BTreeMap<Name, Cursor>,
     resumed: Option<HostSpec>,
+    network: Option<OpenNetwork>,
+    /// Guests that boot, or were found, with a card.
+    cards: BTreeSet<Name>,
+}
+
+/// The network while it is there.
+struct OpenNetwork {
+    network: Network,
+    wanted: watch::Sender<NetworkSpec>,
 }
 
 /// Shims that answer in the run directory.
@@ -158,6 +171,8 @@ impl Engine {
             saved,
             saved_read: kept.read,
             resumed: spec,
+            network: None,
+            cards: BTreeSet::new(),
         };
         Ok((engine, receiver))
     }
@@ -192,6 +207,12 @@ impl Engine {
                 Some(request) = requests.recv() => self.answer(request).await,
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
+        }
+        if let Some(open) = self.network.take() {
+            open.network
+                .end()
+                .await
+                .context("the private network does not end")?;
         }
         self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
             .await
@@ -312,6 +333,7 @@ impl Engine {
         for effect in effects {
             self.act(effect).await;
         }
+        self.want_cards();
         self.keep_events();
         let now = self.world.cursors();
         self.news
@@ -334,6 +356,8 @@ impl Engine {
                     handle.wanted.send_modify(|wanted| wanted.shutdown = true);
                 }
             }
+            Effect::DecideNetwork(namespace) => self.decide_network(namespace),
+            Effect::OpenNetwork => self.open_network(),
             Effect::Kill(name) => {
                 if let Some(handle) = self.guests.get(&name) {
                     handle.wanted.send_modify(|wanted| wanted.kill = true);
@@ -344,11 +368,13 @@ impl Engine {
     }
 
     async fn start(&mut self, name: Name, config: &GuestConfig, revision: u64) {
+        let (card, tap) = self.card(&name, config).await;
         let wanted = match self.document(&name, config, revision) {
             Ok(wanted) => wanted,
             Err(error) => return self.report(Event::SpecRefused(name, format!("{error:#}"))).await,
         };
         let shim = ShimConfig {
+            card,
             paths: Paths::of(&self.layout, &name),
             guest: name.clone(),
             memory_mib: config.memory_mib,
@@ -356,8 +382,96 @@ impl Engine {
             data_mib: config.data_mib,
             image: config.image.clone(),
         };
-        let handle = guest::start(shim, wanted, self.events.clone());
+        let handle = guest::start(shim, tap, wanted, self.events.clone());
         self.guests.insert(name, handle);
+    }
+
+    /// The card of a guest that is about to boot, or of one that runs already.
+    async fn card(&mut self, name: &Name, config: &GuestConfig) -> (Option<Card>, Option<OwnedFd>) {
+        let runs = running_shims(&self.layout.run)
+            .into_iter()
+            .find(|shim| shim.guest == *name);
+        let (card, tap) = match (runs, &self.network) {
+            (Some(shim), _) => (shim.card, None),
+            (None, Some(open)) if config.interface.is_some() => match open.network.open_tap(name).await {
+                Ok(tap) => {
+                    let mac = names::guest_mac(&self.layout.instance, name);
+                    let mtu = open.wanted.borrow().mtu;
+                    (Some(Card { mac, mtu }), Some(tap))
+                }
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(guest = %name, error, "the guest boots without a card");
+                    (None, None)
+                }
+            },
+            (None, _) => (None, None),
+        };
+        match &card {
+            Some(_) => self.cards.insert(name.clone()),
+            None => self.cards.remove(name),
+        };
+        (card, tap)
+    }
+
+    /// Tries in a child whether a private network works; the answer comes as an event.
+    fn decide_network(&self, namespace: Namespace) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let mode = match namespace {
+                Namespace::Private => Mode::Private,
+                Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
+                    Ok(()) => Mode::Private,
+                    Err(failure) => Mode::Off(format!("namespace none (auto): {failure}")),
+                },
+            };
+            events.send(Event::NetworkMode(mode)).await
+        });
+    }
+
+    fn open_network(&mut self) {
+        if self.network.is_some() {
+            return;
+        }
+        let helper = HelperConfig {
+            instance: self.layout.instance.clone(),
+            program: program::ITSELF.into(),
+            socket: self.layout.netns(),
+        };
+        let (wanted, wants) = watch::channel(self.network_spec());
+        let (sender, mut told) = mpsc::channel(QUEUE);
+        let network = Network::start(NetworkConfig::new(helper), wants, sender);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                if events.send(Event::Network(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.network = Some(OpenNetwork { network, wanted });
+    }
+
+    fn network_spec(&self) -> NetworkSpec {
+        let network = self.world.spec().and_then(|spec| spec.network.as_ref());
+        NetworkSpec {
+            addresses: network.map(|network| network.address).into_iter().collect(),
+            guests: self.world.carded(),
+            ..NetworkSpec::default()
+        }
+    }
+
+    /// A TAP for each guest that has a card, until its VMM has ended.
+    fn want_cards(&mut self) {
+        if let Some(open) = &self.network {
+            let now = self.network_spec();
+            open.wanted.send_if_modified(|wanted| {
+                *wanted != now && {
+                    *wanted = now;
+                    true
+                }
+            });
+        }
     }
 
     /// Feeds back what an effect came to; the queue may be full of guests' events meanwhile.
@@ -381,7 +495,7 @@ impl Engine {
             hostname: name.clone(),
             services: config.services.clone(),
             secrets,
-            interface: None,
+            interface: config.interface.clone().filter(|_| self.cards.contains(name)),
             tailscale: None,
         };
         Ok(Wanted {

@@ -29,6 +29,12 @@ impl Layout {
         self.run.join("control.sock")
     }
 
+    /// The socket of the helper that holds the private network.
+    #[must_use]
+    pub fn netns(&self) -> PathBuf {
+        self.run.join("netns.sock")
+    }
+
     /// The lock that only one host agent holds.
     #[must_use]
     pub fn lock(&self) -> PathBuf {

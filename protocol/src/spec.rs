@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::interface::InterfaceSpec;
 use crate::name::Name;
 use crate::secret::{self, Secret};
+use crate::subnet::HostAddress;
 
 /// The document version that this build writes.
 pub const VERSION: u16 = 1;
@@ -21,6 +22,29 @@ pub struct HostSpec {
     pub version: u16,
     /// The guests by name.
     pub guests: BTreeMap<Name, GuestConfig>,
+    /// The network that they share; without one they are reached over vsock only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<HostNetwork>,
+}
+
+/// The network of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostNetwork {
+    /// Where its links are made.
+    pub namespace: Namespace,
+    /// The host's address on the bridge.
+    pub address: HostAddress,
+}
+
+/// Where the links of a network are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespace {
+    /// Private where that works, else there is no network.
+    Auto,
+    /// A network namespace of our own: nothing of the machine's changes.
+    Private,
 }
 
 /// One guest as the host runs it.
@@ -42,6 +66,9 @@ pub struct GuestConfig {
     /// When it is started again by itself.
     #[serde(default)]
     pub restart: Restart,
+    /// Its interface in the network, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceSpec>,
 }
 
 /// When a guest is started again by itself.
@@ -195,6 +222,7 @@ impl HostSpec {
     pub fn parse(document: &[u8]) -> Result<Self, SpecError> {
         let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
         check_version(spec.version)?;
+        spec.check_addresses()?;
         let mut listens = BTreeMap::new();
         for (name, guest) in &spec.guests {
             let at = |key: &str| format!("guests.{name}.{key}");
@@ -213,6 +241,42 @@ impl HostSpec {
             }
         }
         Ok(spec)
+    }
+
+    /// Each address is one guest's, in the network's subnet, and not the host's own.
+    fn check_addresses(&self) -> Result<(), SpecError> {
+        let mut owners = BTreeMap::new();
+        for (name, guest) in &self.guests {
+            let Some(interface) = &guest.interface else {
+                continue;
+            };
+            let wrong = |key: &str, problem| SpecError::Value {
+                path: format!("guests.{name}.interface.{key}"),
+                problem,
+            };
+            interface.check().map_err(|(key, problem)| wrong(&key, problem))?;
+            let Some(network) = &self.network else {
+                return Err(wrong("addresses", "there is no network".to_owned()));
+            };
+            for prefix in &interface.addresses {
+                let address = prefix.address();
+                if !network.address.subnet().contains(address) || prefix.length() != network.address.prefix()
+                {
+                    let problem = format!("{prefix} is not in {}", network.address.subnet());
+                    return Err(wrong("addresses", problem));
+                }
+                if address == network.address.ip() {
+                    return Err(wrong("addresses", format!("{address} is the host's own")));
+                }
+                if let Some(other) = owners.insert(address, name) {
+                    return Err(wrong(
+                        "addresses",
+                        format!("{address} is guest {other}'s as well"),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

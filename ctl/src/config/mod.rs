@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{self, Forward, GuestConfig, HostSpec, Image, Restart, Service};
+use sovereign_protocol::spec::{self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service};
 
 use crate::context::Context;
 use crate::error::{CommandError, Kind};
 
+mod addresses;
+mod network;
 mod source;
 mod validate;
 mod written;
@@ -33,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) snapshot: Option<String>,
     /// The recipe of the image.
     pub(crate) recipe: String,
+    /// The network that the guests share.
+    pub(crate) network: Option<HostNetwork>,
     /// The guests by name.
     pub(crate) guests: BTreeMap<Name, Guest>,
 }
@@ -46,6 +51,7 @@ pub(crate) struct Guest {
     pub(crate) services: Vec<Service>,
     pub(crate) forwards: Vec<Forward>,
     pub(crate) restart: Restart,
+    pub(crate) interface: Option<InterfaceSpec>,
 }
 
 impl Settings {
@@ -57,6 +63,7 @@ impl Settings {
             .filter(|(name, _)| only.is_none_or(|only| only.contains(*name)));
         HostSpec {
             version: spec::VERSION,
+            network: self.network.clone(),
             guests: wanted
                 .map(|(name, guest)| (name.clone(), guest.with(image)))
                 .collect(),
@@ -74,6 +81,7 @@ impl Guest {
             services: self.services.clone(),
             forwards: self.forwards.clone(),
             restart: self.restart,
+            interface: self.interface.clone(),
         }
     }
 }

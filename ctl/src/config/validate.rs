@@ -8,6 +8,7 @@ use sovereign_protocol::spec::{
     Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError,
 };
 
+use super::network;
 use super::source::Source;
 use super::written::{self, Written};
 use super::{Guest, Problem, RECIPE, Settings};
@@ -54,10 +55,14 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
                 .accepts(accepted));
         }
     }
+    let network = network::settings(source, &written.network)?;
+    let mut interfaces = network::interfaces(source, network.as_ref(), &written.guest)?;
     let mut guests = BTreeMap::new();
     for (name, guest) in written.guest {
         let parsed = parse_name(source, &["guest", &name], &name)?;
-        guests.insert(parsed, self::guest(source, &name, guest)?);
+        let mut guest = self::guest(source, &name, guest)?;
+        guest.interface = interfaces.remove(&parsed);
+        guests.insert(parsed, guest);
     }
     if guests.is_empty() {
         return Err(source
@@ -69,6 +74,7 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
         mirror: written.build.mirror,
         snapshot: written.build.snapshot,
         recipe,
+        network,
         guests,
     };
     check_listens(source, &settings)?;
@@ -115,6 +121,7 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
             when: restart(source, name, written.restart.as_deref())?,
             wedged: written.restart_wedged.unwrap_or(false),
         },
+        interface: None,
     })
 }
 
@@ -251,7 +258,7 @@ fn forward(
     })
 }
 
-fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
+pub(super) fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
     Name::parse(text).map_err(|error| source.problem(path, "BadName", error.to_string()))
 }
 

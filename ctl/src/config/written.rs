@@ -10,7 +10,16 @@ pub(super) struct Written {
     #[serde(default)]
     pub(super) build: Build,
     #[serde(default)]
+    pub(super) network: Network,
+    #[serde(default)]
     pub(super) guest: BTreeMap<String, Guest>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    pub(super) namespace: Option<String>,
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +36,9 @@ pub(super) struct Guest {
     pub(super) memory: Option<String>,
     pub(super) vcpus: Option<i64>,
     pub(super) data: Option<String>,
+    pub(super) address: Option<String>,
+    #[serde(default)]
+    pub(super) dns: Vec<String>,
     pub(super) restart: Option<String>,
     pub(super) restart_wedged: Option<bool>,
     #[serde(default)]

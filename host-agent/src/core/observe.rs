@@ -104,7 +104,13 @@ impl World {
                 let started = Verdict::yes("Started", evidence);
                 self.feed.journal_mut().append(key, None, Some(started), now_ms);
             }
-            Event::Applied(_) | Event::Found(..) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
+            Event::Applied(_)
+            | Event::Found(..)
+            | Event::NetworkMode(_)
+            | Event::Network(_)
+            | Event::Ended(..)
+            | Event::Tick
+            | Event::StopAll => {}
         }
     }
 

@@ -7,11 +7,13 @@ use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec, RestartWhen};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
+use super::network::{Mode, Network};
 use super::wedge::Wedge;
+use crate::net::NetworkEvent;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
@@ -57,6 +59,10 @@ pub enum Event {
     Ended(Name, ExitRecord),
     /// A shim runs for a guest that nobody wants: what another agent left behind.
     Found(Name, GuestConfig),
+    /// It is known whether there is a network.
+    NetworkMode(Mode),
+    /// The network told something.
+    Network(NetworkEvent),
     /// The agent began; the text says which.
     Started(String),
     /// Time has passed.
@@ -76,6 +82,10 @@ pub enum Effect {
     Stop(Name),
     /// End a guest's VMM at once.
     Kill(Name),
+    /// Find out whether there can be a network of this kind.
+    DecideNetwork(Namespace),
+    /// Make the network.
+    OpenNetwork,
     /// Let a guest's forwards listen, or not.
     Forwards(Name, bool),
 }
@@ -105,6 +115,7 @@ pub struct World {
     pub(super) revision: u64,
     /// How far each guest's journal was read; outlives boots and agents.
     pub(super) read: BTreeMap<Name, Cursor>,
+    pub(super) network: Network,
     spec: Option<HostSpec>,
     stopping: bool,
 }
@@ -118,6 +129,7 @@ impl World {
             feed: Feed::new(incarnation, HOST_EVENTS),
             revision: 0,
             read: BTreeMap::new(),
+            network: Network::default(),
             spec: None,
             stopping: false,
         }
@@ -168,11 +180,19 @@ impl World {
             Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
             Event::Tick => {}
+            Event::NetworkMode(mode) => {
+                if mode == Mode::Private {
+                    effects.push(Effect::OpenNetwork);
+                }
+                self.network.mode = mode;
+            }
+            Event::Network(event) => self.network_event(event, now_ms),
             other => self.observe(other, now_ms),
         }
         self.start_due(now_ms, &mut effects);
         self.end_wedged(now_ms, &mut effects);
         self.judge_machines(now_ms);
+        self.judge_cards(now_ms);
         self.judge_ready(now_ms, &mut effects);
         effects
     }
@@ -231,16 +251,26 @@ impl World {
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<u64> {
         let wedges = self.guests.values().filter(|guest| guest.config.restart.wedged);
-        let starts = self.guests.values().filter_map(|guest| guest.start_at_ms);
+        let starts = self
+            .guests
+            .iter()
+            .filter_map(|(name, guest)| guest.start_at_ms.map(|at| self.network.start_ms(name, guest, at)));
         starts
             .chain(wedges.filter_map(|guest| guest.wedge.due_ms()))
             .min()
     }
 
     fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
+        let before = self.spec.as_ref().and_then(|spec| spec.network.clone());
         if !self.wants(&spec) {
             self.revision += 1;
             self.spec = Some(spec.clone());
+        }
+        if let Some(network) = &spec.network
+            && self.network.mode != Mode::Private
+            && (self.network.mode == Mode::Undecided || before.as_ref() != Some(network))
+        {
+            effects.push(Effect::DecideNetwork(network.namespace));
         }
         for (name, guest) in &mut self.guests {
             if !spec.guests.contains_key(name) {
@@ -275,7 +305,7 @@ impl World {
     /// Says what waits for another boot, and takes it back when nothing does.
     pub(super) fn judge_machines(&mut self, now_ms: u64) {
         for (name, guest) in &self.guests {
-            let wanted = Machine::wanted(&guest.config);
+            let wanted = Machine::wanted(&guest.config, self.network.mode == Mode::Private);
             let differs = guest
                 .machine
                 .as_ref()
@@ -317,7 +347,8 @@ impl World {
 
     fn start_due(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         for (name, guest) in &mut self.guests {
-            if guest.start_at_ms.is_some_and(|at| at <= now_ms) {
+            let due = guest.start_at_ms.map(|at| self.network.start_ms(name, guest, at));
+            if due.is_some_and(|at| at <= now_ms) {
                 guest.start_at_ms = None;
                 guest.phase = Phase::Starting;
                 effects.push(Effect::Start(

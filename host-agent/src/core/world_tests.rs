@@ -37,12 +37,14 @@ fn config(port: u16) -> GuestConfig {
             port,
         }],
         restart: Restart::default(),
+        interface: None,
     }
 }
 
 fn spec(port: u16) -> HostSpec {
     HostSpec {
         version: VERSION,
+        network: None,
         guests: BTreeMap::from([(sql(), config(port))]),
     }
 }
@@ -58,7 +60,7 @@ fn booted() -> Event {
         guest: sql(),
         boot_id: "b".into(),
         vmm,
-        machine: Machine::wanted(&config(5432)),
+        machine: Machine::wanted(&config(5432), false),
     }
 }
 
@@ -220,6 +222,7 @@ fn a_guest_that_left_the_file_is_stopped_once() {
     let mut world = ready_world();
     let empty = HostSpec {
         version: VERSION,
+        network: None,
         guests: BTreeMap::new(),
     };
     let effects = world.step(Event::Applied(empty.clone()), 1);
@@ -262,6 +265,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Applied(spec(5433))),
         Just(Event::Applied(HostSpec {
             version: VERSION,
+            network: None,
             guests: BTreeMap::new()
         })),
         Just(booted()),

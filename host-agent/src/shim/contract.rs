@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::net::names::Mac;
 use sovereign_protocol::handshake::BootKey;
 use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
@@ -25,8 +27,20 @@ pub struct ShimConfig {
     pub data_mib: u32,
     /// What it boots.
     pub image: Image,
+    /// Its network card; the TAP comes as the shim's standard input.
+    #[serde(default)]
+    pub card: Option<Card>,
     /// Files and sockets.
     pub paths: Paths,
+}
+
+/// A guest's network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// Its hardware address.
+    pub mac: Mac,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
 }
 
 impl ShimConfig {
@@ -41,6 +55,7 @@ impl ShimConfig {
             services: Vec::new(),
             forwards: Vec::new(),
             restart: Restart::default(),
+            interface: None,
         }
     }
 
@@ -52,6 +67,7 @@ impl ShimConfig {
             vcpus: self.vcpus,
             data_mib: self.data_mib,
             image: self.image.digest.clone(),
+            card: self.card.is_some(),
         }
     }
 }
@@ -67,17 +83,20 @@ pub struct Machine {
     pub data_mib: u32,
     /// Digest of the image.
     pub image: String,
+    /// It has a network card.
+    pub card: bool,
 }
 
 impl Machine {
     /// What a guest is wanted to boot with.
     #[must_use]
-    pub fn wanted(config: &GuestConfig) -> Self {
+    pub fn wanted(config: &GuestConfig, networked: bool) -> Self {
         Self {
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             data_mib: config.data_mib,
             image: config.image.digest.clone(),
+            card: networked && config.interface.is_some(),
         }
     }
 
@@ -91,6 +110,7 @@ impl Machine {
             number("vcpus", self.vcpus.into(), wanted.vcpus.into()),
             number("data disk in MiB", self.data_mib.into(), wanted.data_mib.into()),
             (self.image != wanted.image).then(|| "another image".to_owned()),
+            (self.card != wanted.card).then(|| "network card".to_owned()),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         (!parts.is_empty()).then(|| parts.join(", "))
