@@ -92,6 +92,19 @@ fn a_link_that_went_down_has_no_routes_though_nobody_said_so() {
 }
 
 #[test]
+fn what_is_told_to_be_gone_is_gone() {
+    let mut observed = whole();
+    observed.take(&RouteNetlinkMessage::DelRoute(route_message(254)));
+    assert!(observed.routes.is_empty());
+    let others = address_message([192, 168, 100, 2], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(others));
+    assert_eq!(observed.addresses.len(), 1);
+    let ours = address_message([192, 168, 100, 1], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(ours));
+    assert!(observed.addresses.is_empty());
+}
+
+#[test]
 fn a_link_takes_all_of_its_own_with_it() {
     let mut observed = whole();
     observed.take(&RouteNetlinkMessage::DelLink(link_message(5, "t", false)));
