@@ -263,6 +263,8 @@ mod tests {
             ("fd00::/127", "prefix"),
             ("192.168.100.1/24", "its subnet is 192.168.100.0/24"),
             ("fd00::1/64", "its subnet is fd00::/64"),
+            ("fd00:1:2:3:4::/40", "its subnet is fd00:1::/40"),
+            ("10.1.2.3/12", "its subnet is 10.0.0.0/12"),
             ("127.0.0.0/8", "not for hosts"),
             ("224.0.0.0/8", "not for hosts"),
             ("0.0.0.0/8", "not for hosts"),

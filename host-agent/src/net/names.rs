@@ -174,6 +174,8 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-xx", "ä", "a\n"] {
             assert!(LinkName::parse(bad).is_none(), "{bad:?}");
         }
+        let longest = LinkName::parse("fifteen-bytes-x").unwrap();
+        assert_eq!(&longest.padded(), b"fifteen-bytes-x\0");
     }
 
     proptest! {

@@ -84,11 +84,83 @@ fn a_tun_that_is_no_ethernet_is_no_tap() {
 }
 
 #[test]
+fn kinds_and_ports_are_told_apart() {
+    let seen = |change: &dyn Fn(&mut LinkMessage)| {
+        let mut message = link_message(6, "x", true);
+        change(&mut message);
+        let mut observed = Observed::default();
+        observed.take(&RouteNetlinkMessage::NewLink(message));
+        observed.link("x").cloned().unwrap()
+    };
+    let kind = |info: Option<InfoKind>, flags: LinkFlags| {
+        seen(&|message| {
+            message.header.flags = flags;
+            message.attributes.truncate(5);
+            let info = info
+                .clone()
+                .map(|info| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(info)]));
+            message.attributes.extend(info);
+        })
+        .kind
+    };
+    assert_eq!(kind(Some(InfoKind::Bridge), LinkFlags::Up), Kind::Bridge);
+    assert_eq!(kind(Some(InfoKind::Veth), LinkFlags::Up), Kind::Other);
+    assert_eq!(kind(None, LinkFlags::Up), Kind::Other);
+    assert_eq!(kind(None, LinkFlags::Up | LinkFlags::Loopback), Kind::Loopback);
+    let port = |of| seen(&|message| message.attributes.push(LinkAttribute::Controller(of))).controller;
+    assert_eq!((port(4), port(0)), (Some(4), None));
+}
+
+#[test]
+fn of_an_address_the_near_end_counts() {
+    let mut message = address_message([10, 0, 0, 2], "t");
+    message
+        .attributes
+        .insert(0, AddressAttribute::Local([10, 0, 0, 1].into()));
+    message.attributes.remove(2);
+    let address = super::address(&message).unwrap();
+    assert_eq!(address.ip, IpAddr::from([10, 0, 0, 1]));
+    message.attributes.remove(0);
+    assert_eq!(super::address(&message).unwrap().ip, IpAddr::from([10, 0, 0, 2]));
+}
+
+#[test]
+fn only_connected_routes_of_the_main_table_are_kept() {
+    let kept = |change: &dyn Fn(&mut RouteMessage)| {
+        let mut message = route_message(254);
+        change(&mut message);
+        super::route(&message).is_some()
+    };
+    assert!(kept(&|_| {}));
+    assert!(kept(&|route| {
+        route.attributes[0] = RouteAttribute::Destination(RouteAddress::Inet6("fd00::".parse().unwrap()));
+    }));
+    assert!(!kept(&|route| route.header.kind = RouteType::Local));
+    assert!(!kept(&|route| route.header.table = 97));
+    let gateway = RouteAttribute::Gateway(RouteAddress::Inet([10, 0, 0, 1].into()));
+    assert!(!kept(&|route| route.attributes.push(gateway.clone())));
+    assert!(!kept(&|route| route.attributes.truncate(1)));
+}
+
+#[test]
 fn a_link_that_went_down_has_no_routes_though_nobody_said_so() {
     let mut observed = whole();
     observed.take(&RouteNetlinkMessage::NewLink(link_message(5, "t", false)));
     assert!(observed.routes.is_empty());
     assert_eq!(observed.addresses.len(), 1);
+}
+
+#[test]
+fn what_is_told_to_be_gone_is_gone() {
+    let mut observed = whole();
+    observed.take(&RouteNetlinkMessage::DelRoute(route_message(254)));
+    assert!(observed.routes.is_empty());
+    let others = address_message([192, 168, 100, 2], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(others));
+    assert_eq!(observed.addresses.len(), 1);
+    let ours = address_message([192, 168, 100, 1], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(ours));
+    assert!(observed.addresses.is_empty());
 }
 
 #[test]
