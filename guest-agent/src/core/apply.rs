@@ -89,6 +89,10 @@ pub fn admit(spec: &GuestSpec) -> Result<(), String> {
     if spec.services.len() > 1 {
         return Err("services: one PostgreSQL per guest is what this agent can run".to_owned());
     }
+    let printable = |secret: &Exposed| secret.0.reveal().bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if let Some((name, _)) = spec.secrets.iter().find(|(_, secret)| !printable(secret)) {
+        return Err(format!("secrets.{name}: only printable ASCII is accepted"));
+    }
     for (index, service) in spec.services.iter().enumerate() {
         let ServiceKind::Postgres { settings, port } = &service.kind;
         if *port == 0 {

@@ -5,6 +5,7 @@ use crate::facts::BootFacts;
 use sovereign_protocol::condition::Status;
 use sovereign_protocol::feed::Feed;
 
+use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::TailscaleSpec;
 
 fn name(text: &str) -> Name {
@@ -349,4 +350,9 @@ fn reserved_settings_and_a_second_database_are_refused() {
     two.services.push(two.services[0].clone());
     assert!(admit(&two).is_err());
     assert!(admit(&spec(1, 0, A)).is_err());
+    let mut secret = spec(1, 5432, A);
+    let value = Exposed(Secret::new("pässword".into()));
+    secret.secrets.insert("postgres".into(), value);
+    let refusal = admit(&secret).unwrap_err();
+    assert_eq!(refusal, "secrets.postgres: only printable ASCII is accepted");
 }

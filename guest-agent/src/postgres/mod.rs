@@ -3,9 +3,11 @@
 //! `conf` writes texts, `cluster` owns the data directory, `process` the cgroup and the
 //! postmaster, `session` talks to it. What is to be done is decided in `core`.
 
+pub mod client;
 pub mod cluster;
 pub mod conf;
 pub mod process;
+pub mod scram;
 pub mod session;
 
 use std::path::Path;
