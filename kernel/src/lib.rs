@@ -11,6 +11,9 @@ pub use requirement::{Proof, REQUIREMENTS, Requirement, missing};
 mod catalogue;
 #[cfg(feature = "build")]
 mod decompress;
+#[cfg(test)]
+#[cfg(feature = "build")]
+mod hostile_tests;
 #[cfg(feature = "build")]
 mod module_index;
 #[cfg(feature = "build")]
@@ -21,11 +24,13 @@ mod modules;
 pub mod testing;
 #[cfg(feature = "build")]
 mod vmlinux;
+#[cfg(feature = "build")]
+mod xz;
 
 #[cfg(feature = "build")]
 pub use self::{
     catalogue::Catalogue,
-    decompress::{Compression, DecompressError},
+    decompress::{Compression, DecompressError, decompress},
     module_index::ModuleIndex,
     modules::{ModuleError, ModuleSet, canonical_name},
     vmlinux::{VmlinuxError, vmlinux},

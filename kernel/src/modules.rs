@@ -15,6 +15,9 @@ use crate::{
 /// Most modules of one package; Debian's largest kernel has about 5,000.
 const MODULES_MAX: usize = 20_000;
 
+/// Longest unpacked module in bytes; the longest of Debian have about 30 MiB.
+const MODULE_MAX: u64 = 128 << 20;
+
 /// The modules of one kernel package as they are packaged.
 #[derive(Debug, Default)]
 pub struct ModuleSet {
@@ -166,7 +169,7 @@ impl ModuleSet {
 
 impl ModuleFile {
     fn unpacked(&self) -> Result<Vec<u8>, ModuleError> {
-        decompress(&self.bytes).map_err(|source| ModuleError::Unpack {
+        decompress(&self.bytes, MODULE_MAX).map_err(|source| ModuleError::Unpack {
             path: self.path.clone(),
             source,
         })

@@ -1,4 +1,4 @@
-//! Modules for tests: the smallest ELF files that depmod, modprobe and this crate read as kernel modules.
+//! For tests: the smallest ELF files that depmod, modprobe and this crate read as kernel modules, and damage.
 
 /// What a module is made of.
 #[derive(Debug, Clone, Copy, Default)]
@@ -95,4 +95,30 @@ impl Module<'_> {
 
 fn put(target: &mut [u8], at: usize, bytes: &[u8]) {
     target[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// `good` with each edit applied in turn: where (as a share of 2^32), what and with which byte. Nearly good data get
+/// further into a parser than noise.
+#[must_use]
+pub fn damaged(good: &[u8], edits: &[(u32, u8, u8)]) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for (place, kind, byte) in edits {
+        let at = ((u64::from(*place) * bytes.len() as u64) >> 32) as usize;
+        let end = (at + usize::from(*byte)).min(bytes.len());
+        match kind % 8 {
+            // Most damage is a changed byte; some of the changes are to values at which lengths overflow.
+            0..=2 if at < bytes.len() => bytes[at] = *byte,
+            3 if at < bytes.len() => bytes[at] ^= 1 << (byte % 8),
+            4 if at < bytes.len() => bytes[at..end].fill(if byte % 2 == 0 { 0xff } else { b'9' }),
+            5 => bytes.insert(at, *byte),
+            6 => drop(bytes.drain(at..end)),
+            7 if byte % 8 == 0 => bytes.truncate(at),
+            7 => {
+                let copy = bytes[at..end].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            _ => {}
+        }
+    }
+    bytes
 }

@@ -15,6 +15,8 @@ mod fetch;
 #[cfg(test)]
 mod fixture;
 mod guest_kernel;
+#[cfg(test)]
+mod hostile_tests;
 mod index;
 mod initramfs;
 mod keyring;
@@ -37,9 +39,10 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod tree;
-mod unpack;
 mod version;
 mod workshop;
+
+pub use sovereign_kernel::DecompressError;
 
 pub use arch::Arch;
 pub use archive::Archive;
@@ -60,5 +63,4 @@ pub use release::ReleaseError;
 pub use repository::RepositoryError;
 pub use store::StoreError;
 pub use tree::{Node, Tree, TreeError};
-pub use unpack::UnpackError;
 pub use version::compare as compare_versions;

@@ -185,16 +185,20 @@ impl Lock {
             Ok(_) => {}
         }
         let text = fs::read_to_string(path).map_err(read)?;
-        let parse = |source| LockError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
-        };
-        let lock: Self = toml::from_str(&text).map_err(parse)?;
-        match lock.damage() {
-            None => Ok(Some(lock)),
-            Some(reason) => Err(LockError::Damaged {
-                path: path.to_owned(),
-                reason,
+        Self::parse(&text, path).map(Some)
+    }
+
+    /// The lock in `text`; `path` is for messages.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, LockError> {
+        let path = path.to_owned();
+        match toml::from_str::<Self>(text) {
+            Ok(lock) => match lock.damage() {
+                None => Ok(lock),
+                Some(reason) => Err(LockError::Damaged { path, reason }),
+            },
+            Err(source) => Err(LockError::Parse {
+                path,
+                source: Box::new(source),
             }),
         }
     }

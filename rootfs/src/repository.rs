@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sovereign_kernel::{DecompressError, decompress};
 use thiserror::Error;
 
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     release::{Release, ReleaseError, Vouched},
     scratch::Scratch,
     store::{Store, StoreError},
-    unpack::{UnpackError, unxz},
 };
 
 /// Longest InRelease file in bytes.
@@ -44,7 +44,7 @@ pub enum RepositoryError {
         /// The suite.
         suite: String,
         /// Why.
-        source: UnpackError,
+        source: DecompressError,
     },
     /// An index is not text.
     #[error("the package index of {suite} is not UTF-8")]
@@ -114,7 +114,7 @@ impl Repository<'_> {
             }
             read => read?,
         };
-        let text = unxz(&compressed, INDEX_TEXT_MAX).map_err(|source| RepositoryError::Unpack {
+        let text = decompress(&compressed, INDEX_TEXT_MAX).map_err(|source| RepositoryError::Unpack {
             suite: suite.to_owned(),
             source,
         })?;
