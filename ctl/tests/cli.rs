@@ -8,8 +8,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const VERBS: [&str; 12] = [
-    "init", "build", "up", "down", "destroy", "status", "watch", "events", "logs", "exec", "psql", "secret",
+const VERBS: [&str; 14] = [
+    "init", "build", "up", "down", "destroy", "status", "doctor", "test", "watch", "events", "logs", "exec",
+    "psql", "secret",
 ];
 
 struct Home(tempfile::TempDir);
