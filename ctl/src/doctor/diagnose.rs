@@ -86,8 +86,22 @@ fn explained(host: &Observation, observations: &[Observation]) -> Vec<Explanatio
     };
     // No status tells the mode yet; a guest without Tailscale has no node for it.
     let mode = TailscaleMode::Userspace;
-    let is_below = |low: &Node, high: &Node| ancestors(level(high), mode).contains(&level(low));
+    let is_below = |low: &Node, high: &Node| {
+        ancestors(level(high), mode).contains(&level(low)) || acts(low, high, observations)
+    };
     explain(&nodes, is_below).split_off(1)
+}
+
+/// Within the clock: the guest says why it does not follow, the host measures that it did not.
+fn acts(low: &Node, high: &Node, observations: &[Observation]) -> bool {
+    let is = |node: &Node, subject: &str| match node {
+        Node::Host => false,
+        Node::Own(index) => {
+            let about = &observations[*index];
+            about.level == Layer::Clock.into() && about.subject == subject
+        }
+    };
+    is(low, "realtime") && is(high, "offset")
 }
 
 fn kind(about: &Observation) -> Kind {

@@ -157,10 +157,10 @@ fn faults() -> Vec<Fault> {
             )
         },
         Fault {
-            what: "The loopback of sql is down and does not come up: everything that reaches a service through 127.0.0.1 \
+            what: "The loopback of sql does not answer, and raising it does not help: everything that reaches a service through 127.0.0.1 \
                    or the guest's own address times out, Tailscale's serve too.",
-            counter_test: "sovereign --instance default exec sql -- busybox ip addr show lo",
-            fix: "sovereign --instance default exec sql -- sh -c 'busybox ip link set lo up; busybox ip addr add 127.0.0.1/8 dev lo'",
+            counter_test: "sovereign --instance default exec sql -- busybox ping -c 1 -W 2 127.0.0.1",
+            fix: "sovereign --instance default exec sql -- sh -c 'busybox ip addr replace 127.0.0.1/8 dev lo; busybox ip link set lo down; busybox ip link set lo up'",
             ..fault(Loopback, False, "Down", "127.0.0.1: no answer within 1 s")
         },
         Fault {
@@ -180,7 +180,7 @@ fn faults() -> Vec<Fault> {
         Fault {
             what: "Service postgres of sql takes connections and does not answer them: it is stopped, stuck or overloaded.",
             counter_test: "timeout 10 sovereign --instance default psql sql -c 'select 1'",
-            fix: "sovereign --instance default down && sovereign --instance default up",
+            fix: "sovereign --instance default exec sql -- busybox killall -CONT postgres",
             ..fault(Service, False, "Silent", "3 probes: no answer within 1 s")
         },
         Fault {
@@ -273,6 +273,34 @@ fn independent_faults_are_findings_beside_each_other() {
         .map(|place| place.layer.as_str())
         .collect();
     assert_eq!(by, ["disk", "loopback"], "the clock is advisory");
+}
+
+#[test]
+fn one_wrong_clock_is_one_finding_and_the_guest_says_why() {
+    let facts = with_status(|guest| {
+        set(guest, Clock, False, "Off", "+3600000.0 ms ±0.3 ms");
+        let mut clocks = guest.conditions.iter_mut().filter(|c| c.layer == Clock);
+        let realtime = clocks.find(|c| c.subject == "realtime").unwrap();
+        (realtime.status, realtime.reason) = (False, "Ahead".into());
+    });
+    let diagnosis = diagnose(&facts);
+    assert_eq!(codes(&diagnosis), [("clock", "Ahead")]);
+    assert_eq!(picture(&diagnosis, Clock).blocked_by[0].subject, "realtime");
+}
+
+#[test]
+fn a_port_in_use_is_looked_for_by_its_number() {
+    let facts = with_status(|guest| {
+        set(
+            guest,
+            Forward,
+            False,
+            "PortUnavailable",
+            "127.0.0.1:15432: in use",
+        )
+    });
+    let finding = &diagnose(&facts).findings[0];
+    assert_eq!(finding.counter_test.run, "ss -ltnp 'sport = :15432'");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use sovereign_protocol::layers::Level;
 use sovereign_protocol::name::Name;
 
 use super::facts::Facts;
-use super::observed::{FRESH_DIAL, Observation, SHIM};
+use super::observed::{EXIT_RECORD, FRESH_DIAL, Observation, SHIM};
 
 /// The evidence of a finding, most telling first; never empty.
 pub(super) fn of(facts: &Facts, guest: Option<&Name>, about: &Observation) -> Vec<Evidence> {
@@ -26,19 +26,18 @@ pub(super) fn of(facts: &Facts, guest: Option<&Name>, about: &Observation) -> Ve
         }
         (Level::Layer(Layer::Vmm), Some(seen)) => {
             found.extend(vmm(about, seen));
-            found.extend(ends(facts, &seen.name));
+            found.extend(ends(facts, about, &seen.name));
             found.extend(console(seen));
         }
         (Level::Layer(Layer::Session), Some(seen)) => {
             found.extend(session(about, seen));
-            found.extend(ends(facts, &seen.name));
+            found.extend(ends(facts, about, &seen.name));
             found.extend(console(seen));
         }
         (Level::Layer(Layer::Disk), Some(seen)) => found.push(disk(&seen.disk)),
-        (Level::Layer(_), Some(seen)) => found.extend(ends(facts, &seen.name)),
+        (Level::Layer(_), Some(seen)) => found.extend(ends(facts, about, &seen.name)),
         (Level::Configuration | Level::Layer(_), _) => {}
     }
-    found.dedup_by(|b, a| a.text == b.text);
     found
 }
 
@@ -71,7 +70,7 @@ fn left(seen: &GuestSeen) -> Option<Evidence> {
         }
         (None, Some(exit)) => {
             let text = format!("guest {} ended: {}, {}", seen.name, exit.reason, exit.evidence);
-            Some(evidence("exit record", exit.age_ms, text))
+            Some(evidence(EXIT_RECORD, exit.age_ms, text))
         }
         (None, None) => None,
     }
@@ -79,7 +78,7 @@ fn left(seen: &GuestSeen) -> Option<Evidence> {
 
 fn vmm(about: &Observation, seen: &GuestSeen) -> Vec<Evidence> {
     let mut found = Vec::new();
-    if about.source != SHIM {
+    if seen.running.evidence != about.evidence {
         let text = format!("{}: {}", seen.running.reason, seen.running.evidence);
         found.push(evidence(SHIM, 0, text));
     }
@@ -87,9 +86,9 @@ fn vmm(about: &Observation, seen: &GuestSeen) -> Vec<Evidence> {
         let text = format!("its process, pid {}, is in state {}", process.pid, process.state);
         found.push(evidence("/proc", 0, text));
     }
-    if let Some(exit) = &seen.exit {
+    if let Some(exit) = seen.exit.as_ref().filter(|_| about.source != EXIT_RECORD) {
         let text = format!("the last boot ended with {}: {}", exit.reason, exit.evidence);
-        found.push(evidence("exit record", exit.age_ms, text));
+        found.push(evidence(EXIT_RECORD, exit.age_ms, text));
     }
     found
 }
@@ -108,9 +107,12 @@ fn session(about: &Observation, seen: &GuestSeen) -> Vec<Evidence> {
 }
 
 /// Why the guest boots again, if it does.
-fn ends(facts: &Facts, guest: &Name) -> Option<Evidence> {
+fn ends(facts: &Facts, about: &Observation, guest: &Name) -> Option<Evidence> {
     let mut ends = facts.ends.iter().rev();
     let (record, age_ms) = ends.find(|(record, _)| record.guest == guest.as_str())?;
+    if record.evidence == about.evidence {
+        return None; // it is this end
+    }
     let text = format!(
         "an earlier boot ended with {}: {}",
         record.reason, record.evidence

@@ -52,6 +52,7 @@ pub(super) struct Guest {
 pub(super) const HOST_AGENT: &str = "host agent";
 const GUEST_AGENT: &str = "guest agent";
 pub(super) const SHIM: &str = "shim";
+pub(super) const EXIT_RECORD: &str = "exit record";
 pub(super) const FRESH_DIAL: &str = "fresh dial";
 const SELF: &str = "doctor";
 
@@ -93,17 +94,20 @@ fn not_running(facts: &Facts) -> Verdict {
         let text = format!("pid {} holds the lock, in state {}", holder.pid, holder.state);
         return Verdict::no("HostAgentNotListening", text);
     }
-    let left: Vec<&str> = inspection
+    let left: Vec<String> = inspection
         .guests
         .iter()
-        .filter(|guest| guest.shim != SocketSeen::Absent)
-        .map(|guest| guest.name.as_str())
+        .filter_map(|guest| match guest.shim {
+            SocketSeen::Absent => None,
+            SocketSeen::Refused => Some(format!("the shim of {} is dead", guest.name)),
+            SocketSeen::Accepted => Some(format!("the shim of {} runs", guest.name)),
+        })
         .collect();
     let died = inspection.agent.control == SocketSeen::Refused;
     match (left.is_empty(), died) {
         (true, false) => Verdict::no("NothingRuns", "no lock, no control socket, no shim"),
         (false, _) => {
-            let text = format!("nobody holds the lock; shims of {} are there", left.join(", "));
+            let text = format!("nobody holds the lock; {}", left.join(", "));
             Verdict::no("HostAgentDown", text)
         }
         (true, true) => Verdict::no(
@@ -231,8 +235,15 @@ fn was_left(seen: &GuestSeen, agent: &AgentSeen) -> bool {
 
 /// A guest as it was seen past a host agent that is not there.
 fn inspected(seen: &GuestSeen) -> Guest {
+    let (source, age_ms) = seen
+        .exit
+        .as_ref()
+        .map_or((SHIM, 0), |exit| (EXIT_RECORD, exit.age_ms));
     let mut observations = vec![
-        Observation::new(Layer::Vmm, "vmm", seen.running.clone(), SHIM),
+        Observation {
+            age_ms,
+            ..Observation::new(Layer::Vmm, "vmm", seen.running.clone(), source)
+        },
         Observation::new(Layer::Session, "agent", seen.session.clone(), FRESH_DIAL),
     ];
     observations.extend(seen.conditions.iter().map(|condition| Observation {

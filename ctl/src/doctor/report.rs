@@ -106,12 +106,19 @@ fn sources(facts: &Facts, host: &Observation) -> Vec<Source> {
     let (valid, configuration) = match &facts.configuration {
         Configuration::Valid { path, guests } => {
             let names: Vec<&str> = guests.iter().map(Name::as_str).collect();
-            (true, format!("{} wants {}", path.display(), names.join(", ")))
+            (true, format!("{} wants {}", path.display(), list(&names)))
         }
         Configuration::Unusable { failure, .. } => (false, failure.evidence.clone()),
     };
     let inspection = match &facts.inspection {
-        Ok(inspection) => (true, format!("{} guests were looked at", inspection.guests.len())),
+        Ok(inspection) => {
+            let names: Vec<&str> = inspection
+                .guests
+                .iter()
+                .map(|guest| guest.name.as_str())
+                .collect();
+            (true, format!("looked past the host agent at: {}", list(&names)))
+        }
         Err(failure) => (false, format!("{}: {}", failure.reason, failure.evidence)),
     };
     let source = |name, answered, evidence| Source {
@@ -128,6 +135,14 @@ fn sources(facts: &Facts, host: &Observation) -> Vec<Source> {
         ),
         source("inspect", inspection.0, inspection.1),
     ]
+}
+
+fn list(names: &[&str]) -> String {
+    if names.is_empty() {
+        "no guest".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 pub(super) fn guest(guest: &Guest, host: &Observation, explanations: &[Explanation<Node>]) -> GuestPicture {

@@ -47,18 +47,14 @@ const SPACE: Check = check(
     "more than 16 MiB are available",
 );
 const LO: Check = check(
-    "{sovereign} exec {guest} -- busybox ip addr show lo",
-    "lo is UP and has 127.0.0.1/8",
+    "{sovereign} exec {guest} -- busybox ping -c 1 -W 2 127.0.0.1",
+    "the packet comes back",
 );
+/// The link going down and up makes the kernel's local routes anew, which an address alone does not.
 const LO_UP: Fix = Fix {
-    run: "{sovereign} exec {guest} -- sh -c 'busybox ip link set lo up; busybox ip addr add 127.0.0.1/8 dev lo'",
+    run: "{sovereign} exec {guest} -- sh -c 'busybox ip addr replace 127.0.0.1/8 dev lo; busybox ip link set lo down; busybox ip link set lo up'",
     automatic: true,
-    risk: "none: it is how the loopback must be",
-};
-const LO_RULES: Fix = Fix {
-    run: "{sovereign} exec {guest} -- busybox ip rule",
-    automatic: true,
-    risk: "none: it prints the rules; the first must be `from all lookup local`, and no packet filter may drop lo",
+    risk: "none: it is how the loopback must be; if it does not help, a rule or packet filter in the guest drops it",
 };
 const ADDRESSES: Check = check(
     "{sovereign} exec {guest} -- sh -c 'busybox ip addr; busybox ip route'",
@@ -247,7 +243,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         Loopback,
         "Down",
         Fault,
-        "The loopback of {guest} is down and does not come up: everything that reaches a service through 127.0.0.1 or the guest's own address times out, Tailscale's serve too.",
+        "The loopback of {guest} does not answer, and raising it does not help: everything that reaches a service through 127.0.0.1 or the guest's own address times out, Tailscale's serve too.",
         LO,
         LO_UP,
     ),
@@ -264,11 +260,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         "NoAnswer",
         Fault,
         "The loopback of {guest} is up with its address, and a dial of 127.0.0.1 still does not get through.",
-        check(
-            "{sovereign} exec {guest} -- busybox ping -c 1 -W 2 127.0.0.1",
-            "one packet comes back",
-        ),
-        LO_RULES,
+        LO,
+        LO_UP,
     ),
     entry(
         Loopback,

@@ -99,7 +99,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     own(
         Level::Host,
         "HostAgentDown",
-        "The host agent ended without stopping its guests: they run on, but nobody restarts them, asks them or serves their forwards.",
+        "The host agent ended without stopping its guests: those that run go on, but nobody restarts them, asks them or serves their forwards.",
         STATUS_ANSWERS,
         UP_ADOPTS,
     ),

@@ -14,10 +14,10 @@ const EVENTS: Check = check(
     "{sovereign} events --guest {guest} --last 20",
     "the last event of the service is ✓ Ready",
 );
-const RESTART_SERVICE: Fix = Fix {
-    run: "{sovereign} down && {sovereign} up",
-    automatic: false,
-    risk: "all guests of the instance stop in order and boot again; open transactions are rolled back",
+const CONTINUE: Fix = Fix {
+    run: "{sovereign} exec {guest} -- busybox killall -CONT postgres",
+    automatic: true,
+    risk: "none: it continues processes that are stopped and nothing else; if it stays silent, `down` ends it hard after 25 s",
 };
 const SETTINGS: Fix = Fix {
     run: "edit the setting that the evidence names, then: {sovereign} up",
@@ -157,7 +157,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         Fault,
         "Service {subject} of {guest} takes connections and does not answer them: it is stopped, stuck or overloaded.",
         LOG_IN,
-        RESTART_SERVICE,
+        CONTINUE,
     ),
     entry(
         Service,
