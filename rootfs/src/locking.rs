@@ -29,6 +29,8 @@ pub(crate) struct Known {
     /// What stands in for it.
     local: Option<Local>,
     path: PathBuf,
+    /// Why the lock at [`Known::path`] does not fit.
+    misfit: Option<String>,
     /// Where a new lock is written.
     target: PathBuf,
 }
@@ -61,6 +63,7 @@ impl Workshop<'_> {
             base: None,
             local: None,
             path: path.clone(),
+            misfit: None,
             target: path.clone(),
         };
         if self.request.update && !self.request.locked {
@@ -98,6 +101,7 @@ impl Workshop<'_> {
             local: self.local(&lock, &path, &target, progress),
             base: misfit.is_none().then_some(lock),
             path,
+            misfit,
             target,
         })
     }
@@ -157,9 +161,10 @@ impl Workshop<'_> {
             let notice = match &known.base {
                 Some(base) => notice(base, &lock, &known.path, &known.target),
                 None => format!(
-                    "{} is for something else, {} stands in for it",
+                    "lock {} does not fit, {} stands in for it: {}",
                     known.path.display(),
-                    known.target.display()
+                    known.target.display(),
+                    known.misfit.as_deref().unwrap_or_default()
                 ),
             };
             warn(progress, notice);

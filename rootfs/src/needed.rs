@@ -139,6 +139,19 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_no_directory_can_hold_is_damage() {
+        let mut shell = std::fs::read("/bin/sh").unwrap();
+        let first = needed(&shell).unwrap().remove(0);
+        let at = shell
+            .windows(first.len())
+            .position(|part| part == first.as_bytes())
+            .unwrap();
+        // What follows in the table of strings becomes part of the name.
+        shell[at..at + SONAME_MAX].fill(b'x');
+        assert_eq!(needed(&shell).map(|_| ()), Err("it needs too much".to_owned()));
+    }
+
+    #[test]
     fn damaged_files_are_reported() {
         let mut tree = Tree::default();
         tree.file("usr/bin/x", 0o755, *b"\x7fELF").unwrap();
