@@ -1,7 +1,7 @@
 //! rtnetlink as bytes: the requests that are sent, the messages that are understood, everything else skipped.
 //!
-//! Own code and not netlink-packet-route: that crate adds 690 KiB to a static binary whose whole
-//! budget is 2.5 MB (measured), this file 15. Lengths come from the kernel and are checked all the same.
+//! Own code and not netlink-packet-route: listing links, addresses and routes with that crate adds 690 KB to a
+//! static binary (measured) whose whole budget is 2.5 MB. Lengths come from the kernel and are checked all the same.
 
 use std::net::{IpAddr, Ipv4Addr};
 

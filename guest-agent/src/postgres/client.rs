@@ -2,7 +2,7 @@
 //! results as text. Strict and bounded: a probe also meets what only pretends to be PostgreSQL.
 //!
 //! Own code and not tokio-postgres: that crate adds 680 KB to a static binary with a budget of 2.5 MB (measured),
-//! a third of it glibc's name resolution, and asks three times what a simple query asks once.
+//! a third of it glibc's name resolution, and takes two round trips for what a simple query asks in one.
 
 use std::io;
 use std::path::Path;
