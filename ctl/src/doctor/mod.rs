@@ -19,3 +19,5 @@ pub(crate) use picture::picture;
 
 #[cfg(test)]
 mod examples;
+#[cfg(test)]
+mod host_tests;
