@@ -150,7 +150,7 @@ pub(super) fn codes(diagnosis: &Diagnosis) -> Vec<(&'static str, &str)> {
 }
 
 /// The first subject of a layer of the first guest.
-pub(super) fn picture<'d>(diagnosis: &'d Diagnosis, layer: Layer) -> &'d LayerPicture {
+pub(super) fn picture(diagnosis: &Diagnosis, layer: Layer) -> &LayerPicture {
     let mut layers = diagnosis.guests[0].layers.iter();
     layers.find(|picture| picture.layer == layer.into()).unwrap()
 }
