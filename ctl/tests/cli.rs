@@ -275,3 +275,30 @@ fn a_reader_that_has_had_enough_is_no_failure() {
     assert_eq!(code(&output), 0);
     assert!(!stderr(&output).contains("error"), "{}", stderr(&output));
 }
+
+#[test]
+fn doctor_ends_in_order_where_nothing_was_ever_made_and_test_says_so_by_its_code() {
+    let home = Home::new();
+    let codes = |output: &Output| -> Vec<String> {
+        let diagnosis: Value = serde_json::from_str(&stdout(output)).unwrap();
+        let findings = diagnosis["findings"].as_array().unwrap().iter();
+        findings
+            .map(|finding| finding["code"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let none = home.run(&["doctor", "--json"]);
+    assert_eq!(code(&none), 0, "{}", stderr(&none));
+    assert_eq!(codes(&none)[0], "NoConfiguration");
+    assert_eq!(code(&home.run(&["test"])), 1);
+    assert_eq!(
+        std::fs::read_dir(home.path()).unwrap().count(),
+        0,
+        "a look makes nothing"
+    );
+    std::fs::write(home.path().join("sovereign.toml"), [0xff, 0xfe, 0]).unwrap();
+    let corrupt = home.run(&["doctor", "--json"]);
+    assert_eq!(
+        (code(&corrupt), codes(&corrupt)[0].as_str()),
+        (0, "ConfigurationUnreadable")
+    );
+}

@@ -212,8 +212,8 @@ mod tests {
                 for low in 0..high {
                     if bits[high * NODES + low] {
                         below[low][high] = true;
-                        for lowest in 0..low {
-                            below[lowest][high] |= below[lowest][low];
+                        for row in &mut below[..low] {
+                            row[high] |= row[low];
                         }
                     }
                 }

@@ -9,6 +9,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::status::{ConditionStatus, GuestStatus, StatusReport};
 
 use super::facts::{Agent, Configuration, Facts};
+use super::report::{Diagnosis, LayerPicture};
 use crate::picture::examples as pictures;
 
 pub(super) fn name(text: &str) -> Name {
@@ -126,4 +127,30 @@ pub(super) fn set(guest: &mut GuestStatus, layer: Layer, status: Status, reason:
     if !layer.advisory() {
         guest.ready = guest.ready.and(status);
     }
+}
+
+/// A host agent that was killed: its control socket is left, nobody holds the lock.
+pub(super) fn killed(guests: Vec<GuestSeen>) -> Facts {
+    let mut inspection = inspection(guests);
+    inspection.agent.holder = None;
+    inspection.agent.control = SocketSeen::Refused;
+    Facts {
+        agent: Agent::NotRunning,
+        inspection: Ok(inspection),
+        ..healthy()
+    }
+}
+
+/// The findings' layers and codes.
+pub(super) fn codes(diagnosis: &Diagnosis) -> Vec<(&'static str, &str)> {
+    let findings = diagnosis.findings.iter();
+    findings
+        .map(|finding| (finding.layer.as_str(), finding.code.as_str()))
+        .collect()
+}
+
+/// The first subject of a layer of the first guest.
+pub(super) fn picture(diagnosis: &Diagnosis, layer: Layer) -> &LayerPicture {
+    let mut layers = diagnosis.guests[0].layers.iter();
+    layers.find(|picture| picture.layer == layer.into()).unwrap()
 }

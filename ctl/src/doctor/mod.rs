@@ -1,6 +1,6 @@
 //! What is broken, how that is known, how it could be wrong, what to do: from facts to findings.
 //!
-//! Pure: [`Facts`] were gathered by the verb, [`diagnose`] decides, [`report`] and [`picture`] show. Nothing here looks
+//! Pure: [`Facts`] were gathered by the verb, [`diagnose()`] decides, [`mod@report`] and [`picture()`] show. Nothing here looks
 //! at a clock, a socket or a file.
 
 mod diagnose;
@@ -19,3 +19,5 @@ pub(crate) use picture::picture;
 
 #[cfg(test)]
 mod examples;
+#[cfg(test)]
+mod host_tests;
