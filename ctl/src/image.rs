@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sovereign_protocol::spec::Image;
-use sovereign_rootfs::{Arch, Artifacts, Build, Error, Progress};
+use sovereign_rootfs::{Arch, Artifacts, Build, Error, LockError, Progress};
 
 use crate::agent::Binaries;
 use crate::clock::seconds;
@@ -127,6 +127,11 @@ fn failed(error: Error) -> CommandError {
             Kind::Configuration,
             "NoMirror",
             "edit [build] mirror, then: sovereign build",
+        ),
+        Error::Lock(LockError::Parse { .. } | LockError::Damaged { .. } | LockError::DoesNotFit { .. }) => (
+            Kind::Configuration,
+            "Lock",
+            "restore or remove the lock file, then: sovereign build",
         ),
         Error::Lock(_) | Error::LockedGone { .. } => (Kind::Configuration, "Lock", "sovereign build"),
         Error::Key(_) | Error::Repository(_) | Error::Download(_) => {

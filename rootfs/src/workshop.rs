@@ -167,14 +167,20 @@ impl<'a> Workshop<'a> {
         });
         notices.tell(progress);
         let files = kernel_files??;
-        let digest = sha256_hex(format!("{}\n{}\n{}", self.tools(), lock.text()?, files.programs).as_bytes());
+        let packages: String = lock
+            .packages
+            .iter()
+            .map(|(name, package)| format!("{name} {}\n", package.sha256))
+            .collect();
+        // Not the lock's text: where a package comes from makes no other image.
+        let inputs = [&self.tools(), lock.arch.debian(), &packages, &files.programs];
         Ok(Artifacts {
             kernel: files.kernel.vmlinux(),
             initramfs: files.initramfs,
             root: root?,
             agent_disk: files.agent_disk,
             kernel_version: files.kernel.version().to_owned(),
-            digest,
+            digest: sha256_hex(inputs.join("\n").as_bytes()),
             packages: lock
                 .packages
                 .iter()

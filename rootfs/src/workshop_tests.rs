@@ -56,6 +56,21 @@ fn a_cache_with_packages_needs_no_network_and_gives_the_same_bytes() {
 }
 
 #[test]
+fn the_digest_tells_images_apart_not_the_places_they_came_from() {
+    let mut fixture = Fixture::new();
+    let first = fixture.build(false).unwrap().digest;
+    let lock = fs::read_to_string(fixture.own_lock()).unwrap();
+    fs::write(fixture.own_lock(), lock.replace("pool/", "elsewhere/")).unwrap();
+    assert_eq!(fixture.build(true).unwrap().digest, first);
+    fs::write(fixture.program("agent"), "another agent").unwrap();
+    assert_ne!(fixture.build(true).unwrap().digest, first);
+    fs::write(fixture.program("agent"), "agent").unwrap();
+    fixture.publish("2");
+    fixture.update = true;
+    assert_ne!(fixture.build(false).unwrap().digest, first);
+}
+
+#[test]
 fn a_root_whose_programs_lack_a_library_is_no_image() {
     let fixture = Fixture::new();
     let stanza = fixture.package_of(
