@@ -21,9 +21,9 @@ use status::Answer;
 
 /// An answer must be there within this time.
 pub const ASK: Duration = Duration::from_secs(2);
-/// Between questions while it runs.
+/// Between questions while nothing is expected to change.
 const STEADY: Duration = Duration::from_secs(5);
-/// Between questions while it does not.
+/// Between questions otherwise.
 const SOON: Duration = Duration::from_secs(1);
 /// What LocalAPI insists on as `Host`.
 const HOST: &str = "local-tailscaled.sock";
@@ -76,7 +76,9 @@ pub async fn run(places: Places, mut wanted: watch::Receiver<bool>, requests: mp
             continue;
         }
         let (backend, health) = status::judge(&ask(&places).await);
-        let pause = if backend.reason == "Running" { STEADY } else { SOON };
+        // An image does not get a daemon while it runs.
+        let is_steady = ["Running", "NotConfigured"].contains(&backend.reason.as_str());
+        let pause = if is_steady { STEADY } else { SOON };
         let verdicts = vec![(backend_key(), Some(backend)), (health_key(), health)];
         if requests
             .send(Request::Event(Event::Seen(verdicts)))
