@@ -36,7 +36,9 @@ build: rust
 	    cp $$program $$to.new; mv $$to.new $$to; \
 	done
 
-test: check deny system
+# What the tests look at the product with.
+test: NEEDS += modprobe:kmod ip:iproute2 nft:nftables strace:strace mkfs.ext4:e2fsprogs setpriv:util-linux
+test: packages check deny system
 
 check: rust
 	cargo fmt --all --check

@@ -1,5 +1,6 @@
 //! The host agent's process: found, started, awaited. Everything it does is its own business.
 
+use std::cmp::Ordering;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use sovereign_protocol::layout::Layout;
 use tokio::net::UnixStream;
 
-use crate::context::escaped;
+use crate::context::{escaped, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
 
@@ -67,6 +68,66 @@ impl Binaries {
         }
         let message = format!("not there: {}", missing.join(", "));
         Err(CommandError::new(Kind::Configuration, "MissingBinary", message).next("make build"))
+    }
+}
+
+/// How a running host agent stands to the binaries here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Current,
+    /// It is older, or its program was replaced since it started.
+    Outdated,
+    Newer,
+}
+
+fn standing(theirs: &str, ours: &str, replaced: bool) -> Standing {
+    let parts =
+        |version: &str| -> Vec<u64> { version.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
+    match parts(theirs).cmp(&parts(ours)) {
+        Ordering::Less => Standing::Outdated,
+        Ordering::Greater => Standing::Newer,
+        Ordering::Equal if replaced => Standing::Outdated,
+        Ordering::Equal => Standing::Current,
+    }
+}
+
+/// As [`ensure`], and replaces an agent that is older than this program; guests run on and are adopted.
+///
+/// # Errors
+/// As [`ensure`]; `Refused` when the running agent is newer.
+pub(crate) async fn ensure_current(
+    layout: &Layout,
+    binaries: &Binaries,
+) -> Result<(Link, bool), CommandError> {
+    let Some(link) = Link::connect_if_running(layout).await? else {
+        return ensure(layout, binaries).await;
+    };
+    let process = Process::listening(layout).await;
+    let replaced = process
+        .as_ref()
+        .is_some_and(|process| process.was_replaced(&binaries.host));
+    let ours = env!("CARGO_PKG_VERSION");
+    let theirs = escaped(&link.peer_agent);
+    match (standing(&link.peer_agent, ours, replaced), process) {
+        (Standing::Current, _) | (Standing::Outdated, None) => Ok((link, false)),
+        (Standing::Newer, _) => {
+            let message = format!("the running host agent is version {theirs}, this is {ours}");
+            Err(CommandError::new(Kind::Refused, "NewerAgent", message).next("update this installation"))
+        }
+        (Standing::Outdated, Some(process)) => {
+            talk(&format!(
+                "host agent {theirs} (pid {}) is replaced; guests run on",
+                process.pid
+            ));
+            drop(link);
+            process.terminate()?;
+            if tokio::time::timeout(START, process.ended()).await.is_err() {
+                let message = format!("the old host agent (pid {}) does not end", process.pid);
+                return Err(CommandError::new(Kind::TimedOut, "NotReplaced", message)
+                    .next(format!("less {}", layout.log().display())));
+            }
+            ensure(layout, binaries).await
+        }
     }
 }
 
@@ -179,6 +240,23 @@ impl Process {
         })
     }
 
+    /// True when the file it was started from is no longer the one at `program`.
+    fn was_replaced(&self, program: &Path) -> bool {
+        let runs = fs::read_link(format!("/proc/{}/exe", self.pid)).unwrap_or_default();
+        let mut gone = program.canonicalize().unwrap_or_default().into_os_string();
+        gone.push(" (deleted)"); // proc_pid_exe(5)
+        runs.as_os_str() == gone
+    }
+
+    /// Asks it to end; the guests of a host agent outlive it.
+    fn terminate(&self) -> Result<(), CommandError> {
+        use rustix::process::{Signal, pidfd_send_signal};
+        pidfd_send_signal(&self.pidfd, Signal::TERM).map_err(|error| {
+            let message = format!("cannot end the old host agent (pid {})", self.pid);
+            CommandError::new(Kind::Refused, "NotReplaced", message).because(error)
+        })
+    }
+
     /// Waits for its end, by looking: tokio's AsyncFd cannot be had without `unsafe`. Cancel safe.
     pub(crate) async fn ended(&self) {
         while !self.has_ended() {
@@ -251,5 +329,19 @@ mod tests {
             text.contains("args: run --detach --instance t --run-dir") && !text.contains("old line"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_older_or_replaced_agent_is_outdated_and_a_newer_one_is_not_touched() {
+        for (theirs, ours, replaced, expected) in [
+            ("0.1.0", "0.1.0", false, Standing::Current),
+            ("0.1.0", "0.1.0", true, Standing::Outdated),
+            ("0.0.9", "0.1.0", false, Standing::Outdated),
+            ("0.9.0", "0.10.0", false, Standing::Outdated),
+            ("1.0.0", "0.10.0", true, Standing::Newer),
+            ("nonsense", "0.1.0", false, Standing::Outdated),
+        ] {
+            assert_eq!(standing(theirs, ours, replaced), expected, "{theirs} {ours}");
+        }
     }
 }

@@ -56,9 +56,12 @@ pub(crate) enum Verb {
     /// Bring guests up as the configuration says, and wait until they are ready
     #[command(after_help = "Examples:\n  sovereign up\n  sovereign up sql --timeout 30")]
     Up(Up),
-    /// Stop all guests in order, then the host agent
-    #[command(after_help = "Example:\n  sovereign down")]
-    Down,
+    /// Print what `up` would change, and change nothing
+    #[command(after_help = "Examples:\n  sovereign plan\n  sovereign plan --json | jq .steps")]
+    Plan(Plan),
+    /// Stop all guests in order, then the host agent; or one guest
+    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql")]
+    Down(Down),
     /// Remove a stopped guest's data disk, logs and secrets
     #[command(after_help = "Example:\n  sovereign down && sovereign destroy sql --yes")]
     Destroy(Destroy),
@@ -111,12 +114,29 @@ pub(crate) struct Build {
 pub(crate) struct Up {
     /// Only this guest, beside those that run already
     pub(crate) name: Option<Name>,
+    /// Only print what would change, as `plan` does
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// How long to wait for readiness, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) timeout: u64,
     /// As for `build`
     #[command(flatten)]
     pub(crate) build: Build,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// As for `up`: only this guest
+    pub(crate) name: Option<Name>,
+}
+
+/// Arguments of `down`.
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// Only this guest; the next `up` starts it again
+    pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `destroy`.

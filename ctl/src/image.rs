@@ -1,6 +1,6 @@
 //! The image by way of the build crates: the only file that knows their interface.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sovereign_protocol::spec::Image;
@@ -36,23 +36,10 @@ pub(crate) async fn make(
     binaries: &Binaries,
     locked: bool,
 ) -> Result<Built, CommandError> {
-    let cache = context.environment.cache()?;
-    let (settings, binaries) = (settings.clone(), binaries.clone());
-    let lock = settings.path.parent().unwrap_or(Path::new("")).join(LOCK);
+    let inputs = Inputs::new(context, settings, binaries)?;
     let job = move || {
-        let request = Build {
-            cache: &cache,
-            mirror: settings.mirror.as_deref(),
-            arch: Arch::Amd64, // the guest binaries beside us are x86_64
-            recipe: &settings.recipe,
-            locked,
-            update: false,
-            init: &binaries.init,
-            agent: &binaries.guest,
-            lock: lock.exists().then_some(lock.as_path()),
-        };
         let mut teller = Teller::default();
-        let built = sovereign_rootfs::build(&request, &mut |progress| teller.tell(&progress));
+        let built = sovereign_rootfs::build(&inputs.request(locked), &mut |progress| teller.tell(&progress));
         built.map(finished).map_err(failed)
     };
     // On a thread of its own, so that Ctrl-C ends `up` at once; results are renamed into place.
@@ -64,6 +51,55 @@ pub(crate) async fn make(
         )
         .because(error)
     })?
+}
+
+/// The image, if it is in the cache; makes and fetches nothing.
+///
+/// # Errors
+/// As [`make`], for what cannot be read.
+pub(crate) fn find(
+    context: &Context,
+    settings: &Settings,
+    binaries: &Binaries,
+) -> Result<Option<Image>, CommandError> {
+    let inputs = Inputs::new(context, settings, binaries)?;
+    let found = sovereign_rootfs::find(&inputs.request(false), &mut |_| {});
+    Ok(found.map_err(failed)?.map(|artifacts| finished(artifacts).image))
+}
+
+/// What goes into an image.
+struct Inputs {
+    cache: PathBuf,
+    lock: Option<PathBuf>,
+    settings: Settings,
+    binaries: Binaries,
+}
+
+impl Inputs {
+    fn new(context: &Context, settings: &Settings, binaries: &Binaries) -> Result<Self, CommandError> {
+        let lock = settings.path.parent().unwrap_or(Path::new("")).join(LOCK);
+        Ok(Self {
+            cache: context.environment.cache()?,
+            lock: lock.exists().then_some(lock),
+            settings: settings.clone(),
+            binaries: binaries.clone(),
+        })
+    }
+
+    fn request(&self, locked: bool) -> Build<'_> {
+        Build {
+            cache: &self.cache,
+            mirror: self.settings.mirror.as_deref(),
+            snapshot: self.settings.snapshot.as_deref(),
+            arch: Arch::Amd64, // the guest binaries beside us are x86_64
+            recipe: &self.settings.recipe,
+            locked,
+            update: false,
+            init: &self.binaries.init,
+            agent: &self.binaries.guest,
+            lock: self.lock.as_deref(),
+        }
+    }
 }
 
 fn finished(artifacts: Artifacts) -> Built {
@@ -92,7 +128,7 @@ fn failed(error: Error) -> CommandError {
             "NoMirror",
             "edit [build] mirror, then: sovereign build",
         ),
-        Error::Lock(_) | Error::LockedGone(_) => (Kind::Configuration, "Lock", "sovereign build"),
+        Error::Lock(_) | Error::LockedGone { .. } => (Kind::Configuration, "Lock", "sovereign build"),
         Error::Key(_) | Error::Repository(_) | Error::Download(_) => {
             (Kind::NotReached, "Repository", "sovereign build")
         }
@@ -104,6 +140,7 @@ fn failed(error: Error) -> CommandError {
             "Erofs",
             "apt-get install erofs-utils, then: sovereign build",
         ),
+        Error::NoRoom { .. } => (Kind::NotReached, "NoRoom", "make room, then: sovereign build"),
         Error::Store(_) | Error::Io { .. } | Error::Panicked => {
             (Kind::Internal, "BuildFailed", "sovereign build")
         }
@@ -166,5 +203,24 @@ mod tests {
         assert_eq!(error.kind, Kind::Configuration);
         let absent = sovereign_rootfs::LockError::Absent { path: "l".into() };
         assert_eq!(failed(Error::Lock(absent)).kind.exit_code(), 3);
+    }
+
+    #[test]
+    fn a_package_gone_under_locked_is_exit_3_and_named() {
+        let source = sovereign_rootfs::DownloadError::Gone {
+            name: "libpq5".into(),
+            version: "17.1-1".into(),
+            places: vec![],
+        };
+        let error = failed(Error::LockedGone {
+            lock: "sovereign.lock".into(),
+            source,
+        });
+        assert_eq!(error.kind.exit_code(), 3);
+        let text = error.human();
+        assert!(
+            text.contains("sovereign.lock") && text.contains("libpq5 17.1-1"),
+            "{text}"
+        );
     }
 }

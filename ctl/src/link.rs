@@ -20,6 +20,8 @@ use crate::error::{CommandError, Kind};
 /// A connection for calls.
 pub(crate) struct Link {
     client: HostClient,
+    /// The version of the agent at the other end.
+    pub(crate) peer_agent: String,
 }
 
 impl Link {
@@ -28,11 +30,11 @@ impl Link {
     /// # Errors
     /// `Unreachable` when none answers, `Refused` when it speaks another version.
     pub(crate) async fn connect(layout: &Layout) -> Result<Self, CommandError> {
-        let stream = open(layout, Channel::Control).await?;
+        let (stream, peer_agent) = open(layout, Channel::Control).await?;
         let mut config = tarpc::client::Config::default();
         config.max_in_flight_requests = IN_FLIGHT;
         let client = HostClient::new(config, codec::transport(stream)).spawn();
-        Ok(Self { client })
+        Ok(Self { client, peer_agent })
     }
 
     /// Connects, or `None` when nothing runs.
@@ -60,6 +62,25 @@ impl Link {
             .await?
             .map_err(|refusal| refused("the specification", &refusal))?;
         Ok(applied.revision)
+    }
+
+    /// What is wanted now; `None` when nothing is.
+    ///
+    /// # Errors
+    /// The link's own.
+    pub(crate) async fn wanted(&self) -> Result<Option<HostSpec>, CommandError> {
+        let document = within("wanted", CALL, self.client.wanted(context(CALL))).await?;
+        if document.is_empty() {
+            return Ok(None);
+        }
+        HostSpec::parse(&document).map(Some).map_err(|error| {
+            CommandError::new(
+                Kind::Internal,
+                "Protocol",
+                "the host agent's specification cannot be read",
+            )
+            .because(error)
+        })
     }
 
     /// What changed after `cursor`, at the latest after `hold`.
@@ -121,7 +142,7 @@ pub(crate) const NOT_RUNNING: &str = "NotRunning";
 /// # Errors
 /// `Refused` by host or guest agent, or the link's own.
 pub(crate) async fn open_bulk(layout: &Layout, target: &Open) -> Result<BoxStream, CommandError> {
-    let mut stream = open(layout, Channel::Bulk).await?;
+    let (mut stream, _) = open(layout, Channel::Bulk).await?;
     let limit = BULK_OPEN + CALL_GRACE; // the host agent asks the guest in turn
     let asked = async {
         bulk::write_message(&mut stream, target).await?;
@@ -138,7 +159,7 @@ pub(crate) async fn open_bulk(layout: &Layout, target: &Open) -> Result<BoxStrea
     }
 }
 
-async fn open(layout: &Layout, channel: Channel) -> Result<BoxStream, CommandError> {
+async fn open(layout: &Layout, channel: Channel) -> Result<(BoxStream, String), CommandError> {
     let path = layout.control();
     let instance = &layout.instance;
     let mut stream = transport::dial(&Address::Unix { path })
@@ -162,7 +183,7 @@ async fn open(layout: &Layout, channel: Channel) -> Result<BoxStream, CommandErr
                 .because(error),
         })?;
     let shaken = handshake::dial(&mut stream, &layout.control_identity(), channel).await;
-    shaken.map_err(|error| {
+    let session = shaken.map_err(|error| {
         let (kind, reason) = match error {
             HandshakeError::Timeout => (Kind::TimedOut, "HandshakeTimeout"),
             HandshakeError::Version { .. } => (Kind::Refused, "VersionMismatch"),
@@ -175,7 +196,7 @@ async fn open(layout: &Layout, channel: Channel) -> Result<BoxStream, CommandErr
         );
         CommandError::new(kind, reason, message).because(error)
     })?;
-    Ok(stream)
+    Ok((stream, session.peer_agent))
 }
 
 fn context(limit: Duration) -> tarpc::context::Context {

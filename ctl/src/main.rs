@@ -20,6 +20,7 @@ mod image;
 mod link;
 mod picture;
 mod place;
+mod plan;
 mod progress;
 #[cfg(test)]
 mod schema;

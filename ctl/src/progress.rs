@@ -93,7 +93,7 @@ fn hopeless(guest: &GuestStatus) -> bool {
     let stopped_service = guest
         .conditions
         .iter()
-        .any(|c| !c.layer.advisory() && c.status == Status::False && c.reason == "CrashLoop");
+        .any(|c| !c.layer.advisory_for(&c.subject) && c.status == Status::False && c.reason == "CrashLoop");
     guest.phase == Phase::CrashLoop || stopped_service
 }
 
@@ -102,7 +102,7 @@ fn first_broken_of(guest: &GuestStatus) -> Broken {
         let conditions = guest
             .conditions
             .iter()
-            .filter(move |c| !c.layer.advisory() && c.status == status);
+            .filter(move |c| !c.layer.advisory_for(&c.subject) && c.status == status);
         conditions.min_by_key(|c| c.layer)
     };
     if let Some(c) = counts(Status::False).or_else(|| counts(Status::Unknown)) {

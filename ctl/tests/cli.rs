@@ -8,9 +8,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const VERBS: [&str; 14] = [
-    "init", "build", "up", "down", "destroy", "status", "doctor", "test", "watch", "events", "logs", "exec",
-    "psql", "secret",
+const VERBS: [&str; 15] = [
+    "init", "build", "up", "plan", "down", "destroy", "status", "doctor", "test", "watch", "events", "logs",
+    "exec", "psql", "secret",
 ];
 
 struct Home(tempfile::TempDir);

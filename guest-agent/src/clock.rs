@@ -1,5 +1,7 @@
 //! Reading the clocks. The decision what to do with them is in `core`.
 
+use std::sync::OnceLock;
+
 use clock_steering::unix::UnixClock;
 use clock_steering::{Clock, TimeOffset};
 use nix::sys::time::TimeSpec;
@@ -14,6 +16,13 @@ const NANOS: i64 = 1_000_000_000;
 pub fn boot_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or(TimeSpec::new(0, 0));
     u64::try_from(now.tv_sec() * 1_000 + now.tv_nsec() / 1_000_000).unwrap_or(0)
+}
+
+/// When this agent began, in milliseconds since boot; the first call says when.
+#[must_use]
+pub fn agent_since_ms() -> u64 {
+    static BEGUN: OnceLock<u64> = OnceLock::new();
+    *BEGUN.get_or_init(boot_ms)
 }
 
 /// Nanoseconds since 1970 by the guest's clock.

@@ -1,5 +1,6 @@
 //! The one task that owns the world: requests in by one bounded queue, effects out to the [`Hands`], news to watchers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sovereign_protocol::event::{Events, Start};
@@ -7,10 +8,12 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::limits::EVENTS_BATCH;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::{GuestSpec, SpecError};
+use sovereign_protocol::v1::Refusal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::world::{self, Effect, Event, World};
+use crate::core::apply;
+use crate::core::world::{Effect, Event, World};
 use crate::handover::ALIVE_EVERY;
 use crate::{clock, log};
 
@@ -23,7 +26,7 @@ pub enum Request {
     /// Something happened.
     Event(Event),
     /// Take over this document; answered with its revision or a refusal in words.
-    Apply(Vec<u8>, oneshot::Sender<Result<u64, String>>),
+    Apply(Vec<u8>, oneshot::Sender<Result<u64, Refusal>>),
     /// What changed after the cursor?
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
     /// What happened?
@@ -68,11 +71,11 @@ impl Handle {
     /// Applies a document.
     ///
     /// # Errors
-    /// The refusal in words.
-    pub async fn apply(&self, document: Vec<u8>) -> Result<u64, String> {
+    /// [`Refusal::Invalid`] for the document, [`Refusal::Failed`] when it cannot be reached; all is as before.
+    pub async fn apply(&self, document: Vec<u8>) -> Result<u64, Refusal> {
         self.ask(|reply| Request::Apply(document, reply))
             .await
-            .unwrap_or_else(|ended| Err(ended.to_string()))
+            .unwrap_or_else(|ended| Err(Refusal::Failed(ended.to_string())))
     }
 
     /// What changed after the cursor, at the latest after `hold`. Cancel safe.
@@ -132,6 +135,9 @@ pub struct Engine {
     news: watch::Sender<u64>,
     begun: Instant,
     begun_ms: u64,
+    /// Who waits for the answer to a document; the world answers the old one before it takes a new one.
+    applying: BTreeMap<u64, oneshot::Sender<Result<u64, Refusal>>>,
+    tickets: u64,
 }
 
 /// Makes an engine over a world, and the handle to it.
@@ -145,6 +151,8 @@ pub fn new(world: World) -> (Engine, Handle) {
         news,
         begun: Instant::now(),
         begun_ms: clock::boot_ms(),
+        applying: BTreeMap::new(),
+        tickets: 0,
     };
     (
         engine,
@@ -194,14 +202,7 @@ impl Engine {
     fn turn(&mut self, request: Request) -> Vec<(Effect, Option<Secret>)> {
         let effects = match request {
             Request::Event(event) => self.world.step(event, self.now_ms()),
-            Request::Apply(document, reply) => {
-                let admitted = admit(&document);
-                // A caller that is gone has its document applied all the same: it was sent.
-                let _ = reply.send(admitted.as_ref().map(|spec| spec.revision).map_err(Clone::clone));
-                admitted
-                    .map(|spec| self.world.step(Event::Apply(spec), self.now_ms()))
-                    .unwrap_or_default()
-            }
+            Request::Apply(document, reply) => self.apply(&document, reply),
             Request::Events(start, reply) => {
                 let journal = self.world.feed.journal();
                 let wall_ms = u64::try_from(clock::wall_ns() / 1_000_000).unwrap_or(0);
@@ -213,21 +214,43 @@ impl Engine {
                 Vec::new()
             }
         };
-        effects
-            .into_iter()
-            .map(|effect| {
-                let password = self.password(&effect);
-                (effect, password)
-            })
-            .collect()
+        let mut begun = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Answer(ticket, answer) => {
+                    if let Some(reply) = self.applying.remove(&ticket) {
+                        let answer = answer.map_err(Refusal::Failed);
+                        let _ = reply.send(answer); // a caller that is gone had its document applied: it was sent
+                    }
+                }
+                effect => {
+                    let password = self.password(&effect);
+                    begun.push((effect, password));
+                }
+            }
+        }
+        begun
+    }
+
+    fn apply(&mut self, document: &[u8], reply: oneshot::Sender<Result<u64, Refusal>>) -> Vec<Effect> {
+        match admit(document) {
+            Ok(spec) => {
+                self.tickets += 1;
+                self.applying.insert(self.tickets, reply);
+                self.world.step(Event::Apply(spec, self.tickets), self.now_ms())
+            }
+            Err(refusal) => {
+                let _ = reply.send(Err(Refusal::Invalid(refusal))); // or nobody waits
+                Vec::new()
+            }
+        }
     }
 
     fn password(&self, effect: &Effect) -> Option<Secret> {
         let Effect::Service(service, _) = effect else {
             return None;
         };
-        let exposed = self.world.wanted()?.secrets.get(service.name.as_str())?;
-        Some(exposed.0.clone())
+        self.world.secret(&service.name)
     }
 
     /// CLOCK_BOOTTIME by way of tokio's clock, so that tests can turn it; they agree but for suspends.
@@ -252,7 +275,7 @@ impl Engine {
 
 fn admit(document: &[u8]) -> Result<GuestSpec, String> {
     let spec = GuestSpec::parse(document).map_err(|error: SpecError| log::chain(&error))?;
-    world::admit(&spec)?;
+    apply::admit(&spec)?;
     Ok(spec)
 }
 
@@ -260,7 +283,7 @@ fn admit(document: &[u8]) -> Result<GuestSpec, String> {
 mod tests {
     use super::*;
     use crate::facts::BootFacts;
-    use sovereign_protocol::condition::Verdict;
+    use sovereign_protocol::condition::{Key, Layer, Verdict};
     use sovereign_protocol::feed::Feed;
 
     struct NoHands;
@@ -292,7 +315,10 @@ mod tests {
         };
         tokio::task::yield_now().await;
         handle
-            .event(Event::Loopback(Verdict::yes("Answers", "")))
+            .event(Event::Seen(vec![(
+                Key::new(Layer::Loopback, "lo"),
+                Some(Verdict::yes("Answers", "")),
+            )]))
             .await
             .unwrap();
         let changes = waiting.await.unwrap();
@@ -309,6 +335,6 @@ mod tests {
     #[tokio::test]
     async fn a_bad_document_is_refused_in_words() {
         let refusal = start().apply(b"{}".to_vec()).await.unwrap_err();
-        assert!(refusal.contains("missing field"), "{refusal}");
+        assert!(matches!(&refusal, Refusal::Invalid(why) if why.contains("missing field")));
     }
 }

@@ -20,6 +20,17 @@ pub struct Exit {
     pub at_ms: u64,
 }
 
+impl Exit {
+    /// How it ended, in words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.status.checked_sub(128) {
+            Some(signal @ 1..=64) => format!("signal {signal}"),
+            _ => format!("exit status {}", self.status),
+        }
+    }
+}
+
 /// The last exits.
 #[derive(Debug, Default)]
 pub struct Exits(VecDeque<Exit>);
@@ -89,5 +100,23 @@ mod tests {
         );
         assert_eq!(find(&file, 105).map(|e| e.status), None);
         assert_eq!(find(&file[..5], 105), None);
+    }
+
+    #[test]
+    fn a_status_reads_as_code_or_signal() {
+        let of = |status| {
+            let (pid, at_ms) = (1, 0);
+            Exit { pid, status, at_ms }.describe()
+        };
+        assert_eq!(
+            [of(0), of(127), of(128), of(137), of(255)],
+            [
+                "exit status 0",
+                "exit status 127",
+                "exit status 128",
+                "signal 9",
+                "exit status 255"
+            ]
+        );
     }
 }

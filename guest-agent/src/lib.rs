@@ -4,7 +4,9 @@
 //! and the adapters are the agent; `core` decides and touches nothing. The two binaries
 //! meet in `handover` (one socket) and `facts` (one file). The only code that changes a guest.
 
+pub mod cgroup;
 pub mod clock;
+pub mod contract;
 pub mod core;
 pub mod engine;
 pub mod exits;
@@ -12,10 +14,11 @@ pub mod facts;
 pub mod handover;
 pub mod init;
 pub mod log;
-pub mod loopback;
+pub mod net;
 pub mod observe;
 pub mod places;
 pub mod postgres;
 pub mod server;
 pub mod spawn;
+pub mod tailscale;
 pub mod users;

@@ -127,6 +127,10 @@ impl Host for Server {
             .unwrap_or_else(|| Err(stopping()))
     }
 
+    async fn wanted(self, _: Context) -> Document {
+        Document::from(ask(&self.requests, Request::Wanted).await.unwrap_or_default())
+    }
+
     async fn watch(mut self, _: Context, cursor: Option<v1::Cursor>, hold_ms: u32) -> v1::Changes {
         let after = cursor.map(Cursor::from);
         let changes = self

@@ -1,6 +1,8 @@
 //! The one task that owns the world: one bounded queue in, effects out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,18 +12,22 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, ServiceKind, VERSION};
+use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, Namespace, ServiceKind, VERSION};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
-use crate::core::{Effect, Event, World};
+use crate::core::{Effect, Event, Mode, World};
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
+use crate::net::{Network, NetworkConfig, NetworkSpec, names};
+use crate::netns::{self, HelperConfig};
+use crate::port_owner;
+use crate::program;
 use crate::secrets::Secrets;
-use crate::shim::contract::{Paths, ShimConfig};
+use crate::shim::contract::{Card, Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
 
 /// Events and requests that may wait.
@@ -34,6 +40,8 @@ const IDLE: Duration = Duration::from_secs(60);
 pub enum Request {
     /// Replace the wanted state.
     Apply(Vec<u8>, oneshot::Sender<Result<Applied, Refusal>>),
+    /// What is wanted, as a document.
+    Wanted(oneshot::Sender<Vec<u8>>),
     /// What changed after a cursor.
     Changes(Option<Cursor>, oneshot::Sender<Changes>),
     /// What happened.
@@ -61,6 +69,34 @@ pub struct Engine {
     saved: Cursor,
     saved_read: BTreeMap<Name, Cursor>,
     resumed: Option<HostSpec>,
+    network: Option<OpenNetwork>,
+    /// Guests that boot, or were found, with a card.
+    cards: BTreeSet<Name>,
+}
+
+/// The network while it is there.
+struct OpenNetwork {
+    network: Network,
+    wanted: watch::Sender<NetworkSpec>,
+}
+
+/// Shims that answer in the run directory.
+fn running_shims(run: &Path) -> Vec<ShimConfig> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| std::fs::read(entry.path().join(SHIM_CONFIG)).ok())
+        .filter_map(|bytes| serde_json::from_slice::<ShimConfig>(&bytes).ok())
+        .filter(|shim| std::os::unix::net::UnixStream::connect(shim.paths.shim()).is_ok())
+        .collect()
+}
+
+/// Why a port cannot be had, with the program that has it.
+fn unavailable(listen: std::net::SocketAddr, error: &std::io::Error) -> Verdict {
+    let who = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("; {}", port_owner::describe(listen)),
+        _ => String::new(),
+    };
+    Verdict::no("PortUnavailable", format!("{listen}: {error}{who}"))
 }
 
 /// Numbers that events of the last agent may have had without being kept.
@@ -135,6 +171,8 @@ impl Engine {
             saved,
             saved_read: kept.read,
             resumed: spec,
+            network: None,
+            cards: BTreeSet::new(),
         };
         Ok((engine, receiver))
     }
@@ -157,6 +195,10 @@ impl Engine {
         if let Some(spec) = self.resumed.take() {
             self.accept(spec).await;
         }
+        for shim in running_shims(&self.layout.run) {
+            self.take(Event::Found(shim.guest.clone(), shim.bare_guest()))
+                .await;
+        }
         while !self.world.is_done() {
             let pause = self.pause();
             // Each arm is cancel safe and only takes one value.
@@ -165,6 +207,12 @@ impl Engine {
                 Some(request) = requests.recv() => self.answer(request).await,
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
+        }
+        if let Some(open) = self.network.take() {
+            open.network
+                .end()
+                .await
+                .context("the private network does not end")?;
         }
         self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
             .await
@@ -184,6 +232,10 @@ impl Engine {
             Request::Apply(document, reply) => {
                 let applied = self.apply(&document).await;
                 let _ = reply.send(applied);
+            }
+            Request::Wanted(reply) => {
+                let document = self.world.spec().map(serde_json::to_vec);
+                let _ = reply.send(document.and_then(Result::ok).unwrap_or_default());
             }
             Request::Changes(cursor, reply) => {
                 let _ = reply.send(self.world.changes(cursor, boottime_ms()));
@@ -270,6 +322,10 @@ impl Engine {
         for event in verdicts {
             self.take(event).await;
         }
+        // A forward that is new to a guest that serves opens at once; one that leads elsewhere turns.
+        for guest in self.world.serving() {
+            self.switch_forwards(&guest, true).await;
+        }
     }
 
     async fn take(&mut self, event: Event) {
@@ -277,6 +333,7 @@ impl Engine {
         for effect in effects {
             self.act(effect).await;
         }
+        self.want_cards();
         self.keep_events();
         let now = self.world.cursors();
         self.news
@@ -299,16 +356,25 @@ impl Engine {
                     handle.wanted.send_modify(|wanted| wanted.shutdown = true);
                 }
             }
+            Effect::DecideNetwork(namespace) => self.decide_network(namespace),
+            Effect::OpenNetwork => self.open_network(),
+            Effect::Kill(name) => {
+                if let Some(handle) = self.guests.get(&name) {
+                    handle.wanted.send_modify(|wanted| wanted.kill = true);
+                }
+            }
             Effect::Forwards(name, serve) => self.switch_forwards(&name, serve).await,
         }
     }
 
     async fn start(&mut self, name: Name, config: &GuestConfig, revision: u64) {
+        let (card, tap) = self.card(&name, config).await;
         let wanted = match self.document(&name, config, revision) {
             Ok(wanted) => wanted,
             Err(error) => return self.report(Event::SpecRefused(name, format!("{error:#}"))).await,
         };
         let shim = ShimConfig {
+            card,
             paths: Paths::of(&self.layout, &name),
             guest: name.clone(),
             memory_mib: config.memory_mib,
@@ -316,8 +382,96 @@ impl Engine {
             data_mib: config.data_mib,
             image: config.image.clone(),
         };
-        let handle = guest::start(shim, wanted, self.events.clone());
+        let handle = guest::start(shim, tap, wanted, self.events.clone());
         self.guests.insert(name, handle);
+    }
+
+    /// The card of a guest that is about to boot, or of one that runs already.
+    async fn card(&mut self, name: &Name, config: &GuestConfig) -> (Option<Card>, Option<OwnedFd>) {
+        let runs = running_shims(&self.layout.run)
+            .into_iter()
+            .find(|shim| shim.guest == *name);
+        let (card, tap) = match (runs, &self.network) {
+            (Some(shim), _) => (shim.card, None),
+            (None, Some(open)) if config.interface.is_some() => match open.network.open_tap(name).await {
+                Ok(tap) => {
+                    let mac = names::guest_mac(&self.layout.instance, name);
+                    let mtu = open.wanted.borrow().mtu;
+                    (Some(Card { mac, mtu }), Some(tap))
+                }
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(guest = %name, error, "the guest boots without a card");
+                    (None, None)
+                }
+            },
+            (None, _) => (None, None),
+        };
+        match &card {
+            Some(_) => self.cards.insert(name.clone()),
+            None => self.cards.remove(name),
+        };
+        (card, tap)
+    }
+
+    /// Tries in a child whether a private network works; the answer comes as an event.
+    fn decide_network(&self, namespace: Namespace) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let mode = match namespace {
+                Namespace::Private => Mode::Private,
+                Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
+                    Ok(()) => Mode::Private,
+                    Err(failure) => Mode::Off(format!("namespace none (auto): {failure}")),
+                },
+            };
+            events.send(Event::NetworkMode(mode)).await
+        });
+    }
+
+    fn open_network(&mut self) {
+        if self.network.is_some() {
+            return;
+        }
+        let helper = HelperConfig {
+            instance: self.layout.instance.clone(),
+            program: program::ITSELF.into(),
+            socket: self.layout.netns(),
+        };
+        let (wanted, wants) = watch::channel(self.network_spec());
+        let (sender, mut told) = mpsc::channel(QUEUE);
+        let network = Network::start(NetworkConfig::new(helper), wants, sender);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                if events.send(Event::Network(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.network = Some(OpenNetwork { network, wanted });
+    }
+
+    fn network_spec(&self) -> NetworkSpec {
+        let network = self.world.spec().and_then(|spec| spec.network.as_ref());
+        NetworkSpec {
+            addresses: network.map(|network| network.address).into_iter().collect(),
+            guests: self.world.carded(),
+            ..NetworkSpec::default()
+        }
+    }
+
+    /// A TAP for each guest that has a card, until its VMM has ended.
+    fn want_cards(&mut self) {
+        if let Some(open) = &self.network {
+            let now = self.network_spec();
+            open.wanted.send_if_modified(|wanted| {
+                *wanted != now && {
+                    *wanted = now;
+                    true
+                }
+            });
+        }
     }
 
     /// Feeds back what an effect came to; the queue may be full of guests' events meanwhile.
@@ -341,11 +495,14 @@ impl Engine {
             hostname: name.clone(),
             services: config.services.clone(),
             secrets,
+            interface: config.interface.clone().filter(|_| self.cards.contains(name)),
+            tailscale: None,
         };
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             revision,
             shutdown: false,
+            kill: false,
         })
     }
 
@@ -373,7 +530,7 @@ impl Engine {
                     self.forwards.insert(key.clone(), (listen, forward));
                     Verdict::unknown("Reserved", format!("{listen} opens when the guest is ready"))
                 }
-                Err(error) => Verdict::no("PortUnavailable", format!("{listen}: {error}")),
+                Err(error) => unavailable(listen, &error),
             };
             verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
         }
@@ -391,7 +548,7 @@ impl Engine {
                 continue;
             };
             let switched = if serve {
-                forward.open(*port, target.clone())
+                forward.open(*port, target.clone()).await
             } else {
                 forward.close().await
             };
@@ -401,7 +558,7 @@ impl Engine {
                     "NotListening",
                     format!("{listen} refuses: the guest is not ready"),
                 ),
-                Err(error) => Verdict::no("PortUnavailable", format!("{listen}: {error}")),
+                Err(error) => unavailable(*listen, &error),
             };
             verdicts.push(Event::Forward(guest.clone(), name.to_string(), verdict));
         }

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, listen, shutdown, socket_with, sockopt,
@@ -16,8 +17,9 @@ use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::handshake::Channel;
 use sovereign_protocol::limits::{BULK_OPEN, BULK_STREAMS};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::link::{self, Target};
 
@@ -27,7 +29,16 @@ const BACKLOG: i32 = 128;
 #[derive(Debug)]
 pub struct Forward {
     socket: OwnedFd,
-    accepting: Option<JoinHandle<()>>,
+    /// The task that accepts, and the guest's port that it leads to.
+    accepting: Option<(u16, JoinHandle<()>)>,
+    streams: Streams,
+}
+
+/// The connections of one forward; they outlive a pause of its listening.
+#[derive(Debug, Clone)]
+struct Streams {
+    room: Arc<Semaphore>,
+    ended: CancellationToken,
 }
 
 impl Forward {
@@ -42,10 +53,20 @@ impl Forward {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-        bind(&socket, &address)?;
+        if bind(&socket, &address).is_err() {
+            // Connections of the last run may linger (TIME_WAIT). With SO_REUSEADDR only a socket that listens, or one
+            // that did not set it, is still in the way; it is off again before anybody could share the port with us.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &address)?;
+            sockopt::set_socket_reuseaddr(&socket, false)?;
+        }
         Ok(Self {
             socket,
             accepting: None,
+            streams: Streams {
+                room: Arc::new(Semaphore::new(BULK_STREAMS)),
+                ended: CancellationToken::new(),
+            },
         })
     }
 
@@ -53,16 +74,19 @@ impl Forward {
     ///
     /// # Errors
     /// The system's own.
-    pub fn open(&mut self, port: u16, target: watch::Receiver<Option<Target>>) -> io::Result<()> {
-        if self.accepting.is_some() {
-            return Ok(());
+    pub async fn open(&mut self, port: u16, target: watch::Receiver<Option<Target>>) -> io::Result<()> {
+        match &self.accepting {
+            Some((open, _)) if *open == port => return Ok(()),
+            Some(_) => self.close().await?,
+            None => {}
         }
         // While connections live, listening again needs SO_REUSEADDR; while un-listened it must be off.
         sockopt::set_socket_reuseaddr(&self.socket, true)?;
         listen(&self.socket, BACKLOG)?;
         let listener = TcpListener::from(self.socket.try_clone()?);
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        self.accepting = Some(tokio::spawn(accept(listener, port, target)));
+        let accepting = tokio::spawn(accept(listener, port, target, self.streams.clone()));
+        self.accepting = Some((port, accepting));
         Ok(())
     }
 
@@ -71,7 +95,7 @@ impl Forward {
     /// # Errors
     /// The system's own.
     pub async fn close(&mut self) -> io::Result<()> {
-        let Some(accepting) = self.accepting.take() else {
+        let Some((_, accepting)) = self.accepting.take() else {
             return Ok(());
         };
         accepting.abort();
@@ -84,28 +108,35 @@ impl Forward {
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        if let Some(accepting) = self.accepting.take() {
+        if let Some((_, accepting)) = self.accepting.take() {
             accepting.abort();
         }
+        self.streams.ended.cancel();
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, port: u16, target: watch::Receiver<Option<Target>>) {
-    let mut streams = JoinSet::new();
+async fn accept(
+    listener: tokio::net::TcpListener,
+    port: u16,
+    target: watch::Receiver<Option<Target>>,
+    streams: Streams,
+) {
     loop {
-        // Both arms are cancel safe.
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if streams.len() < BULK_STREAMS => {
-                    streams.spawn(carry(stream, port, target.borrow().clone()));
+        match listener.accept().await {
+            Ok((stream, _)) => match streams.room.clone().try_acquire_owned() {
+                Ok(place) => {
+                    let (target, ended) = (target.borrow().clone(), streams.ended.clone());
+                    tokio::spawn(async move {
+                        ended.run_until_cancelled(carry(stream, port, target)).await;
+                        drop(place);
+                    });
                 }
-                Ok((stream, _)) => reset(stream),
-                Err(error) => {
-                    tracing::warn!(%error, "a forward cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
+                Err(_) => reset(stream),
             },
-            Some(_) = streams.join_next() => {}
+            Err(error) => {
+                tracing::warn!(%error, "a forward cannot accept");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
         }
     }
 }
@@ -161,7 +192,7 @@ mod tests {
                 Forward::reserve(free).unwrap_err().kind(),
                 io::ErrorKind::AddrInUse
             );
-            forward.open(5432, target.clone()).unwrap();
+            forward.open(5432, target.clone()).await.unwrap();
             let mut stream = TcpStream::connect(free).await.unwrap();
             let ended = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
             assert_eq!(
@@ -171,5 +202,30 @@ mod tests {
             );
             forward.close().await.unwrap();
         }
+    }
+
+    #[test]
+    fn a_port_whose_last_connections_linger_can_be_had_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        drop(server); // who closes first keeps the port in TIME_WAIT
+        drop(client);
+        drop(listener);
+        let plain = socket_with(
+            AddressFamily::INET,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        assert!(
+            bind(&plain, &address).is_err(),
+            "the port does not linger: this test shows nothing"
+        );
+        let first = Forward::reserve(address).unwrap();
+        assert!(Forward::reserve(address).is_err(), "it is not shared");
+        drop(first);
     }
 }

@@ -1,5 +1,6 @@
 //! One boot of one guest, seen from the agent: start or adopt the shim, keep the link, stop in order.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -19,7 +20,8 @@ use crate::clock::wall_ns;
 use crate::core::Event;
 use crate::files;
 use crate::link::{self, Target, Wanted};
-use crate::shim::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig};
+use crate::program;
+use crate::shim::contract::{ExitReason, ExitRecord, Machine, Message, Request, ShimConfig};
 
 /// A shim opens its socket within this time; a KVM probe may come first.
 const SHIM_START: Duration = Duration::from_secs(15);
@@ -40,14 +42,19 @@ pub struct Handle {
     pub target: watch::Receiver<Option<Target>>,
 }
 
-/// Starts the task of one boot; its last event is [`Event::Ended`].
+/// Starts the task of one boot, with the TAP of its card; its last event is [`Event::Ended`].
 #[must_use]
-pub fn start(config: ShimConfig, wanted: Wanted, events: mpsc::Sender<Event>) -> Handle {
+pub fn start(
+    config: ShimConfig,
+    tap: Option<OwnedFd>,
+    wanted: Wanted,
+    events: mpsc::Sender<Event>,
+) -> Handle {
     let (wanted_sender, wanted) = watch::channel(wanted);
     let (target_sender, target) = watch::channel(None);
     tokio::spawn(async move {
         let guest = config.guest.clone();
-        let record = match run(&config, wanted, &target_sender, &events).await {
+        let record = match run(&config, tap, wanted, &target_sender, &events).await {
             Ok(record) => record,
             Err(error) => ExitRecord {
                 boot_id: String::new(),
@@ -68,11 +75,12 @@ pub fn start(config: ShimConfig, wanted: Wanted, events: mpsc::Sender<Event>) ->
 
 async fn run(
     config: &ShimConfig,
+    tap: Option<OwnedFd>,
     wanted: watch::Receiver<Wanted>,
     target: &watch::Sender<Option<Target>>,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<ExitRecord> {
-    let (mut shim, child) = Shim::adopt_or_start(config).await?;
+    let (mut shim, child) = Shim::adopt_or_start(config, tap).await?;
     let record = follow(config, &mut shim, wanted, target, events).await?;
     shim.farewell(child).await;
     Ok(record)
@@ -110,6 +118,7 @@ async fn follow(
             guest: guest.clone(),
             boot_id: boot_id.clone(),
             vmm,
+            machine: started_with(config),
         })
         .await?;
 
@@ -128,13 +137,23 @@ async fn follow(
             },
             changed = wanted.changed() => {
                 changed.context("the engine is gone")?;
-                if wanted.borrow_and_update().shutdown {
+                let now = wanted.borrow_and_update().clone();
+                if now.kill {
+                    shim.ask(Request::Kill).await?;
+                } else if now.shutdown {
                     stop.begin();
                 }
             }
             () = stop.due() => shim.ask(stop.next()).await?,
         }
     }
+}
+
+/// What the shim, perhaps another agent's, was started with.
+fn started_with(config: &ShimConfig) -> Machine {
+    let written = files::read_optional(&config.paths.config()).ok().flatten();
+    let started = written.and_then(|bytes| serde_json::from_slice::<ShimConfig>(&bytes).ok());
+    started.as_ref().unwrap_or(config).machine()
 }
 
 /// The escalation of a stop: the agent's own shutdown, the power button, the end.
@@ -188,12 +207,15 @@ struct Shim {
 
 impl Shim {
     /// The child is kept so that it is reaped; it is not ended with us.
-    async fn adopt_or_start(config: &ShimConfig) -> anyhow::Result<(Self, Option<Child>)> {
+    async fn adopt_or_start(
+        config: &ShimConfig,
+        tap: Option<OwnedFd>,
+    ) -> anyhow::Result<(Self, Option<Child>)> {
         let path = config.paths.shim();
         if let Ok(stream) = UnixStream::connect(&path).await {
             return Ok((Self::new(stream), None));
         }
-        let mut child = spawn(config)?;
+        let mut child = spawn(config, tap)?;
         let connecting = async {
             loop {
                 if let Ok(stream) = UnixStream::connect(&path).await {
@@ -246,7 +268,7 @@ impl Shim {
     }
 }
 
-fn spawn(config: &ShimConfig) -> anyhow::Result<Child> {
+fn spawn(config: &ShimConfig, tap: Option<OwnedFd>) -> anyhow::Result<Child> {
     let path = config.paths.config();
     files::private_dir(&config.paths.run)?;
     files::private_dir(config.paths.data_disk.parent().unwrap_or(Path::new("/")))?;
@@ -254,13 +276,12 @@ fn spawn(config: &ShimConfig) -> anyhow::Result<Child> {
     files::replace(&path, &serde_json::to_vec_pretty(config)?)?;
     let log = config.paths.console.with_file_name("shim.log");
     let log = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let ours = std::env::current_exe().context("cannot find our own program")?;
-    tokio::process::Command::new(ours)
+    program::command()
         .arg("shim")
         .arg(config.guest.as_str())
         .arg("--config")
         .arg(&path)
-        .stdin(Stdio::null())
+        .stdin(tap.map_or_else(Stdio::null, Stdio::from)) // our copy closes with the command
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()

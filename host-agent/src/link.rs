@@ -1,8 +1,10 @@
 //! The link to one guest agent: dial until the hello, keep the spec applied, carry conditions up.
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures::FutureExt;
 use sovereign_protocol::codec;
 use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
@@ -43,6 +45,8 @@ pub struct Wanted {
     pub revision: u64,
     /// True when the guest is to power off.
     pub shutdown: bool,
+    /// True when its VMM is to end at once.
+    pub kill: bool,
 }
 
 /// Opens a stream of one channel to the guest agent.
@@ -92,12 +96,20 @@ async fn dial_until_answered(
             Ok(opened) => return opened,
             Err(error) if error.downcast_ref::<HandshakeError>().is_some() => {
                 let text = format!("{error:#}");
+                let silent = matches!(error.downcast_ref(), Some(HandshakeError::Timeout));
                 if text != told {
-                    let _ = events.send(Event::SessionLost(guest.clone(), text.clone())).await;
+                    let event = match silent {
+                        true => Event::SessionSilent(
+                            guest.clone(),
+                            format!("a fresh connection was taken, but {text}"),
+                        ),
+                        false => Event::SessionLost(guest.clone(), text.clone()),
+                    };
+                    let _ = events.send(event).await; // the engine ends last
                     told = text;
                 }
             }
-            Err(_) => {} // nobody listens yet
+            Err(_) => told.clear(), // nobody listens yet
         }
         tokio::time::sleep(DIAL_PAUSE).await;
     }
@@ -240,6 +252,40 @@ where
 {
     let mut context = context::current();
     context.deadline = Instant::now() + deadline;
-    let answered = tokio::time::timeout(deadline + CALL_GRACE, start(context)).await;
-    Ok(answered.context("no answer")??)
+    // tarpc panics when a peer answers with another method's response; a guest must not be able to end our task.
+    let guarded = AssertUnwindSafe(start(context)).catch_unwind();
+    let answered = tokio::time::timeout(deadline + CALL_GRACE, guarded)
+        .await
+        .context("no answer")?;
+    let answered = answered.map_err(|_| anyhow::anyhow!("the peer answered what was not asked"))?;
+    Ok(answered?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sovereign_protocol::v1::Ping;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn an_answer_to_another_method_is_an_error_and_no_panic() {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let client = client(Box::new(near));
+        let ping = call(CALL, |context| client.ping(context, Ping { host_sent_ns: 1 }));
+        let (answer, ()) = tokio::join!(ping, async {
+            let length = far.read_u32().await.unwrap();
+            far.read_exact(&mut vec![0; length as usize]).await.unwrap();
+            let wrong = Response {
+                request_id: 0,
+                message: Ok(GuestResponse::Shutdown(Ok(()))),
+            };
+            let bytes = codec::encode(&wrong).unwrap();
+            far.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
+            far.write_all(&bytes).await.unwrap();
+        });
+        assert_eq!(
+            answer.unwrap_err().to_string(),
+            "the peer answered what was not asked"
+        );
+    }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sovereign_host_agent::store::Store;
-use sovereign_host_agent::{clock, control, engine, files, inspect, shim};
+use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::layout::{Layout, STORE};
 use sovereign_protocol::name::Name;
@@ -73,6 +73,21 @@ enum Verb {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Makes a private network namespace and hands out what it opens there (started by `run`).
+    #[command(hide = true)]
+    Netns {
+        /// The instance, for people who read process lists.
+        instance: Name,
+        /// Where it listens.
+        #[arg(long)]
+        socket: PathBuf,
+        /// The namespace comes over standard input: that of a helper which died.
+        #[arg(long)]
+        passed: bool,
+    },
+    /// Tries in this process whether a private network namespace works here.
+    #[command(hide = true)]
+    NetnsProbe,
     /// Becomes a VMM that dies with its shim (started by `shim`).
     #[command(hide = true)]
     BecomeVmm {
@@ -117,6 +132,15 @@ fn main() -> ExitCode {
             block_on(print_inspection(layout))
         }
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
+        Verb::Netns { socket, passed, .. } => {
+            let origin = if passed {
+                netns::Origin::Passed
+            } else {
+                netns::Origin::Fresh
+            };
+            leave_session(true).and_then(|()| netns::run(&socket, origin))
+        }
+        Verb::NetnsProbe => netns::probe::run().context("cannot report"),
         Verb::BecomeVmm { parent, argv } => shim::vmm::become_vmm(parent, &argv).map(|never| match never {}),
     };
     match outcome {

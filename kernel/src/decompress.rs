@@ -1,13 +1,15 @@
-//! Decompression of kernel payloads and modules, told apart by their magic numbers.
+//! Decompression of packages, indexes, kernel payloads and modules, told apart by their magic numbers, within limits.
 
 use std::io::Read;
 
 use thiserror::Error;
 
-/// Longest output of one decompression in bytes; a cloud kernel is about 60 MiB.
-pub(crate) const OUTPUT_MAX: u64 = 512 << 20;
+use crate::xz;
 
-/// Compression of a kernel payload or module.
+/// Largest dictionary in bytes; `xz -9` asks for this much. That of Zstandard is limited by `ruzstd` (128 MiB).
+const DICTIONARY_MAX: u64 = 64 << 20;
+
+/// How data are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// xz (LZMA2).
@@ -40,6 +42,12 @@ pub enum DecompressError {
         /// What the decompressor said.
         source: std::io::Error,
     },
+    /// The frame around the compressed data is cut or damaged.
+    #[error("the framing of {compression:?} data is damaged")]
+    Framing {
+        /// What the data claims to be.
+        compression: Compression,
+    },
     /// More output than allowed.
     #[error("{compression:?} data expands to more than {max} bytes")]
     TooLarge {
@@ -47,6 +55,12 @@ pub enum DecompressError {
         compression: Compression,
         /// The limit in bytes.
         max: u64,
+    },
+    /// More memory than allowed.
+    #[error("unpacking takes a dictionary of {dictionary} bytes, more than {DICTIONARY_MAX}")]
+    Dictionary {
+        /// Its size in bytes.
+        dictionary: u64,
     },
 }
 
@@ -64,37 +78,90 @@ impl Compression {
     }
 }
 
-/// Decompresses one stream; bytes after its end are ignored (the kernel appends the size).
-pub(crate) fn decompress(bytes: &[u8]) -> Result<Vec<u8>, DecompressError> {
+/// Decompresses one stream to at most `max` bytes; bytes after its end are ignored (the kernel appends the size). An
+/// ELF file is given back as it is.
+///
+/// # Errors
+/// When the data are damaged, of an unknown kind, or take more room than allowed.
+pub fn decompress(bytes: &[u8], max: u64) -> Result<Vec<u8>, DecompressError> {
     let compression = Compression::of(bytes).ok_or_else(|| DecompressError::UnknownMagic {
         magic: bytes.iter().take(6).copied().collect(),
     })?;
     match compression {
-        Compression::Elf => Ok(bytes.to_vec()),
+        Compression::Elf => limited(bytes, compression, max),
         Compression::Gzip => Err(DecompressError::Unsupported(compression)),
-        Compression::Xz => read_limited(lzma_rust2::XzReader::new(bytes, false), compression),
+        Compression::Xz => {
+            let needs = xz::needs(bytes).ok_or(DecompressError::Framing { compression })?;
+            if needs.dictionary > DICTIONARY_MAX {
+                return Err(DecompressError::Dictionary {
+                    dictionary: needs.dictionary,
+                });
+            }
+            if needs.unpacked > max {
+                return Err(DecompressError::TooLarge { compression, max });
+            }
+            limited(lzma_rust2::XzReader::new(bytes, false), compression, max)
+        }
         Compression::Zstd => {
             let reader =
                 ruzstd::decoding::StreamingDecoder::new(bytes).map_err(|error| DecompressError::Corrupt {
                     compression,
                     source: std::io::Error::other(error.to_string()),
                 })?;
-            read_limited(reader, compression)
+            limited(reader, compression, max)
         }
     }
 }
 
-fn read_limited(reader: impl Read, compression: Compression) -> Result<Vec<u8>, DecompressError> {
+fn limited(reader: impl Read, compression: Compression, max: u64) -> Result<Vec<u8>, DecompressError> {
     let mut output = Vec::new();
     reader
-        .take(OUTPUT_MAX + 1)
+        .take(max.saturating_add(1))
         .read_to_end(&mut output)
         .map_err(|source| DecompressError::Corrupt { compression, source })?;
-    if output.len() as u64 > OUTPUT_MAX {
-        return Err(DecompressError::TooLarge {
-            compression,
-            max: OUTPUT_MAX,
-        });
+    if output.len() as u64 > max {
+        return Err(DecompressError::TooLarge { compression, max });
     }
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn xz(content: &[u8]) -> Vec<u8> {
+        let options = lzma_rust2::XzOptions::with_preset(0);
+        let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn expansion_is_limited() {
+        // Zeros shrink well: the limit is on what comes out.
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        let zstd = ruzstd::encoding::compress_to_vec([0; 100_000].as_slice(), level);
+        for bomb in [xz(&[0; 100_000]), zstd] {
+            assert!(matches!(
+                decompress(&bomb, 99_999),
+                Err(DecompressError::TooLarge { .. })
+            ));
+            assert_eq!(decompress(&bomb, 100_000).unwrap().len(), 100_000);
+        }
+        assert!(matches!(
+            decompress(b"\x7fELF", 3),
+            Err(DecompressError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn a_greedy_dictionary_is_refused_before_it_is_allocated() {
+        let mut greedy = xz(b"small");
+        let at = greedy.windows(2).position(|two| two == [0x21, 1]).unwrap();
+        greedy[at + 2] = 40;
+        let error = decompress(&greedy, 1 << 20).unwrap_err();
+        assert!(matches!(error, DecompressError::Dictionary { dictionary } if dictionary == u32::MAX.into()));
+    }
 }

@@ -8,18 +8,30 @@ mod requirement;
 pub use requirement::{Proof, REQUIREMENTS, Requirement, missing};
 
 #[cfg(feature = "build")]
+mod catalogue;
+#[cfg(feature = "build")]
 mod decompress;
+#[cfg(test)]
+#[cfg(feature = "build")]
+mod hostile_tests;
 #[cfg(feature = "build")]
 mod module_index;
 #[cfg(feature = "build")]
+mod module_info;
+#[cfg(feature = "build")]
 mod modules;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(feature = "build")]
 mod vmlinux;
+#[cfg(feature = "build")]
+mod xz;
 
 #[cfg(feature = "build")]
 pub use self::{
-    decompress::{Compression, DecompressError},
-    module_index::{ModuleIndex, dependency_text, index_bytes, indexes},
-    modules::{ModuleError, ModuleSet, ReadyModule, canonical_name},
+    catalogue::Catalogue,
+    decompress::{Compression, DecompressError, decompress},
+    module_index::ModuleIndex,
+    modules::{ModuleError, ModuleSet, canonical_name},
     vmlinux::{VmlinuxError, vmlinux},
 };

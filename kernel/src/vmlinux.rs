@@ -15,6 +15,8 @@ const PROTOCOL_MIN: u16 = 0x0208;
 const SECTOR: usize = 512;
 /// Zero in the header means this many setup sectors.
 const SETUP_SECTS_DEFAULT: usize = 4;
+/// Longest kernel in bytes; Debian's have about 60 MiB.
+const KERNEL_MAX: u64 = 512 << 20;
 /// Offset of the magic of an arm64 Image: Linux Documentation/arch/arm64/booting.rst.
 const ARM64_MAGIC: usize = 0x38;
 
@@ -60,7 +62,7 @@ pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>, VmlinuxError> {
     if Compression::of(image) == Some(Compression::Elf) || is_arm64_image(image) {
         return Ok(image.to_vec());
     }
-    let kernel = decompress(payload(image)?)?;
+    let kernel = decompress(payload(image)?, KERNEL_MAX)?;
     if Compression::of(&kernel) != Some(Compression::Elf) {
         return Err(VmlinuxError::PayloadNotElf);
     }

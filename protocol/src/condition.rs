@@ -50,7 +50,16 @@ impl Layer {
     pub fn advisory(self) -> bool {
         matches!(self, Self::Clock | Self::Forward | Self::Tailscale)
     }
+
+    /// As [`Layer::advisory`] for one subject of the layer: what only waits for another boot harms nobody.
+    #[must_use]
+    pub fn advisory_for(self, subject: &str) -> bool {
+        self.advisory() || (self == Self::Vmm && subject == MACHINE)
+    }
 }
+
+/// The subject of [`Layer::Vmm`] that says what waits for another boot.
+pub const MACHINE: &str = "machine";
 
 impl std::fmt::Display for Layer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::handshake::{BootKey, Identity};
 use crate::name::Name;
 
+/// A shim's socket in its guest's run directory.
+pub const SHIM_SOCKET: &str = "shim.sock";
+
 /// The store's file in the state directory.
 pub const STORE: &str = "state.redb";
 
@@ -24,6 +27,12 @@ impl Layout {
     #[must_use]
     pub fn control(&self) -> PathBuf {
         self.run.join("control.sock")
+    }
+
+    /// The socket of the helper that holds the private network.
+    #[must_use]
+    pub fn netns(&self) -> PathBuf {
+        self.run.join("netns.sock")
     }
 
     /// The lock that only one host agent holds.

@@ -14,6 +14,7 @@ pub mod feed;
 pub mod finding;
 pub mod handshake;
 pub mod inspection;
+pub mod interface;
 pub mod layers;
 pub mod layout;
 pub mod limits;
@@ -23,6 +24,7 @@ pub mod secret;
 pub mod service;
 pub mod spec;
 pub mod status;
+pub mod subnet;
 #[cfg(feature = "transport")]
 pub mod transport;
 pub mod v1;

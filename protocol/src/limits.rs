@@ -50,3 +50,7 @@ pub const GUEST_EVENTS: usize = 1_024;
 pub const HOST_EVENTS: usize = 10_000;
 /// Events in one answer.
 pub const EVENTS_BATCH: usize = 256;
+/// Addresses of a guest's interface.
+pub const ADDRESSES: usize = 8;
+/// Name servers of a guest; resolv.conf(5) reads no more (MAXNS).
+pub const NAME_SERVERS: usize = 3;

@@ -7,7 +7,9 @@ use crate::v1::{Applied, Changes, ClockCorrection, Cursor, Document, Events, Pin
 /// What the guest agent serves to the host agent.
 #[tarpc::service]
 pub trait Guest {
-    /// Replaces the wanted state with a [`crate::spec::GuestSpec`]; returns after validation, not after convergence.
+    /// Replaces the wanted state with a [`crate::spec::GuestSpec`]: all of it, or a refusal and the old state.
+    /// Returns when what runs has been changed, at the latest after 4 s; a change that fails later is told by a
+    /// condition `NotApplied`. The first document has no old state and is answered at once.
     async fn apply(spec: Document) -> Result<Applied, Refusal>;
     /// What changed after the cursor, at once or when it happens, at the latest after `hold_ms`.
     async fn watch(cursor: Option<Cursor>, hold_ms: u32) -> Changes;
@@ -26,6 +28,8 @@ pub trait Guest {
 pub trait Host {
     /// Replaces the wanted state with a [`crate::spec::HostSpec`].
     async fn apply(spec: Document) -> Result<Applied, Refusal>;
+    /// The [`crate::spec::HostSpec`] that is wanted now; empty when nothing is.
+    async fn wanted() -> Document;
     /// What changed after the cursor in guests' conditions; the subject is `guest/subject`.
     async fn watch(cursor: Option<Cursor>, hold_ms: u32) -> Changes;
     /// What happened in all guests, as [`Guest::events`]; the subject is `guest/subject`.

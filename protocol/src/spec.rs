@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::interface::InterfaceSpec;
 use crate::name::Name;
 use crate::secret::{self, Secret};
+use crate::subnet::HostAddress;
 
 /// The document version that this build writes.
 pub const VERSION: u16 = 1;
@@ -20,6 +22,29 @@ pub struct HostSpec {
     pub version: u16,
     /// The guests by name.
     pub guests: BTreeMap<Name, GuestConfig>,
+    /// The network that they share; without one they are reached over vsock only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<HostNetwork>,
+}
+
+/// The network of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostNetwork {
+    /// Where its links are made.
+    pub namespace: Namespace,
+    /// The host's address on the bridge.
+    pub address: HostAddress,
+}
+
+/// Where the links of a network are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespace {
+    /// Private where that works, else there is no network.
+    Auto,
+    /// A network namespace of our own: nothing of the machine's changes.
+    Private,
 }
 
 /// One guest as the host runs it.
@@ -38,6 +63,35 @@ pub struct GuestConfig {
     pub services: Vec<Service>,
     /// Ports of the host that lead to ports of the guest.
     pub forwards: Vec<Forward>,
+    /// When it is started again by itself.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Its interface in the network, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceSpec>,
+}
+
+/// When a guest is started again by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restart {
+    /// After its end.
+    pub when: RestartWhen,
+    /// Also when it is wedged: its VMM is silent, or takes connections that nobody answers.
+    pub wedged: bool,
+}
+
+/// See [`Restart`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartWhen {
+    /// When nobody meant the end.
+    #[default]
+    OnFailure,
+    /// When it powered itself off, too.
+    Always,
+    /// Only when somebody asks for it.
+    Never,
 }
 
 /// A TCP port of the host that leads to one of the guest's loopback, over vsock.
@@ -82,7 +136,18 @@ pub struct GuestSpec {
     pub services: Vec<Service>,
     /// Secret values by name; kept on /run only.
     pub secrets: BTreeMap<String, Exposed>,
+    /// The network interface; without one the guest's is left alone and nothing is said about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<InterfaceSpec>,
+    /// Tailscale in the guest; without it nothing is said about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tailscale: Option<TailscaleSpec>,
 }
+
+/// Tailscale in a guest is to run: `{}`. Its daemon's socket is at its usual place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TailscaleSpec {}
 
 /// A secret in a document that goes to the guest, and nowhere else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +162,24 @@ pub struct Service {
     pub name: Name,
     /// What it is.
     pub kind: ServiceKind,
+    /// What it may use; everything without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+}
+
+/// What a service with all its processes may use (cgroup v2); what is `None` has no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory in MiB, page cache included; over it the kernel reclaims, then kills (`memory.max`).
+    #[serde(default)]
+    pub memory_max_mib: Option<u32>,
+    /// Processor time in percent of one CPU; 150 is one and a half (`cpu.max`).
+    #[serde(default)]
+    pub cpu_percent: Option<u32>,
+    /// Processes and threads (`pids.max`).
+    #[serde(default)]
+    pub pids_max: Option<u32>,
 }
 
 /// The services that are understood.
@@ -139,6 +222,7 @@ impl HostSpec {
     pub fn parse(document: &[u8]) -> Result<Self, SpecError> {
         let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
         check_version(spec.version)?;
+        spec.check_addresses()?;
         let mut listens = BTreeMap::new();
         for (name, guest) in &spec.guests {
             let at = |key: &str| format!("guests.{name}.{key}");
@@ -158,6 +242,42 @@ impl HostSpec {
         }
         Ok(spec)
     }
+
+    /// Each address is one guest's, in the network's subnet, and not the host's own.
+    fn check_addresses(&self) -> Result<(), SpecError> {
+        let mut owners = BTreeMap::new();
+        for (name, guest) in &self.guests {
+            let Some(interface) = &guest.interface else {
+                continue;
+            };
+            let wrong = |key: &str, problem| SpecError::Value {
+                path: format!("guests.{name}.interface.{key}"),
+                problem,
+            };
+            interface.check().map_err(|(key, problem)| wrong(&key, problem))?;
+            let Some(network) = &self.network else {
+                return Err(wrong("addresses", "there is no network".to_owned()));
+            };
+            for prefix in &interface.addresses {
+                let address = prefix.address();
+                if !network.address.subnet().contains(address) || prefix.length() != network.address.prefix()
+                {
+                    let problem = format!("{prefix} is not in {}", network.address.subnet());
+                    return Err(wrong("addresses", problem));
+                }
+                if address == network.address.ip() {
+                    return Err(wrong("addresses", format!("{address} is the host's own")));
+                }
+                if let Some(other) = owners.insert(address, name) {
+                    return Err(wrong(
+                        "addresses",
+                        format!("{address} is guest {other}'s as well"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl GuestSpec {
@@ -169,6 +289,12 @@ impl GuestSpec {
         let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
         check_version(spec.version)?;
         check_services("services", &spec.services)?;
+        if let Some(interface) = &spec.interface {
+            interface.check().map_err(|(key, problem)| SpecError::Value {
+                path: format!("interface.{key}"),
+                problem,
+            })?;
+        }
         Ok(spec)
     }
 }
@@ -216,6 +342,9 @@ fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
                 problem: format!("{} is there twice", service.name),
             });
         }
+        if let Some(limits) = &service.limits {
+            check_limits(&format!("{path}[{index}].limits"), limits)?;
+        }
         let ServiceKind::Postgres { settings, .. } = &service.kind;
         for (key, value) in settings {
             if !is_setting_name(key) || value.contains(['\n', '\r', '\0']) {
@@ -224,6 +353,20 @@ fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
                     problem: format!("{key:?} is not one line of postgresql.conf"),
                 });
             }
+        }
+    }
+    Ok(())
+}
+
+fn check_limits(path: &str, limits: &Limits) -> Result<(), SpecError> {
+    let ranges = [
+        ("memory_max_mib", limits.memory_max_mib, 16, 1 << 20),
+        ("cpu_percent", limits.cpu_percent, 1, 6_400),
+        ("pids_max", limits.pids_max, 16, 1 << 22),
+    ];
+    for (key, value, least, most) in ranges {
+        if let Some(value) = value {
+            within(format!("{path}.{key}"), value, least, most)?;
         }
     }
     Ok(())
@@ -248,8 +391,11 @@ mod tests {
                     settings: BTreeMap::from([("work_mem".into(), "4MB".into())]),
                     port: 5432,
                 },
+                limits: None,
             }],
             secrets: BTreeMap::from([("postgres".into(), Exposed(Secret::new("s3cret".into())))]),
+            interface: None,
+            tailscale: None,
         }
     }
 
@@ -258,6 +404,46 @@ mod tests {
         let document = serde_json::to_vec(&guest()).unwrap();
         assert_eq!(GuestSpec::parse(&document).unwrap(), guest());
         assert!(!format!("{:?}", guest()).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_document_of_before_interfaces_and_limits_still_reads_and_is_still_written() {
+        let text = r#"{"version":1,"revision":1,"hostname":"sql","services":[{"name":"postgres","kind":{"postgres":{"settings":{"work_mem":"4MB"},"port":5432}}}],"secrets":{"postgres":"s3cret"}}"#;
+        assert_eq!(GuestSpec::parse(text.as_bytes()).unwrap(), guest());
+        assert_eq!(serde_json::to_string(&guest()).unwrap(), text);
+    }
+
+    #[test]
+    fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
+        let mut full = guest();
+        full.interface = Some(InterfaceSpec {
+            addresses: vec!["192.168.100.2/24".parse().unwrap()],
+            gateway: Some("192.168.100.1".parse().unwrap()),
+            dns: vec!["192.168.100.1".parse().unwrap()],
+            mtu: Some(1400),
+        });
+        full.tailscale = Some(TailscaleSpec {});
+        full.services[0].limits = Some(Limits {
+            memory_max_mib: Some(128),
+            cpu_percent: Some(150),
+            pids_max: None,
+        });
+        let parse = |spec: &GuestSpec| GuestSpec::parse(&serde_json::to_vec(spec).unwrap());
+        assert_eq!(parse(&full).unwrap(), full);
+        let short = r#"{"addresses":["192.168.100.2/24"]}"#;
+        assert_eq!(serde_json::from_str::<InterfaceSpec>(short).unwrap().mtu, None);
+
+        let mut wrong = full.clone();
+        wrong.interface.as_mut().unwrap().gateway = Some("10.0.0.1".parse().unwrap());
+        let error = parse(&wrong).unwrap_err().to_string();
+        assert!(
+            error.starts_with("interface.gateway: 10.0.0.1 is in none"),
+            "{error}"
+        );
+        let mut wrong = full;
+        wrong.services[0].limits.as_mut().unwrap().cpu_percent = Some(0);
+        let error = parse(&wrong).unwrap_err().to_string();
+        assert_eq!(error, "services[0].limits.cpu_percent: 0 is not from 1 to 6400");
     }
 
     #[test]

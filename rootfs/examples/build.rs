@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let request = Build {
         cache,
         mirror: None,
+        snapshot: None,
         arch: if has("--arm64") { Arch::Arm64 } else { Arch::Amd64 },
         recipe: "postgresql-17",
         locked: has("--locked"),

@@ -1,4 +1,4 @@
-//! Locked packages brought into the store, several at a time.
+//! Locked packages brought into the store, several at a time, each from the first place that has it.
 
 use std::{
     sync::{
@@ -13,7 +13,8 @@ use thiserror::Error;
 use crate::{
     fetch::{FetchError, Fetcher},
     lock::{Lock, LockedPackage},
-    mirror::Mirrors,
+    scratch::Scratch,
+    source::Sources,
     store::{Store, StoreError},
 };
 
@@ -25,7 +26,7 @@ const PACKAGE_MAX: u64 = 256 << 20;
 /// Why a package is not there.
 #[derive(Debug, Error)]
 pub enum DownloadError {
-    /// The mirror failed.
+    /// A place failed.
     #[error("cannot download package {name} {version}")]
     Fetch {
         /// Its name.
@@ -34,6 +35,16 @@ pub enum DownloadError {
         version: String,
         /// Why.
         source: Box<FetchError>,
+    },
+    /// No place carries this version any more.
+    #[error("package {name} {version} is gone: {}", places.join("; "))]
+    Gone {
+        /// Its name.
+        name: String,
+        /// Its version.
+        version: String,
+        /// What each place said.
+        places: Vec<String>,
     },
     /// The file is not the locked one or cannot be kept.
     #[error("cannot keep package {name} {version}")]
@@ -58,9 +69,9 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
-    /// The mirror does not carry this version any more.
+    /// Every place was asked and none carries this version any more; a place that did not answer is not that.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Fetch { source, .. } if matches!(**source, FetchError::Gone { .. }))
+        matches!(self, Self::Gone { .. })
     }
 }
 
@@ -76,9 +87,10 @@ pub(crate) fn absent<'a>(lock: &'a Lock, store: &Store) -> Vec<(&'a str, &'a Loc
 /// Downloads `packages`; `tell` hears the number of packages done after each. Ends at the first error.
 pub(crate) fn download(
     packages: &[(&str, &LockedPackage)],
-    mirrors: &Mirrors,
+    sources: &Sources,
     fetcher: &Fetcher,
     store: &Store,
+    scratch: &Scratch,
     tell: &mut dyn FnMut(usize),
 ) -> Result<(), DownloadError> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -91,7 +103,10 @@ pub(crate) fn download(
                     let Some((name, package)) = packages.get(next.fetch_add(1, Ordering::Relaxed)) else {
                         return;
                     };
-                    if sender.send(one(name, package, mirrors, fetcher, store)).is_err() {
+                    if sender
+                        .send(one(name, package, sources, fetcher, store, scratch))
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -115,9 +130,10 @@ pub(crate) fn download(
 fn one(
     name: &str,
     package: &LockedPackage,
-    mirrors: &Mirrors,
+    sources: &Sources,
     fetcher: &Fetcher,
     store: &Store,
+    scratch: &Scratch,
 ) -> Result<(), DownloadError> {
     let (name, version) = (name.to_owned(), package.version.clone());
     if package.size > PACKAGE_MAX {
@@ -127,19 +143,32 @@ fn one(
             size: package.size,
         });
     }
-    let address = format!("{}/{}", mirrors.of(package.archive), package.path);
-    match fetcher.open(&address) {
-        Ok(body) => store
-            .insert(&address, &package.sha256, package.size, body)
-            .map_err(|source| DownloadError::Store {
-                name,
-                version,
-                source: Box::new(source),
-            }),
-        Err(source) => Err(DownloadError::Fetch {
-            name,
-            version,
-            source: Box::new(source),
-        }),
+    let mut places = Vec::new();
+    for address in sources.of(package) {
+        match fetcher.open(&address) {
+            Ok(body) => {
+                return store
+                    .insert(scratch, &address, &package.sha256, package.size, body)
+                    .map_err(|source| DownloadError::Store {
+                        name,
+                        version,
+                        source: Box::new(source),
+                    });
+            }
+            Err(error @ FetchError::Gone { .. }) => places.push(error.to_string()),
+            Err(source) => {
+                return Err(DownloadError::Fetch {
+                    name,
+                    version,
+                    source: Box::new(source),
+                });
+            }
+        }
     }
+    places.extend(sources.silent(package).map(str::to_owned));
+    Err(DownloadError::Gone {
+        name,
+        version,
+        places,
+    })
 }

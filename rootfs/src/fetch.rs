@@ -18,7 +18,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, Error)]
 pub enum FetchError {
     /// The mirror does not have it.
-    #[error("{address} is gone from the mirror (HTTP {status})")]
+    #[error("there is no {address} (HTTP {status})")]
     Gone {
         /// What was asked for.
         address: String,

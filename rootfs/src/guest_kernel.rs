@@ -1,5 +1,10 @@
-//! A kernel package made ready once per version: uncompressed kernel, modules for the initramfs, modules for the agent
-//! disk. Kept as a directory of the cache that appears whole.
+//! A kernel package made ready once per version: uncompressed kernel, modules for the initramfs, all modules with their
+//! indexes for the agent disk. Kept as sealed files in a directory of the cache.
+//!
+//! The modules of the agent disk stay compressed, as Debian signed them. Measured with the 1,138 of 6.12 cloud against
+//! unpacking them: 23 MB of disk instead of 49 MB (lz4; 45 MB with lz4hc), the image in 0.1 s instead of 0.3 s (3.3 s),
+//! and in a guest under TCG the same time (`modprobe nft_chain_nat` 0.45-0.47 s instead of 0.48-0.53 s, btrfs 1.4-1.8 s
+//! instead of 1.4-1.5 s) with 12 MB less in its page cache: the kernel unpacks them itself (MODULE_DECOMPRESS).
 
 use std::{
     fs, io,
@@ -7,20 +12,23 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sovereign_kernel::{ModuleError, ModuleIndex, ModuleSet, ReadyModule, VmlinuxError};
+use sovereign_kernel::{ModuleError, ModuleSet, VmlinuxError};
 use thiserror::Error;
 
 use crate::{
     deb::{self, DebError},
     initramfs::{InitramfsFile, segment},
+    scratch::Scratch,
+    seal::{self, Condition},
+    store::StoreError,
     tree::{Node, Tree, TreeError},
 };
 
 /// Counted up whenever the same package should be made ready in another way.
-pub(crate) const KERNEL_FORMAT: u32 = 1;
+pub(crate) const KERNEL_FORMAT: u32 = 2;
 
 /// Modules that init loads before it can mount the root.
-const EARLY_MODULES: &[&str] = &[
+pub(crate) const EARLY_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
     "erofs",
@@ -32,8 +40,8 @@ const EARLY_MODULES: &[&str] = &[
     "overlay",
 ];
 
-/// Modules that services ask for later; with the early ones they are on the agent disk.
-const LATE_MODULES: &[&str] = &[
+/// Modules that services ask for later: a kernel without them is refused here, not found lacking there.
+pub(crate) const LATE_MODULES: &[&str] = &[
     "tun",
     "nf_tables",
     "nf_conntrack",
@@ -52,7 +60,7 @@ const LATE_MODULES: &[&str] = &[
 
 const VMLINUX: &str = "vmlinux";
 const EARLY_SEGMENT: &str = "modules.cpio";
-const LATE_DIRECTORY: &str = "late";
+const ALL_MODULES: &str = "modules.tar";
 const DESCRIPTION: &str = "kernel.json";
 
 /// A kernel that is ready in the cache.
@@ -65,8 +73,6 @@ pub(crate) struct GuestKernel {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Description {
     version: String,
-    /// Files of the agent disk, relative to `/modules/<version>`.
-    late: Vec<String>,
 }
 
 /// Why a kernel package cannot be made ready.
@@ -112,6 +118,9 @@ pub enum GuestKernelError {
         /// Why.
         source: ModuleError,
     },
+    /// A result cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Two modules collide.
     #[error("cannot lay out the modules")]
     Tree(#[from] TreeError),
@@ -136,17 +145,34 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Gues
 }
 
 impl GuestKernel {
-    /// The kernel in `directory`, if one was made ready there.
-    pub(crate) fn open(directory: &Path) -> Option<Self> {
-        let description = serde_json::from_slice(&fs::read(directory.join(DESCRIPTION)).ok()?).ok()?;
-        Some(Self {
-            directory: directory.to_owned(),
-            description,
-        })
+    /// The kernel in `directory`, if one was made ready there and is still whole; else the file that is damaged.
+    pub(crate) fn open(directory: &Path) -> Result<Self, Option<PathBuf>> {
+        for name in [VMLINUX, EARLY_SEGMENT, ALL_MODULES, DESCRIPTION] {
+            let path = directory.join(name);
+            match seal::check(&path) {
+                Condition::Whole => {}
+                Condition::Absent => return Err(None),
+                Condition::Damaged => return Err(Some(path)),
+            }
+        }
+        let path = directory.join(DESCRIPTION);
+        let text = fs::read(&path).map_err(|_| None)?;
+        match serde_json::from_slice(&text) {
+            Ok(description) => Ok(Self {
+                directory: directory.to_owned(),
+                description,
+            }),
+            Err(_) => Err(Some(path)),
+        }
     }
 
     /// Makes the package `name` ready in `directory`.
-    pub(crate) fn prepare(name: &str, package: &[u8], directory: &Path) -> Result<Self, GuestKernelError> {
+    pub(crate) fn prepare(
+        name: &str,
+        package: &[u8],
+        scratch: &Scratch,
+        directory: &Path,
+    ) -> Result<Self, GuestKernelError> {
         let tree = deb::read(package).map_err(|source| GuestKernelError::Package {
             name: name.to_owned(),
             source,
@@ -157,23 +183,37 @@ impl GuestKernel {
             name: name.to_owned(),
             source,
         })?;
-        let modules = parts.modules(&tree);
-        let closure = |wanted: &[&str]| {
-            modules
-                .closure(wanted)
-                .map_err(|source| GuestKernelError::Modules {
-                    name: name.to_owned(),
-                    source,
-                })
+        let modules = |source| GuestKernelError::Modules {
+            name: name.to_owned(),
+            source,
         };
-        let early =
-            early_segment(&closure(EARLY_MODULES)?).map_err(io_error("build", Path::new(EARLY_SEGMENT)))?;
-        let late = late_files(&closure(&[EARLY_MODULES, LATE_MODULES].concat())?, &modules);
+        let set = parts.modules(&tree);
+        let catalogue = set.catalogue().map_err(modules)?;
+        let order = catalogue.load_order(EARLY_MODULES).map_err(modules)?;
+        catalogue.load_order(LATE_MODULES).map_err(modules)?;
+        let early: Vec<(&str, Vec<u8>)> = order
+            .into_iter()
+            .map(|name| Ok((name, set.unpacked(name)?)))
+            .collect::<Result<_, _>>()
+            .map_err(modules)?;
+        let early = early_segment(early).map_err(io_error("build", Path::new(EARLY_SEGMENT)))?;
+        let indexes = catalogue.index_files().map_err(modules)?;
+        let all =
+            all_modules(parts.version, &set, &indexes).map_err(io_error("build", Path::new(ALL_MODULES)))?;
         let description = Description {
             version: parts.version.to_owned(),
-            late: late.iter().map(|(path, _)| path.clone()).collect(),
         };
-        store(directory, &description, &kernel, &early, &late)?;
+        let text = serde_json::to_vec_pretty(&description)
+            .map_err(|error| io_error("describe", directory)(error.into()))?;
+        let files = [
+            (VMLINUX, &kernel),
+            (EARLY_SEGMENT, &early),
+            (ALL_MODULES, &all),
+            (DESCRIPTION, &text),
+        ];
+        for (name, bytes) in files {
+            seal::publish(scratch, bytes.as_slice(), &directory.join(name))?;
+        }
         Ok(Self {
             directory: directory.to_owned(),
             description,
@@ -204,17 +244,13 @@ impl GuestKernel {
 
     /// The agent disk: `/sovereign-guest` and `/modules/<version>/…`.
     pub(crate) fn agent_tree(&self, agent: Vec<u8>) -> Result<Tree, GuestKernelError> {
-        let mut tree = Tree::default();
+        let path = self.directory.join(ALL_MODULES);
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        let mut tree = deb::read_tar(&bytes).map_err(|source| GuestKernelError::Package {
+            name: path.display().to_string(),
+            source,
+        })?;
         tree.file("sovereign-guest", 0o755, agent)?;
-        for name in &self.description.late {
-            let path = self.directory.join(LATE_DIRECTORY).join(name);
-            let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-            tree.file(
-                &format!("modules/{}/{name}", self.description.version),
-                0o644,
-                bytes,
-            )?;
-        }
         Ok(tree)
     }
 }
@@ -254,14 +290,11 @@ impl<'a> Parts<'a> {
                 .find_map(|prefix| path.strip_prefix(prefix.as_str()))
                 .map(str::to_owned)
         };
-        let builtin = prefixes
-            .iter()
-            .find_map(|prefix| tree.content(&format!("{prefix}modules.builtin")));
         let files = tree.iter().filter_map(|(path, node)| match node {
-            Node::File { content, .. } => Some((inside(path)?, content.to_vec())),
+            Node::File { content, .. } => Some((inside(path)?, content.clone())),
             _ => None,
         });
-        ModuleSet::new(files, &String::from_utf8_lossy(builtin.unwrap_or_default()))
+        ModuleSet::new(files)
     }
 }
 
@@ -290,83 +323,34 @@ fn check_requirements(name: &str, config: &str) -> Result<(), GuestKernelError> 
 }
 
 /// `/modules/NNN-name.ko` and `/modules.order`, the list of them in load order.
-fn early_segment(modules: &[ReadyModule]) -> io::Result<Vec<u8>> {
-    let path = |(at, module): (usize, &ReadyModule)| format!("modules/{at:03}-{}.ko", module.name);
-    let paths: Vec<String> = modules.iter().enumerate().map(path).collect();
-    let order: String = paths.iter().map(|path| format!("{path}\n")).collect();
-    let mut files: Vec<InitramfsFile> = paths
-        .into_iter()
-        .zip(modules)
-        .map(|(path, module)| InitramfsFile {
-            path,
-            mode: 0o644,
-            bytes: module.bytes.clone(),
-        })
-        .collect();
-    files.push(InitramfsFile {
-        path: "modules.order".to_owned(),
+fn early_segment(modules: Vec<(&str, Vec<u8>)>) -> io::Result<Vec<u8>> {
+    let file = |path: String, bytes| InitramfsFile {
+        path,
         mode: 0o644,
-        bytes: order.into_bytes(),
-    });
+        bytes,
+    };
+    let mut files: Vec<InitramfsFile> = modules
+        .into_iter()
+        .enumerate()
+        .map(|(at, (name, bytes))| file(format!("modules/{at:03}-{name}.ko"), bytes))
+        .collect();
+    let order: String = files.iter().map(|file| format!("{}\n", file.path)).collect();
+    files.push(file("modules.order".to_owned(), order.into_bytes()));
     segment(&["modules"], &files)
 }
 
-/// Modules and the indexes by which modprobe finds them.
-fn late_files(modules: &[ReadyModule], set: &ModuleSet) -> Vec<(String, Vec<u8>)> {
-    let (dependencies, aliases) = sovereign_kernel::indexes(modules);
-    let builtin: ModuleIndex = set
-        .builtin()
-        .map(|name| (name.to_owned(), vec![String::new()]))
-        .collect();
-    let mut files: Vec<(String, Vec<u8>)> = modules
-        .iter()
-        .map(|module| (module.path.clone(), module.bytes.clone()))
-        .collect();
-    files.push((
-        "modules.dep".to_owned(),
-        sovereign_kernel::dependency_text(modules).into_bytes(),
-    ));
-    for (name, index) in [("dep", dependencies), ("alias", aliases), ("builtin", builtin)] {
-        files.push((
-            format!("modules.{name}.bin"),
-            sovereign_kernel::index_bytes(&index),
-        ));
+/// `modules/<version>` with everything that modprobe and the kernel's own autoload want to find there.
+fn all_modules(version: &str, set: &ModuleSet, indexes: &[(&str, Vec<u8>)]) -> io::Result<Vec<u8>> {
+    let packaged = set.packaged().map(|(path, bytes)| (path, &bytes[..]));
+    let indexes = indexes.iter().map(|(path, bytes)| (*path, bytes.as_slice()));
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in packaged.chain(indexes) {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, format!("modules/{version}/{path}"), bytes)?;
     }
-    files
-}
-
-fn store(
-    directory: &Path,
-    description: &Description,
-    kernel: &[u8],
-    early: &[u8],
-    late: &[(String, Vec<u8>)],
-) -> Result<(), GuestKernelError> {
-    let parent = directory.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-    let work = tempfile::tempdir_in(parent).map_err(io_error("create a directory in", parent))?;
-    let root = work.path().join("kernel");
-    let write = |name: &str, bytes: &[u8]| {
-        let path = root.join(name);
-        let parent = path.parent().unwrap_or(&root);
-        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
-        fs::write(&path, bytes)
-            .and_then(|()| fs::File::open(&path)?.sync_all())
-            .map_err(io_error("write", &path))
-    };
-    write(VMLINUX, kernel)?;
-    write(EARLY_SEGMENT, early)?;
-    for (name, bytes) in late {
-        write(&format!("{LATE_DIRECTORY}/{name}"), bytes)?;
-    }
-    let text =
-        serde_json::to_vec_pretty(description).map_err(|error| io_error("write", &root)(error.into()))?;
-    write(DESCRIPTION, &text)?;
-    match fs::rename(&root, directory) {
-        // Another build was faster and made the same.
-        Err(_) if GuestKernel::open(directory).is_some() => Ok(()),
-        result => result.map_err(io_error("create", directory)),
-    }
+    archive.into_inner()
 }
 
 #[cfg(test)]
@@ -395,14 +379,37 @@ mod tests {
 
     #[test]
     fn the_early_segment_lists_modules_in_load_order() {
-        let module = |name: &str| ReadyModule {
-            name: name.to_owned(),
-            path: String::new(),
-            bytes: b"elf".to_vec(),
-            depends: vec![],
-            aliases: vec![],
-        };
-        let text = String::from_utf8_lossy(&early_segment(&[module("z"), module("a")]).unwrap()).into_owned();
+        let modules = vec![("z", b"elf".to_vec()), ("a", b"elf".to_vec())];
+        let text = String::from_utf8_lossy(&early_segment(modules).unwrap()).into_owned();
         assert!(text.contains("modules/000-z.ko\nmodules/001-a.ko\n"), "{text}");
+    }
+
+    #[test]
+    fn the_agent_disk_has_every_module_as_packaged_and_the_indexes() {
+        let directory = tempfile::tempdir().unwrap();
+        let package = crate::fixture::kernel("1");
+        let scratch = Scratch::open(directory.path()).unwrap();
+        let kernel = GuestKernel::prepare("k", &package, &scratch, &directory.path().join("k")).unwrap();
+        let tree = kernel.agent_tree(b"agent".to_vec()).unwrap();
+        assert_eq!(tree.content("sovereign-guest"), Some(b"agent".as_slice()));
+        let base = format!("modules/{}", kernel.version());
+        let packaged = deb::read(&package).unwrap();
+        for name in ["kernel/a.ko.xz", "kernel/b.ko", "modules.builtin"] {
+            let theirs = packaged.content(&format!("usr/lib/{base}/{name}"));
+            assert!(
+                theirs.is_some() && tree.content(&format!("{base}/{name}")) == theirs,
+                "{name}"
+            );
+        }
+        assert_eq!(
+            tree.content(&format!("{base}/modules.dep")),
+            Some(b"kernel/a.ko.xz:\nkernel/b.ko: kernel/a.ko.xz\n".as_slice())
+        );
+        for name in ["dep", "alias", "symbols", "builtin", "builtin.alias"] {
+            assert!(
+                tree.get(&format!("{base}/modules.{name}.bin")).is_some(),
+                "{name}"
+            );
+        }
     }
 }

@@ -74,7 +74,7 @@ fn parse(archive: Archive, stanza: &str) -> Option<(&str, Offer)> {
 }
 
 /// Whether a pool path stays below the archive's address.
-fn is_plain_path(path: &str) -> bool {
+pub(crate) fn is_plain_path(path: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/._+~-%:".contains(&byte);
     path.bytes().all(allowed)
         && path

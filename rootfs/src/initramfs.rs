@@ -39,8 +39,8 @@ pub fn segment(directories: &[&str], files: &[InitramfsFile]) -> io::Result<Vec<
             .finish()?;
     }
     for file in files {
-        let length =
-            u32::try_from(file.bytes.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        let too_long = |_| io::Error::other("a file of 4 GiB or more does not fit into an initramfs");
+        let length = u32::try_from(file.bytes.len()).map_err(too_long)?;
         let mut writer = entry(&file.path, ModeFileType::Regular, file.mode).write(output, length);
         writer.write_all(&file.bytes)?;
         output = writer.finish()?;

@@ -7,9 +7,10 @@ use thiserror::Error;
 
 use crate::{
     Arch, Archive,
-    index::{Index, dependency_names},
+    digest::{is_sha1, is_sha256, sha1_hex},
+    index::{Index, dependency_names, is_plain_path},
     recipe::Recipe,
-    store::{StoreError, write_atomically},
+    store::{Store, StoreError, write_atomically},
 };
 
 /// The only format of lock files so far.
@@ -45,6 +46,9 @@ pub struct LockedPackage {
     pub archive: Archive,
     /// SHA-256 of the .deb.
     pub sha256: String,
+    /// SHA-1 of the .deb: the name by which a snapshot service finds it, never what is trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha1: Option<String>,
     /// Length of the .deb in bytes.
     pub size: u64,
     /// Path below the archive's base address.
@@ -98,6 +102,14 @@ pub enum LockError {
         /// Why.
         source: Box<toml::de::Error>,
     },
+    /// The file is a lock with impossible content.
+    #[error("lock file {} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The lock cannot be written as text.
     #[error("cannot write the lock as TOML")]
     Format(#[from] toml::ser::Error),
@@ -145,6 +157,7 @@ fn locked(index: &Index, name: &str) -> Result<LockedPackage, LockError> {
         arch: offer.arch,
         archive: offer.archive,
         sha256: offer.sha256,
+        sha1: None,
         size: offer.size,
         path: offer.path,
     })
@@ -164,16 +177,43 @@ impl Lock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(read(error)),
             Ok(metadata) if metadata.len() > LOCK_MAX => {
-                return Err(read(io::ErrorKind::FileTooLarge.into()));
+                return Err(LockError::Damaged {
+                    path: path.to_owned(),
+                    reason: format!("it has {} bytes, more than {LOCK_MAX}", metadata.len()),
+                });
             }
             Ok(_) => {}
         }
         let text = fs::read_to_string(path).map_err(read)?;
-        let parse = |source| LockError::Parse {
-            path: path.to_owned(),
-            source: Box::new(source),
+        Self::parse(&text, path).map(Some)
+    }
+
+    /// The lock in `text`; `path` is for messages.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, LockError> {
+        let path = path.to_owned();
+        match toml::from_str::<Self>(text) {
+            Ok(lock) => match lock.damage() {
+                None => Ok(lock),
+                Some(reason) => Err(LockError::Damaged { path, reason }),
+            },
+            Err(source) => Err(LockError::Parse {
+                path,
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    /// What no resolver writes: such a file was cut, edited or made up.
+    fn damage(&self) -> Option<String> {
+        if !self.packages.contains_key(&self.kernel) {
+            return Some(format!("its kernel {} is not among its packages", self.kernel));
+        }
+        let odd = |package: &LockedPackage| {
+            let sha1 = package.sha1.as_deref().is_none_or(is_sha1);
+            !is_sha256(&package.sha256) || !sha1 || !is_plain_path(&package.path)
         };
-        toml::from_str(&text).map(Some).map_err(parse)
+        let (name, _) = self.packages.iter().find(|(_, package)| odd(package))?;
+        Some(format!("digest or path of package {name} is none"))
     }
 
     /// Saves the lock file atomically.
@@ -191,6 +231,38 @@ impl Lock {
             "# Written by `sovereign build`. Renew it with `sovereign update`.\n{}",
             toml::to_string(self)?
         ))
+    }
+
+    /// The lock with the SHA-1 of each package, of files in `store` that were checked against their SHA-256.
+    pub(crate) fn with_sha1(&self, store: &Store) -> Result<Self, StoreError> {
+        let mut lock = self.clone();
+        for package in lock.packages.values_mut() {
+            package.sha1 = Some(sha1_hex(&store.read(&package.sha256)?));
+        }
+        Ok(lock)
+    }
+
+    /// How `other` differs: one package by name and versions, of the rest the number.
+    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+        let change = |name: &str, package: &LockedPackage| match other.packages.get(name) {
+            Some(new) if new.version == package.version => None,
+            Some(new) => Some(format!("{name} {} instead of {}", new.version, package.version)),
+            None => Some(format!("no {name}")),
+        };
+        let gone = self
+            .packages
+            .iter()
+            .filter_map(|(name, package)| change(name, package));
+        let added = other
+            .packages
+            .keys()
+            .filter(|name| !self.packages.contains_key(*name));
+        let mut changes = gone.chain(added.map(|name| format!("{name} added")));
+        let first = changes.next()?;
+        match changes.count() {
+            0 => Some(first),
+            more => Some(format!("{first} and {more} more")),
+        }
     }
 
     /// What keeps this lock from being one for `recipe`, if anything.

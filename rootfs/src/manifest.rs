@@ -8,7 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{StoreError, write_atomically};
+use crate::{
+    scratch::Scratch,
+    seal::{self, Condition},
+    store::{StoreError, io_error},
+};
 
 /// Finished files and what they are made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,48 +38,38 @@ pub struct Artifacts {
     pub built: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    artifacts: Artifacts,
-    /// Length of each artifact in bytes, in the order of [`paths`].
-    sizes: Vec<u64>,
+/// What is remembered of a build.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) artifacts: Artifacts,
+    /// SHA-256 of each package.
+    pub(crate) packages: Vec<String>,
 }
 
-fn paths(artifacts: &Artifacts) -> [&Path; 4] {
-    [
-        &artifacts.kernel,
-        &artifacts.initramfs,
-        &artifacts.root,
-        &artifacts.agent_disk,
-    ]
+impl Artifacts {
+    /// The four files.
+    pub(crate) fn files(&self) -> [&Path; 4] {
+        [&self.kernel, &self.initramfs, &self.root, &self.agent_disk]
+    }
 }
 
-fn sizes(artifacts: &Artifacts) -> io::Result<Vec<u64>> {
-    paths(artifacts)
-        .iter()
-        .map(|path| Ok(fs::metadata(path)?.len()))
-        .collect()
-}
-
-/// The artifacts of an earlier build with this key, if all of them are still there.
+/// The artifacts of an earlier build with this key, if all of them are still what they were.
 pub(crate) fn load(path: &Path) -> Option<Artifacts> {
-    let manifest: Manifest = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    (sizes(&manifest.artifacts).ok()? == manifest.sizes).then_some(manifest.artifacts)
+    let artifacts = read(path)?.artifacts;
+    let whole = |path: &&Path| seal::check(path) == Condition::Whole;
+    artifacts.files().iter().all(whole).then_some(artifacts)
+}
+
+/// A manifest, whatever has become of its files.
+pub(crate) fn read(path: &Path) -> Option<Manifest> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// Remembers what a build made.
-pub(crate) fn save(path: &Path, artifacts: &Artifacts) -> Result<(), StoreError> {
-    let error = |source| StoreError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    };
-    let manifest = Manifest {
-        sizes: sizes(artifacts).map_err(error)?,
-        artifacts: artifacts.clone(),
-    };
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|source| error(source.into()))?;
-    write_atomically(path, &text)
+pub(crate) fn save(scratch: &Scratch, path: &Path, manifest: &Manifest) -> Result<(), StoreError> {
+    let text =
+        serde_json::to_vec_pretty(manifest).map_err(|error| io_error("describe", path)(error.into()))?;
+    scratch.publish(&text, path)
 }
 
 /// What tells that a file is unchanged without reading it.
@@ -115,10 +109,19 @@ mod tests {
             built: false,
         };
         let path = directory.path().join("m/key.json");
+        let manifest = Manifest {
+            artifacts: artifacts.clone(),
+            packages: vec![],
+        };
+        let scratch = Scratch::open(directory.path()).unwrap();
+        for path in artifacts.files() {
+            seal::publish(&scratch, fs::read(path).unwrap().as_slice(), path).unwrap();
+        }
         assert_eq!(load(&path), None);
-        save(&path, &artifacts).unwrap();
+        save(&scratch, &path, &manifest).unwrap();
         assert_eq!(load(&path), Some(artifacts));
         fs::write(directory.path().join("r"), "cut").unwrap();
         assert_eq!(load(&path), None);
+        assert!(read(&path).is_some());
     }
 }

@@ -38,6 +38,12 @@ pub enum MirrorError {
         /// The address.
         address: String,
     },
+    /// The caller's snapshot service cannot be used.
+    #[error("snapshot service {address:?} is not of the form http://host/path")]
+    BadSnapshot {
+        /// The address.
+        address: String,
+    },
 }
 
 impl Mirrors {
@@ -47,16 +53,12 @@ impl Mirrors {
     /// When nothing names a mirror or `explicit` is not an http address.
     pub fn discover(explicit: Option<&str>) -> Result<Self, MirrorError> {
         if let Some(address) = explicit {
-            let address = address.trim_end_matches('/');
-            let host = address
-                .strip_prefix("http://")
-                .filter(|rest| !rest.is_empty() && !rest.starts_with('/'));
-            host.ok_or_else(|| MirrorError::BadAddress {
+            let address = http_base(address).ok_or_else(|| MirrorError::BadAddress {
                 address: address.to_owned(),
             })?;
             return Ok(Self {
-                main: address.to_owned(),
-                security: security_beside(address),
+                security: security_beside(&address),
+                main: address,
             });
         }
         Self::below(Path::new("/")).ok_or(MirrorError::Unknown)
@@ -84,6 +86,13 @@ impl Mirrors {
             Archive::Security => &self.security,
         }
     }
+}
+
+/// `address` without a trailing slash, when it is a plain http one.
+pub(crate) fn http_base(address: &str) -> Option<String> {
+    let address = address.trim_end_matches('/');
+    let rest = address.strip_prefix("http://")?;
+    (!rest.is_empty() && !rest.starts_with('/')).then(|| address.to_owned())
 }
 
 fn choose(addresses: &[String]) -> Option<Mirrors> {

@@ -14,6 +14,11 @@ use crate::{
     tree::{Node, Tree},
 };
 
+/// Longest name of a library in bytes, as in a directory.
+const SONAME_MAX: usize = 255;
+/// Most libraries that one file needs.
+const NEEDED_MAX: usize = 1024;
+
 /// What an ELF check found wrong.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NeededError {
@@ -50,9 +55,9 @@ pub(crate) fn check(tree: &Tree, arch: Arch) -> Result<(), NeededError> {
         if !content.starts_with(&elf::ELFMAG) {
             continue;
         }
-        let needed = needed(content).map_err(|error| NeededError::Damaged {
+        let needed = needed(content).map_err(|reason| NeededError::Damaged {
             file: file.to_owned(),
-            reason: error.to_string(),
+            reason,
         })?;
         for soname in needed {
             if found.contains(&soname) {
@@ -76,18 +81,25 @@ fn is_file(tree: &Tree, path: &str) -> bool {
         .is_some_and(|path| tree.content(&path).is_some())
 }
 
-fn needed(content: &[u8]) -> object::Result<Vec<String>> {
-    let header = FileHeader64::<Endianness>::parse(content)?;
-    let endian = header.endian()?;
-    let sections = header.sections(endian, content)?;
-    let Some((entries, strings)) = sections.dynamic(endian, content)? else {
+pub(crate) fn needed(content: &[u8]) -> Result<Vec<String>, String> {
+    let text = |error: object::Error| error.to_string();
+    let header = FileHeader64::<Endianness>::parse(content).map_err(text)?;
+    let endian = header.endian().map_err(text)?;
+    let sections = header.sections(endian, content).map_err(text)?;
+    let Some((entries, strings)) = sections.dynamic(endian, content).map_err(text)? else {
         return Ok(Vec::new());
     };
-    let strings = sections.strings(endian, content, strings)?;
-    let wanted = entries.iter().filter(|entry| entry.tag(endian) == elf::DT_NEEDED);
-    wanted
-        .map(|entry| Ok(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned()))
-        .collect()
+    let strings = sections.strings(endian, content, strings).map_err(text)?;
+    let mut names = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.tag(endian) == elf::DT_NEEDED) {
+        let name = entry.string(endian, strings).map_err(text)?;
+        // Entries may share one long string: without limits a small file would fill the memory.
+        if name.len() > SONAME_MAX || names.len() >= NEEDED_MAX {
+            return Err("it needs too much".to_owned());
+        }
+        names.push(String::from_utf8_lossy(name).into_owned());
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -124,6 +136,19 @@ mod tests {
         );
         tree.file("usr/lib/real", 0o644, *b"x").unwrap();
         assert_eq!(check(&tree, Arch::Amd64), Ok(()));
+    }
+
+    #[test]
+    fn a_name_that_no_directory_can_hold_is_damage() {
+        let mut shell = std::fs::read("/bin/sh").unwrap();
+        let first = needed(&shell).unwrap().remove(0);
+        let at = shell
+            .windows(first.len())
+            .position(|part| part == first.as_bytes())
+            .unwrap();
+        // What follows in the table of strings becomes part of the name.
+        shell[at..at + SONAME_MAX].fill(b'x');
+        assert_eq!(needed(&shell).map(|_| ()), Err("it needs too much".to_owned()));
     }
 
     #[test]

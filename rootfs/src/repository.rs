@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sovereign_kernel::{DecompressError, decompress};
 use thiserror::Error;
 
 use crate::{
@@ -11,8 +12,8 @@ use crate::{
     keyring::{KeyError, Keyring},
     mirror::Mirrors,
     release::{Release, ReleaseError, Vouched},
-    store::{Store, StoreError, write_atomically},
-    unpack::{UnpackError, unxz},
+    scratch::Scratch,
+    store::{Store, StoreError},
 };
 
 /// Longest InRelease file in bytes.
@@ -43,7 +44,7 @@ pub enum RepositoryError {
         /// The suite.
         suite: String,
         /// Why.
-        source: UnpackError,
+        source: DecompressError,
     },
     /// An index is not text.
     #[error("the package index of {suite} is not UTF-8")]
@@ -67,6 +68,7 @@ pub(crate) struct Repository<'a> {
     pub(crate) keyring: &'a Keyring,
     pub(crate) fetcher: &'a Fetcher,
     pub(crate) store: &'a Store,
+    pub(crate) scratch: &'a Scratch,
     /// Where the newest date seen of each suite is kept.
     pub(crate) seen: PathBuf,
     /// Seconds since 1970.
@@ -105,8 +107,14 @@ impl Repository<'_> {
         if !self.store.has(&vouched.sha256, vouched.size) {
             self.fetch_index(&format!("{base}/{directory}"), vouched)?;
         }
-        let compressed = self.store.read(&vouched.sha256)?;
-        let text = unxz(&compressed, INDEX_TEXT_MAX).map_err(|source| RepositoryError::Unpack {
+        let compressed = match self.store.read(&vouched.sha256) {
+            Err(StoreError::Damaged { .. }) => {
+                self.fetch_index(&format!("{base}/{directory}"), vouched)?;
+                self.store.read(&vouched.sha256)?
+            }
+            read => read?,
+        };
+        let text = decompress(&compressed, INDEX_TEXT_MAX).map_err(|source| RepositoryError::Unpack {
             suite: suite.to_owned(),
             source,
         })?;
@@ -121,7 +129,7 @@ impl Repository<'_> {
         let text = self.keyring.verify(archive, &address, &signed, self.now)?;
         let seen = self.seen.join(suite);
         let release = Release::parse(suite, &text, self.now, read_date(&seen))?;
-        write_atomically(&seen, release.date.to_string().as_bytes())?;
+        self.scratch.publish(release.date.to_string().as_bytes(), &seen)?;
         Ok(release)
     }
 
@@ -134,7 +142,8 @@ impl Repository<'_> {
             Err(FetchError::Gone { .. }) => (plain.clone(), self.fetcher.open(&plain)?),
             Err(error) => return Err(error.into()),
         };
-        self.store.insert(&address, &vouched.sha256, vouched.size, body)?;
+        self.store
+            .insert(self.scratch, &address, &vouched.sha256, vouched.size, body)?;
         Ok(())
     }
 }

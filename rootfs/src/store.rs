@@ -1,6 +1,6 @@
 //! A content-addressed store of downloaded files: `<root>/<sha256>`.
 //!
-//! A file appears under its name only whole and with that digest; a file found damaged is removed.
+//! A file appears under its name only whole and with that digest; what is read is checked again.
 
 use std::{
     fs, io,
@@ -11,7 +11,10 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::digest::{hex, is_sha256, sha256_hex};
+use crate::{
+    digest::{hex, is_sha256, sha256_hex},
+    scratch::{Scratch, make_parent},
+};
 
 /// A content-addressed store.
 #[derive(Debug, Clone)]
@@ -60,15 +63,15 @@ pub enum StoreError {
         /// The text.
         text: String,
     },
-    /// A stored file was damaged and has been removed.
-    #[error("{} was damaged and has been removed; try again", path.display())]
+    /// A stored file is not what was stored.
+    #[error("{} is damaged", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
     },
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Io {
         action,
         path: path.to_owned(),
@@ -94,22 +97,29 @@ impl Store {
         if sha256_hex(&bytes) == sha256 {
             return Ok(bytes);
         }
-        fs::remove_file(&path).map_err(io_error("remove the damaged", &path))?;
         Err(StoreError::Damaged { path })
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub(crate) fn remove(&self, sha256: &str) -> Result<(), StoreError> {
+        let path = self.path(sha256)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Copies `source` into the store while checking digest and length; `name` is for messages.
     pub(crate) fn insert(
         &self,
+        scratch: &Scratch,
         name: &str,
         sha256: &str,
         length: u64,
         source: impl Read,
     ) -> Result<(), StoreError> {
         let path = self.path(sha256)?;
-        fs::create_dir_all(&self.root).map_err(io_error("create", &self.root))?;
-        let mut file =
-            tempfile::NamedTempFile::new_in(&self.root).map_err(io_error("create a file in", &self.root))?;
+        let mut file = scratch.file()?;
         let (found, found_length) = copy_hashed(name, source.take(length.saturating_add(1)), &mut file)?;
         if found != sha256 || found_length != length {
             let (name, expected) = (name.to_owned(), sha256.to_owned());
@@ -121,11 +131,9 @@ impl Store {
                 length: found_length,
             });
         }
-        file.persist(&path).map_err(|error| StoreError::Io {
-            action: "create",
-            path,
-            source: error.error,
-        })?;
+        make_parent(&path)?;
+        file.persist(&path)
+            .map_err(|error| io_error("create", &path)(error.error))?;
         Ok(())
     }
 
@@ -140,7 +148,8 @@ impl Store {
     }
 }
 
-fn copy_hashed(
+/// Copies `source` to `target`; its digest and length in bytes.
+pub(crate) fn copy_hashed(
     name: &str,
     mut source: impl Read,
     target: &mut tempfile::NamedTempFile,
@@ -171,7 +180,8 @@ fn copy_hashed(
     }
 }
 
-/// Writes a file so that readers see the old or the new content whole: temporary file, fsync, rename.
+/// Writes a file outside the cache so that readers see the old or the new content whole: temporary file beside it,
+/// fsync, rename.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let parent = path
         .parent()
@@ -201,15 +211,18 @@ mod tests {
     fn only_matching_data_get_in() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().join("store"));
+        let scratch = Scratch::open(directory.path()).unwrap();
         let digest = sha256_hex(b"good");
         for bad in [b"evil".as_slice(), b"good and more", b"goo"] {
             assert!(matches!(
-                store.insert("x", &digest, 4, bad),
+                store.insert(&scratch, "x", &digest, 4, bad),
                 Err(StoreError::Mismatch { .. })
             ));
             assert!(!store.has(&digest, 4));
         }
-        store.insert("x", &digest, 4, b"good".as_slice()).unwrap();
+        store
+            .insert(&scratch, "x", &digest, 4, b"good".as_slice())
+            .unwrap();
         assert!(store.has(&digest, 4) && !store.has(&digest, 5));
         assert_eq!(store.read(&digest).unwrap(), b"good");
         assert_eq!(
@@ -220,12 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_removed_and_odd_names_refused() {
+    fn damaged_files_and_odd_names_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().to_owned());
         let digest = sha256_hex(b"good");
         fs::write(directory.path().join(&digest), b"evil").unwrap();
         assert!(matches!(store.read(&digest), Err(StoreError::Damaged { .. })));
+        store.remove(&digest).unwrap();
+        store.remove(&digest).unwrap();
         assert!(!store.has(&digest, 4));
         assert!(matches!(
             store.read("../../etc/passwd"),

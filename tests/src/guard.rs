@@ -21,6 +21,23 @@ pub fn refuse_vsock() {
     });
 }
 
+/// Makes unshare() fail with EPERM in this process and all that it starts, as in many containers.
+///
+/// # Panics
+/// When the filter cannot be installed.
+pub fn refuse_unshare() {
+    let refused = SeccompFilter::new(
+        [(libc::SYS_unshare, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        TargetArch::try_from(std::env::consts::ARCH).expect("a known machine"),
+    );
+    let program: BpfProgram = refused
+        .and_then(TryInto::try_into)
+        .expect("the filter is well formed");
+    seccompiler::apply_filter(&program).expect("seccomp is available");
+}
+
 fn filter() -> anyhow::Result<BpfProgram> {
     let vsock = SeccompCondition::new(
         0,

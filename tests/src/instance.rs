@@ -24,6 +24,8 @@ impl Instance {
     /// When a directory cannot be made or no port is free.
     pub fn new() -> Result<Self> {
         guard::refuse_vsock();
+        // What is orphaned below us stays below us: the harness ends nothing that it did not start.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let instance = Self {
             dir: tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?,
             name: format!("t{}", random_hex::<4>()?),
@@ -108,6 +110,38 @@ impl Instance {
         Ok(out)
     }
 
+    /// The events so far, oldest first.
+    ///
+    /// # Errors
+    /// When `events` fails or prints no JSON.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let text = self.ok(&["events", "--json"])?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+
+    /// Lets a later instance begin with this one's data disk and secrets; the guest must be down.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn inherit(&self, from: &Self) -> Result<()> {
+        let (old, new) = (from.state(), self.state());
+        std::fs::create_dir_all(new.join("guests/sql"))?;
+        std::fs::copy(old.join("secrets.json"), new.join("secrets.json"))?;
+        let copied = Command::new("cp")
+            .args(["--sparse=always", "--"])
+            .arg(old.join("guests/sql/data.img"))
+            .arg(new.join("guests/sql/data.img"))
+            .status()?;
+        ensure!(copied.success(), "cp: {copied}");
+        Ok(())
+    }
+
+    /// The instance's state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.path("state").join(&self.name)
+    }
+
     /// `status --json`.
     ///
     /// # Errors
@@ -142,16 +176,13 @@ impl Instance {
         }
     }
 
-    /// Processes whose command line names this instance's directory.
+    /// Processes below this test whose command line names this instance's directory.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let needle = self.dir.path().to_string_lossy().into_owned();
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-            .filter(|pid| *pid != std::process::id())
-            .filter(|pid| command_line(*pid).contains(&needle))
-            .collect()
+        let mut ours = descendants();
+        ours.retain(|pid| command_line(*pid).contains(&needle));
+        ours
     }
 
     /// The pid of the one process whose command line holds all `words` and this instance's directory.
@@ -185,6 +216,44 @@ impl Drop for Instance {
             show(&self.path("state").join(&self.name));
         }
     }
+}
+
+/// All processes below this one; the kernel gives us the orphans (PR_SET_CHILD_SUBREAPER).
+fn descendants() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: Vec<(u32, u32)> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut found = vec![std::process::id()];
+    let mut looked = 0;
+    while let Some(above) = found.get(looked).copied() {
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| *parent == above)
+                .map(|(pid, _)| *pid),
+        );
+        looked += 1;
+    }
+    found.split_off(1)
+}
+
+/// The parent of a process that has not ended (proc_pid_stat(5): the name may hold anything but its end is the last parenthesis).
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut words = stat.rsplit_once(") ")?.1.split(' ');
+    let state = words.next()?;
+    words.next()?.parse().ok().filter(|_| state != "Z")
+}
+
+/// Sends a signal to a process that this instance started.
+///
+/// # Errors
+/// When it is gone.
+pub fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no pid")?;
+    Ok(rustix::process::kill_process(pid, signal)?)
 }
 
 /// Sends SIGKILL to a process that this instance started.

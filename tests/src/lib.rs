@@ -5,5 +5,6 @@
 
 pub mod guard;
 pub mod instance;
+pub mod net;
 
 pub use instance::Instance;

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{self, Forward, GuestConfig, HostSpec, Image, Service};
+use sovereign_protocol::spec::{self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service};
 
 use crate::context::Context;
 use crate::error::{CommandError, Kind};
 
+mod addresses;
+mod network;
 mod source;
 mod validate;
 mod written;
@@ -29,8 +32,12 @@ pub(crate) struct Settings {
     pub(crate) path: PathBuf,
     /// The package mirror that it names.
     pub(crate) mirror: Option<String>,
+    /// The snapshot service that has what the mirror no longer carries.
+    pub(crate) snapshot: Option<String>,
     /// The recipe of the image.
     pub(crate) recipe: String,
+    /// The network that the guests share.
+    pub(crate) network: Option<HostNetwork>,
     /// The guests by name.
     pub(crate) guests: BTreeMap<Name, Guest>,
 }
@@ -43,6 +50,8 @@ pub(crate) struct Guest {
     pub(crate) data_mib: u32,
     pub(crate) services: Vec<Service>,
     pub(crate) forwards: Vec<Forward>,
+    pub(crate) restart: Restart,
+    pub(crate) interface: Option<InterfaceSpec>,
 }
 
 impl Settings {
@@ -54,6 +63,7 @@ impl Settings {
             .filter(|(name, _)| only.is_none_or(|only| only.contains(*name)));
         HostSpec {
             version: spec::VERSION,
+            network: self.network.clone(),
             guests: wanted
                 .map(|(name, guest)| (name.clone(), guest.with(image)))
                 .collect(),
@@ -70,6 +80,8 @@ impl Guest {
             image: image.clone(),
             services: self.services.clone(),
             forwards: self.forwards.clone(),
+            restart: self.restart,
+            interface: self.interface.clone(),
         }
     }
 }

@@ -89,7 +89,7 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         2,
         "guest.sql.zzzz",
         "UnknownKey",
-        "accepted: memory, vcpus, data, service, forward",
+        "accepted: memory, vcpus, data, address, dns, restart, restart_wedged, service, forward",
     ),
     (
         "[build]\nmiror = \"http://x\"\n",

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, HostSpec, Image, Service, ServiceKind, SpecError};
+use sovereign_protocol::spec::{
+    Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError,
+};
 
+use super::network;
 use super::source::Source;
 use super::written::{self, Written};
 use super::{Guest, Problem, RECIPE, Settings};
@@ -36,22 +39,30 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
         );
         return Err(problem.near(&recipe, &[RECIPE]).accepts(format!("{RECIPE:?}")));
     }
-    if let Some(mirror) = written
-        .build
-        .mirror
-        .as_deref()
-        .filter(|mirror| !mirror.starts_with("http://"))
-    {
-        let text =
-            format!("{mirror:?} is no mirror's address (packages are checked by signature, not by TLS)");
-        return Err(source
-            .problem(&["build", "mirror"], "BadMirror", text)
-            .accepts("\"http://host/debian\""));
+    let addresses = [
+        ("mirror", &written.build.mirror, "\"http://host/debian\""),
+        ("snapshot", &written.build.snapshot, "\"http://host\""),
+    ];
+    for (key, address, accepted) in addresses {
+        if let Some(address) = address
+            .as_deref()
+            .filter(|address| !address.starts_with("http://"))
+        {
+            let text =
+                format!("{address:?} is no such address (packages are checked by signature, not by TLS)");
+            return Err(source
+                .problem(&["build", key], "BadMirror", text)
+                .accepts(accepted));
+        }
     }
+    let network = network::settings(source, &written.network)?;
+    let mut interfaces = network::interfaces(source, network.as_ref(), &written.guest)?;
     let mut guests = BTreeMap::new();
     for (name, guest) in written.guest {
         let parsed = parse_name(source, &["guest", &name], &name)?;
-        guests.insert(parsed, self::guest(source, &name, guest)?);
+        let mut guest = self::guest(source, &name, guest)?;
+        guest.interface = interfaces.remove(&parsed);
+        guests.insert(parsed, guest);
     }
     if guests.is_empty() {
         return Err(source
@@ -61,7 +72,9 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
     let settings = Settings {
         path: source.file().to_owned(),
         mirror: written.build.mirror,
+        snapshot: written.build.snapshot,
         recipe,
+        network,
         guests,
     };
     check_listens(source, &settings)?;
@@ -104,6 +117,30 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
         data_mib,
         services,
         forwards,
+        restart: Restart {
+            when: restart(source, name, written.restart.as_deref())?,
+            wedged: written.restart_wedged.unwrap_or(false),
+        },
+        interface: None,
+    })
+}
+
+fn restart(source: &Source<'_>, guest: &str, written: Option<&str>) -> Result<RestartWhen, Box<Problem>> {
+    const KNOWN: [(&str, RestartWhen); 3] = [
+        ("on-failure", RestartWhen::OnFailure),
+        ("always", RestartWhen::Always),
+        ("never", RestartWhen::Never),
+    ];
+    let Some(text) = written else {
+        return Ok(RestartWhen::default());
+    };
+    let known = KNOWN.iter().find(|(word, _)| *word == text);
+    known.map(|(_, when)| *when).ok_or_else(|| {
+        let text_of = format!("there is no restart policy {text:?}");
+        source
+            .problem(&["guest", guest, "restart"], "UnknownPolicy", text_of)
+            .near(text, &KNOWN.map(|(word, _)| word))
+            .accepts("\"on-failure\", \"always\" or \"never\"")
     })
 }
 
@@ -144,6 +181,7 @@ fn service(
     Ok(Service {
         name,
         kind: ServiceKind::Postgres { settings, port },
+        limits: None,
     })
 }
 
@@ -220,7 +258,7 @@ fn forward(
     })
 }
 
-fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
+pub(super) fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
     Name::parse(text).map_err(|error| source.problem(path, "BadName", error.to_string()))
 }
 

@@ -10,13 +10,23 @@ pub(super) struct Written {
     #[serde(default)]
     pub(super) build: Build,
     #[serde(default)]
+    pub(super) network: Network,
+    #[serde(default)]
     pub(super) guest: BTreeMap<String, Guest>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    pub(super) namespace: Option<String>,
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Build {
     pub(super) mirror: Option<String>,
+    pub(super) snapshot: Option<String>,
     pub(super) recipe: Option<String>,
 }
 
@@ -26,6 +36,11 @@ pub(super) struct Guest {
     pub(super) memory: Option<String>,
     pub(super) vcpus: Option<i64>,
     pub(super) data: Option<String>,
+    pub(super) address: Option<String>,
+    #[serde(default)]
+    pub(super) dns: Vec<String>,
+    pub(super) restart: Option<String>,
+    pub(super) restart_wedged: Option<bool>,
     #[serde(default)]
     pub(super) service: BTreeMap<String, Service>,
     #[serde(default)]

@@ -27,7 +27,7 @@ const WELL: &[&str] = &[
 ];
 
 /// Codes that only stand in the journal and are no condition.
-const JOURNAL_ONLY: &[&str] = &["EventsLost"];
+const JOURNAL_ONLY: &[&str] = &["EventsLost", "Failed", "Fight"];
 
 /// Where verdicts are made of a code that is not written beside them, and the file that holds the codes.
 ///
@@ -59,6 +59,26 @@ const COMPUTED: &[(&str, &str, Codes)] = &[
         Codes::Variants("host-agent/src/shim/contract.rs", "enum ExitReason"),
     ),
     (
+        "guest-agent/src/core/net.rs",
+        "reason",
+        Codes::Words("guest-agent/src/core/net.rs"),
+    ),
+    (
+        "guest-agent/src/net/loopback.rs",
+        "reason",
+        Codes::Words("guest-agent/src/core/net.rs"),
+    ),
+    (
+        "guest-agent/src/net/mod.rs",
+        "reason",
+        Codes::Words("guest-agent/src/core/net.rs"),
+    ),
+    (
+        "guest-agent/src/tailscale/status.rs",
+        "state",
+        Codes::Words("guest-agent/src/tailscale/status.rs"),
+    ),
+    (
         "host-agent/src/inspect/guest.rs",
         "exit.reason.as_str()",
         Codes::Variants("host-agent/src/shim/contract.rs", "enum ExitReason"),
@@ -80,7 +100,7 @@ enum Codes {
 }
 
 /// String literals in CamelCase that are no codes.
-const NO_CODES: &[&str] = &["OK"];
+const NO_CODES: &[&str] = &["OK", "PascalCase", "TailscaleIPs"];
 
 /// The layers whose conditions a file judges; a file that is not here judges none.
 fn layers(file: &str) -> &'static [Layer] {
@@ -94,7 +114,8 @@ fn layers(file: &str) -> &'static [Layer] {
         | "guest-agent/src/init/disks.rs" => &[Disk, Kernel],
         "guest-agent/src/core/service.rs" | "guest-agent/src/postgres/cluster.rs" => &[Service],
         "guest-agent/src/core/clock.rs" | "host-agent/src/offset.rs" => &[Clock],
-        "guest-agent/src/core/world.rs" => &[Clock, Service],
+        "guest-agent/src/core/world.rs" | "guest-agent/src/core/apply.rs" => &[Clock, Service],
+        "host-agent/src/core/network.rs" => &[Tap],
         "guest-agent/src/observe.rs" => &[Loopback, Disk, Kernel],
         "host-agent/src/engine.rs" => &[Forward, Tap, Interface],
         "host-agent/src/core/observe.rs" | "host-agent/src/core/world.rs" => {

@@ -1,23 +1,53 @@
-//! `down`: stops all guests in order, then the host agent, and sees it gone.
+//! `down`: stops all guests in order, then the host agent, and sees it gone; `down NAME` stops one guest.
 
 use std::time::{Duration, Instant};
 
-use crate::agent::Process;
+use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
+use sovereign_protocol::limits::WATCH_HOLD;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::status::{GuestStatus, Phase};
+
+use crate::agent::{self, Binaries, Process};
+use crate::cli;
 use crate::clock::seconds;
 use crate::context::{Context, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
 
 /// All guests, PostgreSQL's own stop included.
-const STOP: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 
-pub(super) async fn run(context: &Context) -> Result<(), CommandError> {
+pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), CommandError> {
     let layout = &context.layout;
-    let Some(link) = Link::connect_if_running(layout).await? else {
-        talk("nothing is running");
-        return context.done("NotRunning", "nothing is running", "sovereign up");
+    let link = match Link::connect_if_running(layout).await? {
+        Some(link) => Some(link),
+        // A host agent that was killed left its guests running: only an agent stops them in order.
+        None if guests_remain(layout) => {
+            talk("guests run without a host agent; one is started to stop them in order");
+            Some(agent::ensure(layout, &Binaries::find()?).await?.0)
+        }
+        None => None,
     };
+    match (link, &args.name) {
+        (None, _) => {
+            talk("nothing is running");
+            context.done("NotRunning", "nothing is running", "sovereign up")
+        }
+        (Some(link), None) => all(context, &link).await,
+        (Some(link), Some(name)) => one(context, &link, name).await,
+    }
+}
+
+/// A guest's run directory lives as long as its shim.
+fn guests_remain(layout: &Layout) -> bool {
+    let entries = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
+    let mut sockets = entries.map(|entry| entry.path().join(SHIM_SOCKET));
+    sockets.any(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok())
+}
+
+async fn all(context: &Context, link: &Link) -> Result<(), CommandError> {
+    let layout = &context.layout;
     let begun = Instant::now();
     let process = Process::listening(layout).await;
     link.stop().await?;
@@ -37,6 +67,58 @@ pub(super) async fn run(context: &Context) -> Result<(), CommandError> {
         return Err(CommandError::new(Kind::TimedOut, "NotStopped", message)
             .next(format!("less {}", layout.log().display())));
     }
+    finished(context, begun)
+}
+
+async fn one(context: &Context, link: &Link, name: &Name) -> Result<(), CommandError> {
+    let begun = Instant::now();
+    let guest = find(link, name).await?;
+    let wanted = link.wanted().await?;
+    let Some(mut spec) = wanted.filter(|spec| spec.guests.contains_key(name)) else {
+        return match guest {
+            Some(guest) if guest.phase != Phase::Stopped => stopped(context, link, name, begun).await,
+            Some(_) => {
+                talk(&format!("{name} is not running"));
+                context.done("NotRunning", &format!("{name} is not running"), "sovereign up")
+            }
+            None => Err(CommandError::new(
+                Kind::Configuration,
+                "NoSuchGuest",
+                format!("there is no guest {name}"),
+            )
+            .next("sovereign status")),
+        };
+    };
+    spec.guests.remove(name);
+    link.apply(&spec).await?;
+    context.when_interrupted("interrupted; the stop goes on", "sovereign status");
+    stopped(context, link, name, begun).await
+}
+
+async fn stopped(context: &Context, link: &Link, name: &Name, begun: Instant) -> Result<(), CommandError> {
+    let mut cursor = None;
+    while begun.elapsed() < STOP {
+        cursor = Some(link.watch(cursor, LOOK_AGAIN.min(WATCH_HOLD)).await?.cursor);
+        if find(link, name)
+            .await?
+            .is_none_or(|guest| guest.phase == Phase::Stopped)
+        {
+            return finished(context, begun);
+        }
+    }
+    let message = format!("guest {name} has not stopped within {} s", STOP.as_secs());
+    Err(CommandError::new(Kind::TimedOut, "NotStopped", message).next(format!("sovereign logs {name}")))
+}
+
+/// The phase is no condition: look again soon even if nothing changes.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+async fn find(link: &Link, name: &Name) -> Result<Option<GuestStatus>, CommandError> {
+    let report = link.status().await?;
+    Ok(report.guests.into_iter().find(|guest| guest.name == *name))
+}
+
+fn finished(context: &Context, begun: Instant) -> Result<(), CommandError> {
     let evidence = format!("stopped in {}", seconds(begun.elapsed()));
     talk(&evidence);
     context.done("Stopped", &evidence, "sovereign up")

@@ -12,6 +12,7 @@ mod events;
 mod exec;
 mod init;
 mod logs;
+mod plan;
 mod psql;
 mod secret;
 mod status;
@@ -24,7 +25,8 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Init => init::run(context).map(done),
         Verb::Build(args) => build::run(context, &args).await.map(done),
         Verb::Up(args) => up::run(context, args).await.map(done),
-        Verb::Down => down::run(context).await.map(done),
+        Verb::Plan(args) => plan::run(context, &args).await.map(done),
+        Verb::Down(args) => down::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
         Verb::Doctor => doctor::run(context, doctor::Mode::Tell).await,

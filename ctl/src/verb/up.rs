@@ -23,6 +23,9 @@ use crate::progress::{self, Broken, Outcome, Progress};
 use crate::{image, place};
 
 pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError> {
+    if args.dry_run {
+        return super::plan::show(context, args.name.as_ref()).await;
+    }
     let settings = config::load(context)?;
     let wanted = wanted(&settings, args.name.as_ref())?;
     for name in &wanted {
@@ -39,7 +42,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "interrupted; the host agent may run, `sovereign down` stops it",
         "sovereign down",
     );
-    let (link, started) = agent::ensure(&context.layout, &binaries).await?;
+    let (link, started) = agent::ensure_current(&context.layout, &binaries).await?;
     if started {
         talk("host agent started");
     }
@@ -67,7 +70,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
     announce(context, &goal, &before, &report)
 }
 
-fn wanted(settings: &Settings, name: Option<&Name>) -> Result<BTreeSet<Name>, CommandError> {
+pub(super) fn wanted(settings: &Settings, name: Option<&Name>) -> Result<BTreeSet<Name>, CommandError> {
     let Some(name) = name else {
         return Ok(settings.guests.keys().cloned().collect());
     };

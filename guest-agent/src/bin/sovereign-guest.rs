@@ -7,23 +7,27 @@ use std::path::Path;
 
 use anyhow::Context;
 use nix::sys::signal::SigSet;
+use sovereign_guest_agent::core::net::Order;
 use sovereign_guest_agent::core::world::{Effect, Event, World};
 use sovereign_guest_agent::engine::{self, Hands, Request};
 use sovereign_guest_agent::facts::BootFacts;
 use sovereign_guest_agent::handover::{self, Handover};
+use sovereign_guest_agent::net::{self, kernel::Files};
 use sovereign_guest_agent::postgres::Postgres;
 use sovereign_guest_agent::server::Server;
-use sovereign_guest_agent::{clock, log, observe, places, spawn};
+use sovereign_guest_agent::{clock, log, observe, places, spawn, tailscale};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::limits::GUEST_EVENTS;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::ServiceKind;
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Events of one service that may wait for the engine.
 const SERVICE_EVENTS: usize = 4;
+/// Orders to the network that may wait; the world has one on its way.
+const ORDERS: usize = 4;
 
 fn main() {
     // PID 1 blocks the signals that it reads; a blocked SIGTERM would be inherited down to every service.
@@ -56,6 +60,7 @@ fn run() -> anyhow::Result<()> {
 }
 
 async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
+    let _ = clock::agent_since_ms(); // the first call counts
     let facts = BootFacts::read(Path::new(places::FACTS)).unwrap_or_else(|error| {
         log::line("no boot facts", &[("error", &error)]);
         BootFacts::default()
@@ -69,11 +74,21 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
         handle.requests(),
     ));
     tokio::spawn(observe::run(facts, handle.requests()));
+    let (orders, queue) = mpsc::channel(ORDERS);
+    tokio::spawn(net::run(Files::default(), queue, handle.requests()));
+    let (tailscale, wanted) = watch::channel(false);
+    tokio::spawn(tailscale::run(
+        tailscale::Places::default(),
+        wanted,
+        handle.requests(),
+    ));
     let server = Server::new(handover.identity(), handle.clone());
     tokio::spawn(server.run_vsock(handover.port));
     let hands = RealHands {
         init: writer,
         requests: handle.requests(),
+        orders,
+        tailscale,
     };
     log::line(
         "agent started",
@@ -99,6 +114,17 @@ async fn hear_init(mut init: tokio::net::UnixStream, requests: mpsc::Sender<Requ
 struct RealHands {
     init: UnixStream,
     requests: mpsc::Sender<Request>,
+    orders: mpsc::Sender<Order>,
+    tailscale: watch::Sender<bool>,
+}
+
+impl RealHands {
+    /// The queue is bounded and this is the engine's own task, which must not wait for itself.
+    fn tell(&self, event: Event) {
+        if self.requests.try_send(Request::Event(event)).is_err() {
+            log::line("an event was lost", &[]);
+        }
+    }
 }
 
 impl Hands for RealHands {
@@ -111,11 +137,21 @@ impl Hands for RealHands {
                 }
                 if let Err(error) = clock::adjust(adjustment) {
                     log::line("the clock cannot be adjusted", &[("error", &error)]);
-                    let event = Event::ClockFailed(format!("{adjustment:?}: {error}"));
-                    // The queue is bounded and this is the engine's own task: the next correction fails again.
-                    let _ = self.requests.try_send(Request::Event(event));
+                    // If this is lost, the next correction fails again.
+                    self.tell(Event::ClockFailed(format!("{adjustment:?}: {error}")));
                 }
             }
+            Effect::Network(order) => {
+                let attempt = order.attempt;
+                if self.orders.try_send(order).is_err() {
+                    let why = "the network's task does not take orders".to_owned();
+                    self.tell(Event::NetworkTaken(attempt, Err(why)));
+                }
+            }
+            Effect::Tailscale(wanted) => {
+                let _ = self.tailscale.send(wanted); // its task ends only with this one
+            }
+            Effect::Answer(..) => {} // the engine's own
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
             Effect::Service(service, action) => {
                 let ServiceKind::Postgres { .. } = &service.kind;

@@ -75,11 +75,13 @@ pub enum Probe {
 }
 
 /// Why a launch failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
     /// Trying again cannot help: code and evidence.
+    #[error("{1}")]
     Hopeless(&'static str, String),
     /// It may work next time.
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -101,6 +103,8 @@ pub enum Event {
     Disk(Status),
     /// A launch ended.
     Launched(Result<(), LaunchError>),
+    /// During a launch: its process ended before this agent was there; how, in words.
+    Missed(String),
     /// The process ended; how, in words.
     Ended(String),
     /// A probe ended.
@@ -113,6 +117,17 @@ pub enum Event {
     Stop,
     /// Time passes.
     Tick,
+}
+
+/// How far a service is with its specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// It runs as specified.
+    Reached,
+    /// It is on its way.
+    Pending,
+    /// It does not run as specified; why.
+    Failed(String),
 }
 
 /// What is to be done for a service.
@@ -186,6 +201,19 @@ impl Machine {
         self.unadjusted.as_deref()
     }
 
+    /// How far it is with its specification.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let up = self.state == State::Up && self.verdict.status == Status::True;
+        match (&self.unadjusted, &self.state) {
+            (Some(why), _) => Progress::Failed(why.clone()),
+            (None, State::Pausing { .. } | State::Stuck) => Progress::Failed(self.verdict.evidence.clone()),
+            (None, State::Stopped) => Progress::Reached,
+            (None, _) if up && self.adjusted && !self.adjusting => Progress::Reached,
+            (None, _) => Progress::Pending,
+        }
+    }
+
     /// True when nothing about it is due within a second.
     #[must_use]
     pub fn at_rest(&self) -> bool {
@@ -210,6 +238,7 @@ impl Machine {
         match event {
             Event::Disk(status) => self.disk(status),
             Event::Launched(outcome) => self.launched(outcome, now_ms),
+            Event::Missed(how) => self.missed(&how, now_ms),
             Event::Ended(how) => self.ended(&how, now_ms),
             Event::Probed(probe) => self.probed(probe, now_ms),
             Event::Adjusted(outcome) => self.adjusted(outcome, now_ms),
@@ -247,6 +276,9 @@ impl Machine {
     }
 
     fn launched(&mut self, outcome: Result<(), LaunchError>, now_ms: u64) -> Option<Action> {
+        if !matches!(self.state, State::Launching | State::Stopping { .. }) {
+            return None; // of a launch that is over
+        }
         if let State::Stopping { .. } = self.state {
             return match outcome {
                 Ok(()) => Some(Action::Stop),
@@ -264,6 +296,15 @@ impl Machine {
                 self.verdict = Verdict::no(reason, evidence);
             }
             Err(LaunchError::Failed(evidence)) => self.pause("LaunchFailed", &evidence, now_ms),
+        }
+        None
+    }
+
+    /// It counts as an end, but what follows is under way already.
+    fn missed(&mut self, how: &str, now_ms: u64) -> Option<Action> {
+        if self.state == State::Launching && self.ends_ms.is_empty() {
+            self.ends_ms.push_back(now_ms);
+            self.verdict = Verdict::no("Ended", format!("{how}, while no agent was there; started again"));
         }
         None
     }
@@ -365,6 +406,8 @@ impl Machine {
                 self.verdict = Verdict::no("Restarting", why);
                 self.stop(now_ms, true)
             }
+            // It was changed again meanwhile: what failed is not wanted any more.
+            Adjusted::Failed(_) if !self.adjusted => self.adjust_if_due(now_ms),
             Adjusted::Failed(why) => {
                 self.unadjusted = Some(why);
                 self.adjusted = false;
@@ -377,6 +420,7 @@ impl Machine {
     fn changed(&mut self) -> Option<Action> {
         self.adjusted = false;
         self.next_adjust_ms = 0;
+        self.unadjusted = None;
         match self.state {
             State::Up => self.adjust_if_due(0),
             State::Stuck | State::Stopped => {
@@ -388,7 +432,15 @@ impl Machine {
                 self.ends_ms.clear();
                 None
             }
-            State::Waiting | State::Launching | State::Starting | State::Stopping { .. } => None,
+            // It was not wanted for a while, or restarts anyway.
+            State::Stopping { since_ms, .. } => {
+                self.state = State::Stopping {
+                    since_ms,
+                    again: true,
+                };
+                None
+            }
+            State::Waiting | State::Launching | State::Starting => None,
         }
     }
 
@@ -439,171 +491,5 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn up() -> Machine {
-        let mut machine = Machine::default();
-        assert_eq!(machine.step(Event::Disk(Status::True), 0), Some(Action::Launch));
-        machine.step(Event::Launched(Ok(())), 0);
-        assert_eq!(machine.step(Event::Tick, 0), Some(Action::Probe));
-        assert_eq!(
-            machine.step(Event::Probed(Probe::Ready("SELECT 1".into())), 0),
-            Some(Action::Adjust)
-        );
-        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 0), None);
-        machine
-    }
-
-    #[test]
-    fn nothing_starts_without_the_data_disk() {
-        let mut machine = Machine::default();
-        assert_eq!(machine.step(Event::Tick, 0), None);
-        assert_eq!(machine.step(Event::Disk(Status::Unknown), 0), None);
-        assert_eq!(machine.verdict().status, Status::Unknown);
-        assert_eq!(machine.step(Event::Disk(Status::False), 0), None);
-        assert_eq!(machine.verdict().reason, "DiskMissing");
-    }
-
-    #[test]
-    fn ready_needs_an_answer_and_recovery_is_not_an_end() {
-        let mut machine = Machine::default();
-        machine.step(Event::Disk(Status::True), 0);
-        machine.step(Event::Launched(Ok(())), 0);
-        for (probe, reason) in [
-            (Probe::Refused("no socket".into()), "Starting"),
-            (Probe::Recovering("57P03".into()), "Recovering"),
-            (Probe::Broken("x".into()), "Broken"),
-        ] {
-            assert_eq!(machine.step(Event::Probed(probe), 0), None);
-            assert_eq!(
-                (machine.verdict().status, machine.verdict().reason.as_str()),
-                (Status::False, reason)
-            );
-            assert_eq!(machine.state(), &State::Starting);
-        }
-    }
-
-    #[test]
-    fn silence_is_unknown_twice_and_then_false() {
-        let mut machine = up();
-        let mut seen = Vec::new();
-        for n in 0..4 {
-            machine.step(Event::Probed(Probe::Silent("2 s".into())), n);
-            seen.push(machine.verdict().status);
-        }
-        assert_eq!(
-            seen,
-            [Status::Unknown, Status::Unknown, Status::False, Status::False]
-        );
-        machine.step(Event::Probed(Probe::Ready(String::new())), 5);
-        assert_eq!(machine.verdict().status, Status::True);
-    }
-
-    #[test]
-    fn ends_are_answered_with_longer_pauses_and_then_a_crash_loop() {
-        let mut machine = up();
-        let mut now = 0;
-        let mut pauses = Vec::new();
-        loop {
-            machine.step(Event::Ended("killed by signal 9".into()), now);
-            let State::Pausing { until_ms } = *machine.state() else {
-                break;
-            };
-            pauses.push(until_ms - now);
-            assert_eq!(machine.step(Event::Tick, until_ms - 1), None);
-            assert_eq!(machine.step(Event::Tick, until_ms), Some(Action::Launch));
-            machine.step(Event::Launched(Ok(())), until_ms);
-            now = until_ms;
-        }
-        assert_eq!(pauses, [200, 400, 800, 1_600]);
-        assert_eq!(
-            (machine.state(), machine.verdict().reason.as_str()),
-            (&State::Stuck, "CrashLoop")
-        );
-        assert_eq!(machine.step(Event::Tick, now + 1_000_000), None);
-        assert_eq!(machine.step(Event::Changed, now), Some(Action::Launch));
-    }
-
-    #[test]
-    fn rare_ends_are_no_crash_loop() {
-        let mut machine = up();
-        for n in 0..20 {
-            let now = n * 20_000;
-            machine.step(Event::Ended("x".into()), now);
-            assert_eq!(
-                machine.step(Event::Tick, now + 19_000),
-                Some(Action::Launch),
-                "{n}"
-            );
-            machine.step(Event::Launched(Ok(())), now + 19_000);
-        }
-    }
-
-    #[test]
-    fn a_hopeless_launch_is_not_tried_again() {
-        let mut machine = Machine::default();
-        machine.step(Event::Disk(Status::True), 0);
-        machine.step(
-            Event::Launched(Err(LaunchError::Hopeless("OtherVersion", "16, not 17".into()))),
-            0,
-        );
-        assert_eq!(machine.verdict(), &Verdict::no("OtherVersion", "16, not 17"));
-        assert_eq!(machine.step(Event::Tick, 1_000_000), None);
-    }
-
-    #[test]
-    fn a_change_is_adjusted_once_also_when_it_comes_during_an_adjustment() {
-        let mut machine = up();
-        assert_eq!(machine.step(Event::Changed, 1), Some(Action::Adjust));
-        assert_eq!(machine.step(Event::Changed, 1), None);
-        assert_eq!(
-            machine.step(Event::Adjusted(Adjusted::Done), 2),
-            Some(Action::Adjust)
-        );
-        assert_eq!(machine.step(Event::Adjusted(Adjusted::Done), 3), None);
-    }
-
-    #[test]
-    fn a_failed_adjustment_is_told_and_tried_again() {
-        let mut machine = up();
-        machine.step(Event::Changed, 1);
-        machine.step(Event::Adjusted(Adjusted::Failed("bad value".into())), 1);
-        assert_eq!(machine.unadjusted(), Some("bad value"));
-        assert_eq!(machine.verdict().status, Status::True);
-        machine.step(Event::Tick, 6_000); // a probe
-        assert_eq!(machine.step(Event::Tick, 60_000), None);
-        assert_eq!(machine.step(Event::Tick, 60_001), Some(Action::Adjust));
-        machine.step(Event::Adjusted(Adjusted::Done), 60_002);
-        assert_eq!(machine.unadjusted(), None);
-    }
-
-    #[test]
-    fn a_restart_launches_again_and_a_stop_does_not() {
-        let mut machine = up();
-        machine.step(Event::Changed, 1);
-        assert_eq!(
-            machine.step(Event::Adjusted(Adjusted::Restart("port".into())), 1),
-            Some(Action::Stop)
-        );
-        assert_eq!(machine.step(Event::Ended("0".into()), 2), Some(Action::Launch));
-
-        let mut machine = up();
-        assert_eq!(machine.step(Event::Stop, 1), Some(Action::Stop));
-        assert_eq!(machine.step(Event::Tick, 30_000), None);
-        assert_eq!(machine.step(Event::Tick, 30_001), Some(Action::Kill));
-        assert_eq!(machine.step(Event::Tick, 30_002), None);
-        assert_eq!(machine.step(Event::Ended("137".into()), 30_003), None);
-        assert_eq!(machine.state(), &State::Stopped);
-    }
-
-    #[test]
-    fn a_stop_during_a_launch_waits_for_it() {
-        let mut machine = Machine::default();
-        machine.step(Event::Disk(Status::True), 0);
-        assert_eq!(machine.step(Event::Stop, 0), None);
-        assert_eq!(machine.step(Event::Launched(Ok(())), 1), Some(Action::Stop));
-        machine.step(Event::Ended("0".into()), 2);
-        assert_eq!(machine.state(), &State::Stopped);
-    }
-}
+#[path = "service_tests.rs"]
+mod tests;

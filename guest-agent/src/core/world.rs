@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestSpec, Service, ServiceKind};
+use sovereign_protocol::secret::Secret;
+use sovereign_protocol::spec::{Exposed, GuestSpec, Service, ServiceKind};
 use sovereign_protocol::v1::ClockCorrection;
 
+use super::apply::Application;
 use super::clock::{Adjustment, Discipline};
 use super::judge::{self, Miss};
+use super::net::Order;
 use super::service::{self, Action, Machine, State};
 use crate::facts::BootFacts;
 
@@ -25,29 +28,18 @@ pub const LOOK_VALID_MS: u64 = 3 * LOOK_MS;
 const CLOCK_VALID_MS: u64 = 150_000;
 /// After this time a shutdown goes on without the services.
 const SHUTDOWN_MS: u64 = 35_000;
-/// Settings that the agent itself must know, or that would read other files.
-const RESERVED: &[&str] = &[
-    "config_file",
-    "data_directory",
-    "external_pid_file",
-    "hba_file",
-    "ident_file",
-    "include",
-    "include_dir",
-    "include_if_exists",
-    "port",
-    "unix_socket_directories",
-];
 
 /// What happens.
 #[derive(Debug)]
 pub enum Event {
-    /// The host wants this; it was admitted before.
-    Apply(GuestSpec),
+    /// The host wants this; it was admitted before. The ticket comes back in [`Effect::Answer`].
+    Apply(GuestSpec, u64),
+    /// The order to the network with this number was carried out, or the old state was restored for this reason.
+    NetworkTaken(u64, Result<(), String>),
     /// The data disk was looked at.
     Disk(Verdict),
-    /// The loopback was dialled.
-    Loopback(Verdict),
+    /// Somebody looked; what is `None` is not spoken of any more. In order: what was wrong before how it is now.
+    Seen(Vec<(Key, Option<Verdict>)>),
     /// The kernel was looked at.
     Kernel(Vec<Miss>),
     /// The host measured our clock.
@@ -71,6 +63,12 @@ pub enum Effect {
     Service(Service, Action),
     /// Set or steer the clock.
     Clock(Adjustment),
+    /// Make the interface like this; answered by [`Event::NetworkTaken`].
+    Network(Order),
+    /// Watch Tailscale, or stop that.
+    Tailscale(bool),
+    /// Tell who applied with this ticket: the revision, or why all is as before.
+    Answer(u64, Result<u64, String>),
     /// Ask PID 1 to power off.
     PowerOff,
 }
@@ -80,39 +78,22 @@ pub enum Effect {
 pub struct World {
     /// What is true, for readers.
     pub feed: Feed,
-    wanted: Option<GuestSpec>,
-    services: BTreeMap<Name, (Service, Machine)>,
+    pub(super) application: Application,
+    pub(super) services: BTreeMap<Name, Kept>,
     facts: BootFacts,
     misses: Option<Vec<Miss>>,
     clock: Discipline,
-    disk: Status,
-    shutdown_ms: Option<u64>,
+    pub(super) disk: Status,
+    pub(super) shutdown_ms: Option<u64>,
     powered_off: bool,
 }
 
-/// Why a valid spec is not taken: path and problem.
-///
-/// # Errors
-/// The first conflict in words.
-pub fn admit(spec: &GuestSpec) -> Result<(), String> {
-    if spec.services.len() > 1 {
-        return Err("services: one PostgreSQL per guest is what this agent can run".to_owned());
-    }
-    for (index, service) in spec.services.iter().enumerate() {
-        let ServiceKind::Postgres { settings, port } = &service.kind;
-        if *port == 0 {
-            return Err(format!("services[{index}].port: 0 is no port"));
-        }
-        if let Some(key) = settings
-            .keys()
-            .find(|key| RESERVED.contains(&key.to_ascii_lowercase().as_str()))
-        {
-            return Err(format!(
-                "services[{index}].settings.{key}: this setting belongs to the agent"
-            ));
-        }
-    }
-    Ok(())
+/// A service and what it was last told to be.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) service: Service,
+    pub(super) secret: Option<Exposed>,
+    pub(super) machine: Machine,
 }
 
 impl World {
@@ -131,7 +112,7 @@ impl World {
         );
         Self {
             feed,
-            wanted: None,
+            application: Application::default(),
             services: BTreeMap::new(),
             facts,
             misses: None,
@@ -151,14 +132,20 @@ impl World {
     /// What is wanted.
     #[must_use]
     pub fn wanted(&self) -> Option<&GuestSpec> {
-        self.wanted.as_ref()
+        self.application.wanted()
+    }
+
+    /// The secret of a service, as it was last told.
+    #[must_use]
+    pub fn secret(&self, service: &Name) -> Option<Secret> {
+        Some(self.services.get(service)?.secret.as_ref()?.0.clone())
     }
 
     /// Milliseconds until the next tick must come at the latest.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        let settled = self.services.values().all(|(_, machine)| machine.at_rest());
-        if settled && self.shutdown_ms.is_none() {
+        let settled = self.services.values().all(|kept| kept.machine.at_rest());
+        if settled && !self.application.is_changing() && self.shutdown_ms.is_none() {
             TICK_STEADY_MS
         } else {
             TICK_FAST_MS
@@ -168,11 +155,13 @@ impl World {
     /// One event; what is to be done about it.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         let mut effects = match event {
-            Event::Apply(spec) => self.apply(spec, now_ms),
+            Event::Apply(spec, ticket) => self.apply(spec, ticket, now_ms),
+            Event::NetworkTaken(attempt, outcome) => self.network_taken(attempt, outcome, now_ms),
             Event::Disk(verdict) => self.disk(verdict, now_ms),
-            Event::Loopback(verdict) => {
-                self.feed
-                    .observe(Key::new(Layer::Loopback, "lo"), verdict, LOOK_VALID_MS, now_ms);
+            Event::Seen(verdicts) => {
+                for (key, verdict) in verdicts {
+                    self.seen(key, verdict, now_ms);
+                }
                 Vec::new()
             }
             Event::Kernel(misses) => {
@@ -190,45 +179,20 @@ impl World {
             Event::Shutdown => self.shutdown(now_ms),
             Event::Tick => self.each_service(|_| Some(service::Event::Tick), now_ms),
         };
+        effects.extend(self.go_on(now_ms));
         effects.extend(self.finish_shutdown(now_ms));
         effects
     }
 
-    fn apply(&mut self, spec: GuestSpec, now_ms: u64) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        let old = self.wanted.as_ref();
-        if old.is_none_or(|old| old.hostname != spec.hostname) {
-            effects.push(Effect::Hostname(spec.hostname.clone()));
-        }
-        let mut changed = Vec::new();
-        for service in &spec.services {
-            let secret = |spec: &GuestSpec| spec.secrets.get(service.name.as_str()).cloned();
-            let same = old.is_some_and(|old| old.services.contains(service) && secret(old) == secret(&spec));
-            match self.services.get_mut(&service.name) {
-                Some((kept, _)) => {
-                    kept.clone_from(service);
-                    if !same {
-                        changed.push((service.name.clone(), service::Event::Changed));
-                    }
-                }
-                None => {
-                    self.services
-                        .insert(service.name.clone(), (service.clone(), Machine::default()));
-                    changed.push((service.name.clone(), service::Event::Disk(self.disk)));
-                }
+    fn seen(&mut self, key: Key, verdict: Option<Verdict>, now_ms: u64) {
+        match verdict {
+            Some(verdict) => {
+                self.feed.observe(key, verdict, LOOK_VALID_MS, now_ms);
+            }
+            None => {
+                self.feed.remove(&key);
             }
         }
-        let gone = self
-            .services
-            .keys()
-            .filter(|name| !spec.services.iter().any(|s| s.name == **name));
-        changed.extend(gone.map(|name| (name.clone(), service::Event::Stop)));
-        self.wanted = Some(spec);
-        for (name, event) in changed {
-            effects.extend(self.service(&name, event, now_ms));
-        }
-        self.judge_kernel(now_ms);
-        effects
     }
 
     fn disk(&mut self, verdict: Verdict, now_ms: u64) -> Vec<Effect> {
@@ -239,16 +203,13 @@ impl World {
         self.each_service(|_| Some(service::Event::Disk(status)), now_ms)
     }
 
-    fn judge_kernel(&mut self, now_ms: u64) {
+    pub(super) fn judge_kernel(&mut self, now_ms: u64) {
         let Some(misses) = &self.misses else { return };
         let mut wanted = vec!["agent"];
-        if self
-            .wanted
-            .iter()
-            .flat_map(|spec| &spec.services)
-            .any(|s| matches!(s.kind, ServiceKind::Postgres { .. }))
-        {
-            wanted.push("postgresql");
+        if let Some(spec) = self.application.wanted() {
+            let postgres = |service: &Service| matches!(service.kind, ServiceKind::Postgres { .. });
+            wanted.extend(spec.services.iter().any(postgres).then_some("postgresql"));
+            wanted.extend(spec.tailscale.is_some().then_some("tailscale"));
         }
         let verdict = judge::kernel(misses, &wanted, &self.facts);
         self.feed.observe(
@@ -260,7 +221,7 @@ impl World {
     }
 
     fn correct(&mut self, correction: ClockCorrection, now_ms: u64) -> Option<Effect> {
-        let running = self.services.values().any(|(_, machine)| machine.has_begun());
+        let running = self.services.values().any(|kept| kept.machine.has_begun());
         let (verdict, adjustment) = self.clock.correct(correction, running, now_ms);
         self.judge_clock(verdict, now_ms);
         adjustment.map(Effect::Clock)
@@ -279,27 +240,27 @@ impl World {
         let names: Vec<Name> = self.services.keys().cloned().collect();
         let mut effects = Vec::new();
         for name in names {
-            if let Some(event) = self.services.get(&name).and_then(|(_, machine)| event(machine)) {
+            if let Some(event) = self.services.get(&name).and_then(|kept| event(&kept.machine)) {
                 effects.extend(self.service(&name, event, now_ms));
             }
         }
         effects
     }
 
-    fn service(&mut self, name: &Name, event: service::Event, now_ms: u64) -> Option<Effect> {
+    pub(super) fn service(&mut self, name: &Name, event: service::Event, now_ms: u64) -> Option<Effect> {
         // While shutting down nothing starts again.
         if self.shutdown_ms.is_some() && matches!(event, service::Event::Disk(_) | service::Event::Changed) {
             return None;
         }
         // Only these tell something new about the service; the rest passes time.
         let seen = !matches!(event, service::Event::Tick | service::Event::Disk(_));
-        let (service, machine) = self.services.get_mut(name)?;
+        let Kept { service, machine, .. } = self.services.get_mut(name)?;
         let before = machine.verdict().clone();
         let action = machine.step(event, now_ms);
         let effect = action.map(|action| Effect::Service(service.clone(), action));
         let key = Key::new(Layer::Service, name.as_str());
-        let config = Key::new(Layer::Service, format!("{name}.config"));
-        if machine.state() == &State::Stopped && !is_wanted(self.wanted.as_ref(), name) {
+        let config = config_key(name);
+        if machine.state() == &State::Stopped && !is_wanted(self.application.wanted(), name) {
             self.services.remove(name);
             self.feed.remove(&key);
             self.feed.remove(&config);
@@ -310,7 +271,7 @@ impl World {
             self.feed
                 .observe(key, machine.verdict().clone(), service::VALID_MS, now_ms);
         }
-        match machine.unadjusted() {
+        match machine.unadjusted().or_else(|| self.application.refusal(&config)) {
             Some(why) => {
                 let verdict = Verdict::no("NotApplied", why);
                 self.feed.observe(config, verdict, service::VALID_MS, now_ms);
@@ -329,16 +290,18 @@ impl World {
         self.shutdown_ms = Some(now_ms);
         // In reverse order of start.
         let mut names: Vec<Name> = self
-            .wanted
+            .application
+            .wanted()
             .iter()
             .flat_map(|spec| &spec.services)
             .map(|s| s.name.clone())
             .rev()
             .collect();
+        let wanted = self.application.wanted();
         names.extend(
             self.services
                 .keys()
-                .filter(|name| !is_wanted(self.wanted.as_ref(), name))
+                .filter(|name| !is_wanted(wanted, name))
                 .cloned(),
         );
         names
@@ -352,7 +315,7 @@ impl World {
         let stopped = self
             .services
             .values()
-            .all(|(_, machine)| machine.state() == &State::Stopped);
+            .all(|kept| kept.machine.state() == &State::Stopped);
         (stopped || now_ms.saturating_sub(begun) >= SHUTDOWN_MS).then(|| {
             self.powered_off = true;
             Effect::PowerOff
@@ -360,228 +323,15 @@ impl World {
     }
 }
 
-fn is_wanted(spec: Option<&GuestSpec>, name: &Name) -> bool {
+/// The condition of a service's specification, there only while it is not what runs.
+pub(super) fn config_key(service: &Name) -> Key {
+    Key::new(Layer::Service, format!("{service}.config"))
+}
+
+pub(super) fn is_wanted(spec: Option<&GuestSpec>, name: &Name) -> bool {
     spec.is_some_and(|spec| spec.services.iter().any(|service| service.name == *name))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::service::Probe;
-    use sovereign_protocol::secret::Secret;
-    use sovereign_protocol::spec::Exposed;
-
-    fn name(text: &str) -> Name {
-        Name::parse(text).unwrap()
-    }
-
-    fn spec(port: u16) -> GuestSpec {
-        GuestSpec {
-            version: 1,
-            revision: 1,
-            hostname: name("sql"),
-            services: vec![Service {
-                name: name("postgres"),
-                kind: ServiceKind::Postgres {
-                    settings: BTreeMap::new(),
-                    port,
-                },
-            }],
-            secrets: BTreeMap::new(),
-        }
-    }
-
-    fn world() -> World {
-        World::new(Feed::new(1, 16), BootFacts::default())
-    }
-
-    fn actions(effects: Vec<Effect>) -> Vec<Action> {
-        let action = |effect| {
-            if let Effect::Service(_, action) = effect {
-                Some(action)
-            } else {
-                None
-            }
-        };
-        effects.into_iter().filter_map(action).collect()
-    }
-
-    fn event(world: &mut World, event: service::Event, now: u64) -> Vec<Action> {
-        actions(world.step(Event::Service(name("postgres"), event), now))
-    }
-
-    fn ready() -> World {
-        let mut world = world();
-        world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-        assert_eq!(actions(world.step(Event::Apply(spec(5432)), 0)), [Action::Launch]);
-        event(&mut world, service::Event::Launched(Ok(())), 0);
-        event(&mut world, service::Event::Probed(Probe::Ready("1".into())), 0);
-        event(&mut world, service::Event::Adjusted(service::Adjusted::Done), 0);
-        world
-    }
-
-    fn verdict(world: &World) -> &Verdict {
-        world.feed.verdict(&Key::new(Layer::Service, "postgres")).unwrap()
-    }
-
-    #[test]
-    fn a_spec_before_the_disk_and_after_it_both_launch_once() {
-        let mut world = world();
-        assert!(actions(world.step(Event::Apply(spec(5432)), 0)).is_empty());
-        assert_eq!(verdict(&world).status, Status::Unknown);
-        assert_eq!(
-            actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 1)),
-            [Action::Launch]
-        );
-        assert!(actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 2)).is_empty());
-        assert!(actions(world.step(Event::Apply(spec(5432)), 3)).is_empty());
-    }
-
-    #[test]
-    fn applying_the_same_spec_again_does_nothing_and_a_change_adjusts() {
-        let mut world = ready();
-        assert!(world.step(Event::Apply(spec(5432)), 1).is_empty());
-        assert_eq!(actions(world.step(Event::Apply(spec(5433)), 1)), [Action::Adjust]);
-        event(&mut world, service::Event::Adjusted(service::Adjusted::Done), 1);
-        let mut secret = spec(5433);
-        secret
-            .secrets
-            .insert("postgres".into(), Exposed(Secret::new("s".into())));
-        assert_eq!(actions(world.step(Event::Apply(secret), 1)), [Action::Adjust]);
-    }
-
-    #[test]
-    fn a_service_that_is_not_wanted_any_more_is_stopped_and_forgotten() {
-        let mut world = ready();
-        let empty = GuestSpec {
-            services: Vec::new(),
-            ..spec(1)
-        };
-        assert_eq!(actions(world.step(Event::Apply(empty), 1)), [Action::Stop]);
-        event(&mut world, service::Event::Ended("0".into()), 2);
-        assert!(
-            world
-                .feed
-                .verdict(&Key::new(Layer::Service, "postgres"))
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn a_shutdown_powers_off_when_services_have_stopped_and_only_once() {
-        let mut world = ready();
-        let effects = world.step(Event::Shutdown, 1);
-        assert!(!effects.contains(&Effect::PowerOff));
-        assert_eq!(actions(effects), [Action::Stop]);
-        assert!(world.step(Event::Shutdown, 2).is_empty());
-        assert!(world.step(Event::Disk(Verdict::yes("Mounted", "")), 2).is_empty());
-        assert_eq!(
-            world.step(
-                Event::Service(name("postgres"), service::Event::Ended("0".into())),
-                3
-            ),
-            [Effect::PowerOff]
-        );
-        assert!(world.step(Event::Tick, 99_999).is_empty());
-    }
-
-    #[test]
-    fn a_shutdown_does_not_wait_for_ever() {
-        let mut world = ready();
-        world.step(Event::Shutdown, 0);
-        assert!(
-            !world
-                .step(Event::Tick, SHUTDOWN_MS - 1)
-                .contains(&Effect::PowerOff)
-        );
-        assert!(world.step(Event::Tick, SHUTDOWN_MS).contains(&Effect::PowerOff));
-        assert_eq!(world.step(Event::Shutdown, SHUTDOWN_MS), []);
-    }
-
-    #[test]
-    fn without_services_a_shutdown_is_at_once() {
-        assert_eq!(world().step(Event::Shutdown, 0), [Effect::PowerOff]);
-    }
-
-    #[test]
-    fn a_ready_service_that_is_not_probed_any_more_goes_stale() {
-        let mut world = ready();
-        let mut now = 0;
-        while now < 2 * service::VALID_MS {
-            now += 1_000;
-            world.step(Event::Tick, now); // the probe that it asks for never ends
-        }
-        let stale = world
-            .feed
-            .snapshot(now)
-            .find(|c| c.key.layer == Layer::Service)
-            .unwrap();
-        assert_eq!(
-            (stale.verdict.status, stale.verdict.reason.as_str()),
-            (Status::Unknown, "Stale")
-        );
-    }
-
-    #[test]
-    fn a_stuck_service_stays_false_and_fresh() {
-        let mut world = world();
-        world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-        world.step(Event::Apply(spec(5432)), 0);
-        let hopeless = service::LaunchError::Hopeless("OtherVersion", "16".into());
-        event(&mut world, service::Event::Launched(Err(hopeless)), 0);
-        for now in (0..100_000).step_by(1_000) {
-            world.step(Event::Tick, now);
-            assert!(
-                world
-                    .feed
-                    .snapshot(now)
-                    .all(|c| c.key.layer != Layer::Service || c.verdict.reason == "OtherVersion")
-            );
-        }
-    }
-
-    #[test]
-    fn the_clock_is_unknown_until_the_host_has_measured_it() {
-        let clock = Key::new(Layer::Clock, "realtime");
-        let ahead = ClockCorrection {
-            offset_ns: 5_000_000_000,
-            bound_ns: 1,
-            woke: false,
-        };
-        let mut before = world();
-        assert_eq!(before.feed.verdict(&clock).unwrap().status, Status::Unknown);
-        let effects = before.step(Event::Correction(ahead), 1);
-        assert!(matches!(
-            effects[..],
-            [Effect::Clock(Adjustment {
-                step_ns: -5_000_000_000,
-                ..
-            })]
-        ));
-        assert_eq!(before.feed.verdict(&clock).unwrap().status, Status::True);
-        before.step(Event::ClockFailed("EPERM".into()), 2);
-        assert_eq!(before.feed.verdict(&clock).unwrap().reason, "NotAdjusted");
-
-        let mut running = ready();
-        assert_eq!(running.step(Event::Correction(ahead), 1), []);
-        assert_eq!(running.feed.verdict(&clock).unwrap().reason, "Ahead");
-    }
-
-    #[test]
-    fn reserved_settings_and_a_second_database_are_refused() {
-        assert!(admit(&spec(5432)).is_ok());
-        let mut taken = spec(5432);
-        taken.services[0].kind = ServiceKind::Postgres {
-            settings: BTreeMap::from([("Port".into(), "1".into())]),
-            port: 1,
-        };
-        assert_eq!(
-            admit(&taken).unwrap_err(),
-            "services[0].settings.Port: this setting belongs to the agent"
-        );
-        let mut two = spec(5432);
-        two.services.push(two.services[0].clone());
-        assert!(admit(&two).is_err());
-        assert!(admit(&spec(0)).is_err());
-    }
-}
+#[path = "world_tests.rs"]
+mod tests;

@@ -15,7 +15,8 @@ use nix::unistd::{chdir, chroot, dup2_stderr, dup2_stdin, dup2_stdout};
 use sovereign_protocol::boot::{AGENT_SERIAL, BootRecord, PATH, ROOT_SERIAL};
 
 use super::{Tried, data, disks, mounts};
-use crate::{clock, log, loopback, places};
+use crate::net::loopback;
+use crate::{cgroup, clock, log, places};
 
 const NEW_ROOT: &str = "/newroot";
 const MODULES_ORDER: &str = "/modules.order";
@@ -66,6 +67,7 @@ pub(super) fn rest(tried: &mut Tried, record: &BootRecord) {
     for directory in [places::RUN, places::ETC] {
         tried.note(directory, fs::create_dir_all(directory));
     }
+    tried.note("cgroup controllers", cgroup::delegate());
     tried.note("/dev/net/tun", tun());
     tried.note("lo", loopback::raise());
     let fact = data::bring(record.format_data);

@@ -188,12 +188,12 @@ impl Cluster {
         file.write_all(password.reveal().as_bytes())
     }
 
-    /// Lets postgres read its configuration without starting.
+    /// Lets postgres read the configuration in this directory without starting.
     ///
     /// # Errors
     /// Hopeless, with what postgres said.
-    pub async fn check_settings(&self) -> Result<(), LaunchError> {
-        let mut args = self.arguments();
+    pub async fn check_settings(&self, directory: &Path) -> Result<(), LaunchError> {
+        let mut args = self.arguments(directory);
         args.extend(["-C".into(), "port".into()]);
         let checked = self.as_server(&self.bin.join("postgres"), &args).await;
         checked.map_err(|error| LaunchError::Hopeless("BadSettings", error.to_string()))
@@ -202,11 +202,12 @@ impl Cluster {
     /// Program and arguments of the server.
     #[must_use]
     pub fn command(&self) -> (PathBuf, Vec<OsString>) {
-        (self.bin.join("postgres"), self.arguments())
+        let directory = Path::new(places::RUN_POSTGRES);
+        (self.bin.join("postgres"), self.arguments(directory))
     }
 
-    fn arguments(&self) -> Vec<OsString> {
-        let config = format!("config_file={}/postgresql.conf", places::RUN_POSTGRES);
+    fn arguments(&self, directory: &Path) -> Vec<OsString> {
+        let config = format!("config_file={}/postgresql.conf", directory.display());
         vec!["-D".into(), self.data.clone().into(), "-c".into(), config.into()]
     }
 

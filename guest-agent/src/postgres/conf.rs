@@ -135,6 +135,30 @@ pub fn mark_loaded(directory: &Path) -> io::Result<()> {
     fs::copy(directory.join("postgresql.conf"), directory.join(LOADED)).map(drop)
 }
 
+/// Notes that the server is about to read another configuration.
+///
+/// # Errors
+/// The system's own.
+pub fn forget_loaded(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(LOADED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// True when a server was started in this boot.
+#[must_use]
+pub fn was_loaded(directory: &Path) -> bool {
+    directory.join("postgresql.conf").exists()
+}
+
+/// True when the files hold these settings already.
+#[must_use]
+pub fn is_written(directory: &Path, settings: &Settings) -> bool {
+    let text = fs::read_to_string(directory.join("postgresql.conf"));
+    text.is_ok_and(|text| text == postgresql_conf(directory, settings))
+}
+
 /// True when the server has read the configuration as it is now.
 #[must_use]
 pub fn is_loaded(directory: &Path) -> bool {
@@ -206,8 +230,15 @@ mod tests {
         mark_loaded(directory.path()).unwrap();
         write(directory.path(), &settings(&[]), "postgres").unwrap();
         assert!(is_loaded(directory.path()));
-        write(directory.path(), &settings(&[("work_mem", "5MB")]), "postgres").unwrap();
+        let changed = settings(&[("work_mem", "5MB")]);
+        assert!(!is_written(directory.path(), &changed));
+        write(directory.path(), &changed, "postgres").unwrap();
+        assert!(is_written(directory.path(), &changed) && !is_loaded(directory.path()));
+        // A server that was asked to read it and did not say how it went is not where it was.
+        forget_loaded(directory.path()).unwrap();
+        write(directory.path(), &settings(&[]), "postgres").unwrap();
         assert!(!is_loaded(directory.path()));
+        forget_loaded(directory.path()).unwrap();
     }
 
     proptest! {

@@ -3,19 +3,22 @@
 //! `conf` writes texts, `cluster` owns the data directory, `process` the cgroup and the
 //! postmaster, `session` talks to it. What is to be done is decided in `core`.
 
+pub mod client;
 pub mod cluster;
 pub mod conf;
 pub mod process;
+pub mod scram;
 pub mod session;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use sovereign_protocol::secret::Secret;
-use sovereign_protocol::spec::{Service, ServiceKind};
+use sovereign_protocol::spec::{Limits, Service, ServiceKind};
 use tokio::sync::mpsc;
 
+use crate::cgroup::Cgroup;
 use crate::core::service::{Action, Adjusted, Event, LaunchError, Probe};
-use crate::places;
+use crate::{clock, log, places};
 use cluster::Cluster;
 
 /// One PostgreSQL as it is to run.
@@ -39,7 +42,7 @@ impl Postgres {
             Action::Probe => Event::Probed(self.probe().await),
             Action::Adjust => Event::Adjusted(self.adjust().await.unwrap_or_else(Adjusted::Failed)),
             Action::Stop => {
-                process::stop(&self.cgroup(), &cluster::any_main_pid());
+                process::stop(&self.cgroup(), cluster::any_main_pid());
                 return;
             }
             Action::Kill => {
@@ -51,7 +54,7 @@ impl Postgres {
     }
 
     async fn launch(self, events: mpsc::Sender<Event>) {
-        let running = match self.bring_up().await {
+        let running = match self.bring_up(&events).await {
             Ok(running) => running,
             Err(error) => {
                 let _ = events.send(Event::Launched(Err(error))).await;
@@ -63,7 +66,7 @@ impl Postgres {
         let _ = events.send(Event::Ended(how)).await;
     }
 
-    async fn bring_up(&self) -> Result<process::Running, LaunchError> {
+    async fn bring_up(&self, events: &mpsc::Sender<Event>) -> Result<process::Running, LaunchError> {
         let cluster = Cluster::find()?;
         let cgroup = self.cgroup();
         let failed =
@@ -74,14 +77,22 @@ impl Postgres {
         {
             return Ok(running);
         }
+        if let Some(how) = self.missed(&cluster) {
+            let _ = events.send(Event::Missed(how)).await; // nobody listens when the agent ends
+        }
         cluster.prepare(self.password.as_ref()).await?;
         let settings = self.settings();
         conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name())
             .map_err(failed("write the configuration"))?;
         if !settings.lines.is_empty() {
-            cluster.check_settings().await?;
+            cluster.check_settings(places::RUN_POSTGRES.as_ref()).await?;
         }
         conf::mark_loaded(places::RUN_POSTGRES.as_ref()).map_err(failed("write the configuration"))?;
+        cgroup.make().map_err(failed("cgroup"))?;
+        if let Err(error) = cgroup.limit(&self.limits()) {
+            // It starts all the same; the adjustment, which follows, fails and is told.
+            log::line("a limit cannot be set", &[("error", &error)]);
+        }
         process::start(&cgroup, &cluster.command()).map_err(failed("start postgres"))
     }
 
@@ -89,11 +100,27 @@ impl Postgres {
         session::probe(&self.target()).await
     }
 
+    /// Looks whether PostgreSQL understands the settings before anything is changed.
     async fn adjust(&self) -> Result<Adjusted, String> {
-        let directory = std::path::Path::new(places::RUN_POSTGRES);
+        let directory = Path::new(places::RUN_POSTGRES);
         let written = |error: std::io::Error| format!("write the configuration: {error}");
-        conf::write(directory, &self.settings(), cluster::USER).map_err(written)?;
+        let settings = self.settings();
+        if !conf::is_written(directory, &settings) {
+            let candidate = directory.join("candidate");
+            conf::write(&candidate, &settings, cluster::USER).map_err(written)?;
+            let cluster = Cluster::find().map_err(|error| error.to_string())?;
+            cluster
+                .check_settings(&candidate)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        self.cgroup().limit(&self.limits())?;
+        conf::write(directory, &settings, cluster::USER).map_err(written)?;
         let reload = !conf::is_loaded(directory);
+        if reload {
+            // From here on it is not known what the server has read, until it says so.
+            conf::forget_loaded(directory).map_err(written)?;
+        }
         let adjusted = session::adjust(&self.target(), self.password.as_ref(), reload).await?;
         if adjusted == Adjusted::Done {
             conf::mark_loaded(directory).map_err(written)?;
@@ -105,7 +132,7 @@ impl Postgres {
         let ServiceKind::Postgres { settings, port } = &self.service.kind;
         conf::Settings {
             port: *port,
-            shared_memory: conf::SharedMemory::probe(std::path::Path::new("/dev/shm")),
+            shared_memory: conf::SharedMemory::probe(Path::new("/dev/shm")),
             lines: settings.clone(),
         }
     }
@@ -119,7 +146,23 @@ impl Postgres {
         }
     }
 
-    fn cgroup(&self) -> PathBuf {
-        PathBuf::from(places::CGROUP).join(self.service.name.as_str())
+    /// How the server that an agent before this one started in this boot ended.
+    fn missed(&self, cluster: &Cluster) -> Option<String> {
+        if !conf::was_loaded(places::RUN_POSTGRES.as_ref()) {
+            return None; // the process file on the data disk is of another boot
+        }
+        process::missed(
+            Path::new(places::EXITS),
+            cluster.main_pid()?,
+            clock::agent_since_ms(),
+        )
+    }
+
+    fn limits(&self) -> Limits {
+        self.service.limits.clone().unwrap_or_default()
+    }
+
+    fn cgroup(&self) -> Cgroup {
+        Cgroup::of_service(self.service.name.as_str())
     }
 }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sovereign_protocol::secret::Secret;
-use tokio::task::AbortHandle;
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Error, NoTls};
 
+use super::client::{Client, PgError, Row};
 use super::conf::{PROBE_ROLE, SUPERUSER};
+use super::scram;
 use crate::core::service::{Adjusted, Probe};
 use crate::log::chain;
 
@@ -30,91 +30,69 @@ pub struct Target {
     pub port: u16,
 }
 
-/// A session whose connection task ends with it.
-struct Session {
-    client: Client,
-    connection: AbortHandle,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
-}
+/// SQLSTATE: the server starts, stops or recovers.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE: there is no such role, or we are not it.
+const INVALID_AUTHORIZATION: &str = "28000";
 
 /// Logs in as the probe's role, asks, and tells what that means. Cancel safe.
 pub async fn probe(target: &Target) -> Probe {
     match timeout(PROBE, ask(target)).await {
         Err(_) => Probe::Silent(format!("no answer within {} s", PROBE.as_secs())),
-        Ok(Ok((1, false, version))) => Probe::Ready(format!(
-            "PostgreSQL {version}: log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery"
-        )),
-        Ok(Ok((1, true, _))) => Probe::Recovering("it answers but is in recovery".to_owned()),
-        Ok(Ok((other, ..))) => Probe::Broken(format!("SELECT 1 answered {other}")),
+        Ok(Ok(row)) => read(&row),
         Ok(Err(error)) => judge(&error),
     }
 }
 
-/// SELECT 1, whether it is in recovery, and its version such as `17.6`.
-async fn ask(target: &Target) -> Result<(i32, bool, String), Error> {
-    let session = match log_in(target, PROBE_ROLE).await {
-        Err(error) if error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
-            create_probe_role(target).await?;
+/// The row of [`ask`]: 1, whether it is in recovery, and its version such as `17.6`.
+fn read(row: &Row) -> Probe {
+    let values: Vec<&str> = row
+        .iter()
+        .map(|value| value.as_deref().unwrap_or("NULL"))
+        .collect();
+    match values[..] {
+        ["1", "f", version] => Probe::Ready(format!(
+            "PostgreSQL {version}: log-in as {PROBE_ROLE} and SELECT 1 answered, not in recovery"
+        )),
+        ["1", "t", _] => Probe::Recovering("it answers but is in recovery".to_owned()),
+        _ => Probe::Broken(format!("SELECT 1 answered {values:?}")),
+    }
+}
+
+async fn ask(target: &Target) -> Result<Row, PgError> {
+    let mut client = match log_in(target, PROBE_ROLE).await {
+        Err(error) if error.code() == Some(INVALID_AUTHORIZATION) => {
+            let mut superuser = log_in(target, SUPERUSER).await?;
+            superuser
+                .query(&format!("CREATE ROLE {PROBE_ROLE} LOGIN"))
+                .await?;
             log_in(target, PROBE_ROLE).await?
         }
         other => other?,
     };
     let query = "SELECT 1, pg_is_in_recovery(), split_part(current_setting('server_version'), ' ', 1)";
-    let row = session.client.query_one(query, &[]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    let rows = client.query(query).await?;
+    rows.into_iter()
+        .next()
+        .ok_or(PgError::Protocol("SELECT 1 answered nothing"))
 }
 
-fn judge(error: &Error) -> Probe {
+fn judge(error: &PgError) -> Probe {
     let text = chain(error);
-    if let Some(code) = error.code() {
-        return if *code == SqlState::CANNOT_CONNECT_NOW {
-            Probe::Recovering(text)
-        } else {
-            Probe::Broken(format!("{} {text}", code.code()))
-        };
-    }
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Probe::Refused(text),
-        _ => Probe::Broken(text),
+    match error {
+        PgError::Server { code, .. } if code == CANNOT_CONNECT_NOW => Probe::Recovering(text),
+        PgError::Server { code, .. } => Probe::Broken(format!("{code} {text}")),
+        PgError::Connect { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Probe::Refused(text),
+            _ => Probe::Broken(text),
+        },
+        PgError::Stream(_) | PgError::Protocol(_) => Probe::Broken(text),
     }
 }
 
-async fn create_probe_role(target: &Target) -> Result<(), Error> {
-    let session = log_in(target, SUPERUSER).await?;
-    session
-        .client
-        .batch_execute(&format!("CREATE ROLE {PROBE_ROLE} LOGIN"))
-        .await
-}
-
-async fn log_in(target: &Target, role: &str) -> Result<Session, Error> {
-    let mut config = Config::new();
-    config
-        .host_path(&target.sockets)
-        .port(target.port)
-        .user(role)
-        .dbname("postgres");
-    connect(&config).await
-}
-
-async fn connect(config: &Config) -> Result<Session, Error> {
-    let mut config = config.clone();
-    config.application_name("sovereign-guest").connect_timeout(PROBE);
-    let (client, connection) = config.connect(NoTls).await?;
-    let task = tokio::spawn(async move {
-        // Its error also reaches the query that waits for the answer.
-        let _ = connection.await;
-    });
-    Ok(Session {
-        client,
-        connection: task.abort_handle(),
-    })
+async fn log_in(target: &Target, role: &str) -> Result<Client<UnixStream>, PgError> {
+    let path = target.sockets.join(format!(".s.PGSQL.{}", target.port));
+    Client::connect(&path, role).await
 }
 
 /// Makes a running server as its secret and, with `reload`, its generated files say.
@@ -140,60 +118,56 @@ pub async fn adjust(target: &Target, password: Option<&Secret>, reload: bool) ->
         .unwrap_or_else(|_| Err(format!("no end within {} s", ADJUST.as_secs())))
 }
 
-/// Looks first whether the password already works, so that a restart of the agent writes nothing.
-async fn set_password(target: &Target, password: &Secret) -> Result<(), Error> {
-    let mut config = Config::new();
-    config
-        .host("127.0.0.1")
-        .port(target.port)
-        .user(SUPERUSER)
-        .dbname("postgres")
-        .password(password.reveal());
-    if connect(&config).await.is_ok() {
+/// Looks first whether it is that password, so that a restart of the agent writes nothing.
+async fn set_password(target: &Target, password: &Secret) -> Result<(), PgError> {
+    let mut superuser = log_in(target, SUPERUSER).await?;
+    let kept = superuser
+        .query(&format!(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = '{SUPERUSER}'"
+        ))
+        .await?;
+    let mut kept = kept.into_iter().flatten().flatten();
+    if kept.any(|verifier| scram::matches(&verifier, password.reveal())) {
         return Ok(());
     }
+    let mut salt = [0; scram::SALT_BYTES];
+    getrandom::fill(&mut salt).map_err(|error| PgError::Stream(io::Error::other(error)))?;
     // The verifier and not the password: a failing statement is logged.
-    let verifier = postgres_protocol::password::scram_sha_256(password.reveal().as_bytes());
-    let session = log_in(target, SUPERUSER).await?;
-    session
-        .client
-        .batch_execute(&format!("ALTER ROLE {SUPERUSER} PASSWORD '{verifier}'"))
-        .await
+    let verifier = scram::verifier(password.reveal(), &salt);
+    let statement = format!("ALTER ROLE {SUPERUSER} PASSWORD '{verifier}'");
+    superuser.query(&statement).await.map(drop)
 }
 
-async fn reload(target: &Target) -> Result<Result<Adjusted, String>, Error> {
-    let session = log_in(target, SUPERUSER).await?;
-    session.client.batch_execute("SELECT pg_reload_conf()").await?;
+async fn reload(target: &Target) -> Result<Result<Adjusted, String>, PgError> {
+    log_in(target, SUPERUSER)
+        .await?
+        .query("SELECT pg_reload_conf()")
+        .await?;
     sleep(RELOAD).await;
     // A new backend starts from what the postmaster has read.
-    let session = log_in(target, SUPERUSER).await?;
-    let pending = names(
-        &session,
-        "SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1",
-    )
-    .await?;
+    let mut superuser = log_in(target, SUPERUSER).await?;
+    let pending = superuser
+        .query("SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1")
+        .await?;
     if !pending.is_empty() {
         return Ok(Ok(Adjusted::Restart(format!(
             "these settings need a restart: {}",
-            pending.join(", ")
+            joined(pending, ", ")
         ))));
     }
-    let wrong = names(&session, "SELECT coalesce(name, 'line ' || sourceline) || ': ' || error FROM pg_file_settings WHERE error IS NOT NULL ORDER BY seqno").await?;
-    if wrong.is_empty() {
-        Ok(Ok(Adjusted::Done))
+    let wrong = superuser
+        .query("SELECT coalesce(name, 'line ' || sourceline) || ': ' || error FROM pg_file_settings WHERE error IS NOT NULL ORDER BY seqno")
+        .await?;
+    Ok(if wrong.is_empty() {
+        Ok(Adjusted::Done)
     } else {
-        Ok(Err(wrong.join("; ")))
-    }
+        Err(joined(wrong, "; "))
+    })
 }
 
-async fn names(session: &Session, query: &str) -> Result<Vec<String>, Error> {
-    session
-        .client
-        .query(query, &[])
-        .await?
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect()
+fn joined(rows: Vec<Row>, between: &str) -> String {
+    let values: Vec<String> = rows.into_iter().flatten().flatten().collect();
+    values.join(between)
 }
 
 #[cfg(test)]

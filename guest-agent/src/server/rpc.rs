@@ -32,9 +32,7 @@ pub(super) async fn serve(stream: BoxStream, engine: Handle) {
 impl Guest for Service {
     async fn apply(self, _: Context, spec: Document) -> Result<Applied, Refusal> {
         let applied = self.0.apply(spec.into_vec()).await;
-        applied
-            .map(|revision| Applied { revision })
-            .map_err(Refusal::Invalid)
+        applied.map(|revision| Applied { revision })
     }
 
     async fn watch(self, _: Context, cursor: Option<Cursor>, hold_ms: u32) -> Changes {

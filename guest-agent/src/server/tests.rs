@@ -6,7 +6,7 @@ use crate::engine::{self, Hands};
 use crate::facts::BootFacts;
 use sovereign_protocol::bulk::{self, Answer, Frame, Open};
 use sovereign_protocol::codec;
-use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::condition::{Key, Layer, Verdict};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::{BootKey, dial};
 use sovereign_protocol::secret::Secret;
@@ -99,6 +99,7 @@ async fn apply_watch_ping_and_shutdown_over_a_unix_socket() {
         .unwrap()
         .unwrap();
     assert_eq!(applied.revision, 3);
+    assert!(matches!(fixture.effects.recv().await, Some(Effect::Network(_))));
     assert!(matches!(fixture.effects.recv().await, Some(Effect::Hostname(name)) if name.as_str() == "sql"));
     let refused = client
         .apply(context::current(), document(0))
@@ -143,7 +144,10 @@ async fn a_held_watch_answers_when_something_changes() {
     tokio::task::yield_now().await;
     fixture
         .engine
-        .event(Event::Loopback(Verdict::yes("Answers", "")))
+        .event(Event::Seen(vec![(
+            Key::new(Layer::Loopback, "lo"),
+            Some(Verdict::yes("Answers", "")),
+        )]))
         .await
         .unwrap();
     assert_eq!(waiting.await.unwrap().conditions[0].subject, "lo");

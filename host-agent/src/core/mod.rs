@@ -4,10 +4,13 @@
 //! what is true. Nothing here waits, sleeps or fails.
 
 mod backoff;
+mod network;
 mod observe;
 mod report;
+mod wedge;
 mod world;
 
 pub use backoff::{Backoff, Next};
+pub use network::Mode;
 pub(crate) use observe::vmm_verdict;
 pub use world::{Effect, Event, World};

@@ -17,6 +17,7 @@ impl World {
                 guest: name,
                 boot_id,
                 vmm,
+                machine,
             } => {
                 let Some(guest) = self.guests.get_mut(&name) else {
                     return;
@@ -26,6 +27,7 @@ impl World {
                 }
                 let verdict = running(&vmm);
                 guest.boot = Some((boot_id, vmm));
+                guest.machine = Some(machine);
                 self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
                 self.set(
                     Layer::Session,
@@ -36,12 +38,30 @@ impl World {
                 );
             }
             Event::VmmState(name, state) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.vmm(matches!(state, VmmState::Silent(_)), now_ms);
+                }
                 let vmm = self.guests.get(&name).and_then(|guest| guest.boot.as_ref());
                 if let Some(verdict) = vmm.and_then(|(_, vmm)| vmm_verdict(&state, vmm)) {
                     self.set(Layer::Vmm, &name, "vmm", verdict, now_ms);
                 }
             }
+            Event::SessionSilent(name, why) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.dial(true, now_ms);
+                }
+                self.set(
+                    Layer::Session,
+                    &name,
+                    "agent",
+                    Verdict::unknown("Silent", why),
+                    now_ms,
+                );
+            }
             Event::SessionUp(name, evidence) => {
+                if let Some(guest) = self.guests.get_mut(&name) {
+                    guest.wedge.dial(false, now_ms);
+                }
                 if let Some(guest) = self.guests.get_mut(&name)
                     && guest.phase == Phase::Starting
                 {
@@ -84,7 +104,13 @@ impl World {
                 let started = Verdict::yes("Started", evidence);
                 self.feed.journal_mut().append(key, None, Some(started), now_ms);
             }
-            Event::Applied(_) | Event::Ended(..) | Event::Tick | Event::StopAll => {}
+            Event::Applied(_)
+            | Event::Found(..)
+            | Event::NetworkMode(_)
+            | Event::Network(_)
+            | Event::Ended(..)
+            | Event::Tick
+            | Event::StopAll => {}
         }
     }
 

@@ -99,7 +99,7 @@ impl World {
             .map(|(layer, subject)| status_of(layer, subject));
         let present = conditions
             .iter()
-            .filter(|c| !c.key.layer.advisory())
+            .filter(|c| !c.key.layer.advisory_for(own(&c.key.subject)))
             .map(|c| c.verdict.status);
         let observed = required.chain(present).fold(Status::True, Status::and);
         if observed == Status::True && guest.applied_revision != guest.spec_revision {
@@ -107,6 +107,11 @@ impl World {
         }
         observed
     }
+}
+
+/// The subject within its guest.
+fn own(subject: &str) -> &str {
+    subject.split_once('/').map_or(subject, |(_, own)| own)
 }
 
 fn condition_report(

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::condition::{Key, Layer, MACHINE, Status, Verdict};
 use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
-use crate::shim::contract::{ExitReason, ExitRecord, VmmState};
+use super::network::{Mode, Network};
+use super::wedge::Wedge;
+use crate::net::NetworkEvent;
+use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
 pub(super) const LASTING_MS: u64 = (1 << 53) - 1;
@@ -29,6 +32,8 @@ pub enum Event {
         boot_id: String,
         /// Its VMM.
         vmm: VmmStatus,
+        /// What it was started with.
+        machine: Machine,
     },
     /// What the VMM does.
     VmmState(Name, VmmState),
@@ -36,6 +41,8 @@ pub enum Event {
     SessionUp(Name, String),
     /// The link to the guest agent is gone; the text says why.
     SessionLost(Name, String),
+    /// A fresh connection was taken and not answered.
+    SessionSilent(Name, String),
     /// The guest agent took over this revision.
     SpecApplied(Name, u64),
     /// The guest agent refused the spec.
@@ -50,6 +57,12 @@ pub enum Event {
     Forward(Name, String, Verdict),
     /// The guest's shim has ended.
     Ended(Name, ExitRecord),
+    /// A shim runs for a guest that nobody wants: what another agent left behind.
+    Found(Name, GuestConfig),
+    /// It is known whether there is a network.
+    NetworkMode(Mode),
+    /// The network told something.
+    Network(NetworkEvent),
     /// The agent began; the text says which.
     Started(String),
     /// Time has passed.
@@ -67,6 +80,12 @@ pub enum Effect {
     Push(Name, GuestConfig, u64),
     /// Stop a guest in order.
     Stop(Name),
+    /// End a guest's VMM at once.
+    Kill(Name),
+    /// Find out whether there can be a network of this kind.
+    DecideNetwork(Namespace),
+    /// Make the network.
+    OpenNetwork,
     /// Let a guest's forwards listen, or not.
     Forwards(Name, bool),
 }
@@ -79,11 +98,13 @@ pub(super) struct Guest {
     pub(super) spec_revision: u64,
     pub(super) applied_revision: u64,
     pub(super) boot: Option<(String, VmmStatus)>,
+    pub(super) machine: Option<Machine>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
     start_at_ms: Option<u64>,
     backoff: Backoff,
     serving: bool,
+    pub(super) wedge: Wedge,
 }
 
 /// All guests and the feed of their conditions.
@@ -94,6 +115,7 @@ pub struct World {
     pub(super) revision: u64,
     /// How far each guest's journal was read; outlives boots and agents.
     pub(super) read: BTreeMap<Name, Cursor>,
+    pub(super) network: Network,
     spec: Option<HostSpec>,
     stopping: bool,
 }
@@ -107,6 +129,7 @@ impl World {
             feed: Feed::new(incarnation, HOST_EVENTS),
             revision: 0,
             read: BTreeMap::new(),
+            network: Network::default(),
             spec: None,
             stopping: false,
         }
@@ -130,6 +153,12 @@ impl World {
         }
     }
 
+    /// What is wanted.
+    #[must_use]
+    pub fn spec(&self) -> Option<&HostSpec> {
+        self.spec.as_ref()
+    }
+
     /// True when exactly this is wanted already.
     #[must_use]
     pub fn wants(&self, spec: &HostSpec) -> bool {
@@ -148,11 +177,22 @@ impl World {
         match event {
             Event::Applied(spec) => self.apply(spec, now_ms, &mut effects),
             Event::StopAll => self.stop_all(&mut effects),
+            Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
             Event::Tick => {}
+            Event::NetworkMode(mode) => {
+                if mode == Mode::Private {
+                    effects.push(Effect::OpenNetwork);
+                }
+                self.network.mode = mode;
+            }
+            Event::Network(event) => self.network_event(event, now_ms),
             other => self.observe(other, now_ms),
         }
         self.start_due(now_ms, &mut effects);
+        self.end_wedged(now_ms, &mut effects);
+        self.judge_machines(now_ms);
+        self.judge_cards(now_ms);
         self.judge_ready(now_ms, &mut effects);
         effects
     }
@@ -194,6 +234,13 @@ impl World {
             .collect()
     }
 
+    /// The guests whose forwards are to listen.
+    #[must_use]
+    pub fn serving(&self) -> Vec<Name> {
+        let serving = self.guests.iter().filter(|(_, guest)| guest.serving);
+        serving.map(|(name, _)| name.clone()).collect()
+    }
+
     /// True when a stop was asked for and no guest runs any more.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -203,13 +250,27 @@ impl World {
     /// When [`Event::Tick`] is due at the latest.
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<u64> {
-        self.guests.values().filter_map(|guest| guest.start_at_ms).min()
+        let wedges = self.guests.values().filter(|guest| guest.config.restart.wedged);
+        let starts = self
+            .guests
+            .iter()
+            .filter_map(|(name, guest)| guest.start_at_ms.map(|at| self.network.start_ms(name, guest, at)));
+        starts
+            .chain(wedges.filter_map(|guest| guest.wedge.due_ms()))
+            .min()
     }
 
     fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
+        let before = self.spec.as_ref().and_then(|spec| spec.network.clone());
         if !self.wants(&spec) {
             self.revision += 1;
             self.spec = Some(spec.clone());
+        }
+        if let Some(network) = &spec.network
+            && self.network.mode != Mode::Private
+            && (self.network.mode == Mode::Undecided || before.as_ref() != Some(network))
+        {
+            effects.push(Effect::DecideNetwork(network.namespace));
         }
         for (name, guest) in &mut self.guests {
             if !spec.guests.contains_key(name) {
@@ -241,6 +302,41 @@ impl World {
         }
     }
 
+    /// Says what waits for another boot, and takes it back when nothing does.
+    pub(super) fn judge_machines(&mut self, now_ms: u64) {
+        for (name, guest) in &self.guests {
+            let wanted = Machine::wanted(&guest.config, self.network.mode == Mode::Private);
+            let differs = guest
+                .machine
+                .as_ref()
+                .and_then(|machine| machine.differs(&wanted));
+            let key = host_key(Layer::Vmm, name, MACHINE);
+            match differs {
+                Some(what) => {
+                    let text = format!("{what}: in force after `sovereign down {name}` and `sovereign up`");
+                    self.feed
+                        .observe(key, Verdict::no("RestartNeeded", text), LASTING_MS, now_ms);
+                }
+                None => {
+                    self.feed.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Adopts a guest in order to stop it.
+    fn stop_leftover(&mut self, name: Name, config: GuestConfig, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.guests.contains_key(&name) {
+            return;
+        }
+        let mut guest = Guest::new(config.clone(), now_ms);
+        guest.wanted = false;
+        guest.phase = Phase::Stopping;
+        self.guests.insert(name.clone(), guest);
+        effects.push(Effect::Start(name.clone(), config, 0));
+        effects.push(Effect::Stop(name));
+    }
+
     fn stop_all(&mut self, effects: &mut Vec<Effect>) {
         self.stopping = true;
         for (name, guest) in &mut self.guests {
@@ -251,7 +347,8 @@ impl World {
 
     fn start_due(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         for (name, guest) in &mut self.guests {
-            if guest.start_at_ms.is_some_and(|at| at <= now_ms) {
+            let due = guest.start_at_ms.map(|at| self.network.start_ms(name, guest, at));
+            if due.is_some_and(|at| at <= now_ms) {
                 guest.start_at_ms = None;
                 guest.phase = Phase::Starting;
                 effects.push(Effect::Start(
@@ -259,6 +356,16 @@ impl World {
                     guest.config.clone(),
                     guest.spec_revision,
                 ));
+            }
+        }
+    }
+
+    /// A wedged guest is ended only where its configuration says so; its restart is that of any failure.
+    fn end_wedged(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for (name, guest) in &mut self.guests {
+            let lives = matches!(guest.phase, Phase::Starting | Phase::Running);
+            if guest.config.restart.wedged && lives && guest.wedge.take(now_ms) {
+                effects.push(Effect::Kill(name.clone()));
             }
         }
     }
@@ -278,6 +385,8 @@ impl World {
             return;
         };
         guest.boot = None;
+        guest.machine = None;
+        guest.wedge.ended();
         guest.applied_revision = 0;
         guest.start_at_ms = None;
         for key in stale {
@@ -289,11 +398,14 @@ impl World {
                 guest.start_at_ms = Some(now_ms); // wanted again while it was being stopped
                 Phase::Stopped
             }
-            (true, ExitReason::PoweredOff) => Phase::Stopped, // somebody in the guest meant it
+            (true, ExitReason::PoweredOff) if guest.config.restart.when != RestartWhen::Always => {
+                Phase::Stopped // somebody in the guest meant it
+            }
             (true, ExitReason::GuestRebooted) => {
                 guest.start_at_ms = Some(now_ms);
                 Phase::Starting
             }
+            (true, _) if guest.config.restart.when == RestartWhen::Never => Phase::Failed,
             (true, _) => match guest.backoff.ended(now_ms) {
                 Next::StartAt(at) => {
                     guest.start_at_ms = Some(at);
@@ -341,11 +453,13 @@ impl Guest {
             spec_revision: 0,
             applied_revision: 0,
             boot: None,
+            machine: None,
             ready: Status::Unknown,
             ready_since_ms: now_ms,
             start_at_ms: None,
             backoff: Backoff::default(),
             serving: false,
+            wedge: Wedge::default(),
         }
     }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
-use sovereign_protocol::spec::{Forward, Image, Service, ServiceKind, VERSION};
+use sovereign_protocol::spec::{Forward, Image, Restart, Service, ServiceKind, VERSION};
 
 use super::*;
 
@@ -29,18 +29,22 @@ fn config(port: u16) -> GuestConfig {
                 settings: BTreeMap::new(),
                 port,
             },
+            limits: None,
         }],
         forwards: vec![Forward {
             name: postgres,
             listen: "127.0.0.1:15432".parse().unwrap(),
             port,
         }],
+        restart: Restart::default(),
+        interface: None,
     }
 }
 
 fn spec(port: u16) -> HostSpec {
     HostSpec {
         version: VERSION,
+        network: None,
         guests: BTreeMap::from([(sql(), config(port))]),
     }
 }
@@ -56,6 +60,7 @@ fn booted() -> Event {
         guest: sql(),
         boot_id: "b".into(),
         vmm,
+        machine: Machine::wanted(&config(5432), false),
     }
 }
 
@@ -217,6 +222,7 @@ fn a_guest_that_left_the_file_is_stopped_once() {
     let mut world = ready_world();
     let empty = HostSpec {
         version: VERSION,
+        network: None,
         guests: BTreeMap::new(),
     };
     let effects = world.step(Event::Applied(empty.clone()), 1);
@@ -259,6 +265,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Applied(spec(5433))),
         Just(Event::Applied(HostSpec {
             version: VERSION,
+            network: None,
             guests: BTreeMap::new()
         })),
         Just(booted()),
@@ -357,4 +364,79 @@ fn what_the_guest_journals_is_not_journalled_by_the_host_as_well() {
         "{journal:?}"
     );
     assert_eq!(journal.last().unwrap(), "sql/agent Lost");
+}
+
+#[test]
+fn what_needs_another_boot_is_said_and_keeps_nobody_from_being_ready() {
+    let mut world = ready_world();
+    let mut bigger = spec(5432);
+    bigger.guests.get_mut(&sql()).unwrap().memory_mib = 512;
+    world.step(Event::Applied(bigger), 1);
+    world.step(Event::SpecApplied(sql(), 2), 1);
+    let said = |world: &World| {
+        let key = host_key(Layer::Vmm, &sql(), MACHINE);
+        world.feed.verdict(&key).map(|verdict| verdict.evidence.clone())
+    };
+    let text = "memory in MiB 256 -> 512: in force after `sovereign down sql` and `sovereign up`";
+    assert_eq!(said(&world).as_deref(), Some(text));
+    assert_eq!(world.ready(&sql(), 1), Status::True);
+    world.step(Event::Applied(spec(5432)), 2);
+    assert_eq!(said(&world), None);
+}
+
+#[test]
+fn what_another_agent_left_behind_is_adopted_and_stopped() {
+    let mut world = World::new(1);
+    let effects = world.step(Event::Found(sql(), config(5432)), 0);
+    assert_eq!(
+        effects,
+        [Effect::Start(sql(), config(5432), 0), Effect::Stop(sql())]
+    );
+    world.step(booted(), 1);
+    world.step(Event::StopAll, 1);
+    assert!(!world.is_done(), "down waits for it");
+    world.step(exit(ExitReason::PoweredOff), 2);
+    assert!(world.is_done());
+    let mut wanted = ready_world();
+    assert_eq!(
+        wanted.step(Event::Found(sql(), config(5432)), 1),
+        [],
+        "a wanted one is adopted already"
+    );
+}
+
+#[test]
+fn the_restart_policy_decides_what_an_end_means() {
+    let after = |when: RestartWhen, reason: ExitReason| {
+        let mut world = ready_world();
+        let mut policy = spec(5432);
+        policy.guests.get_mut(&sql()).unwrap().restart.when = when;
+        world.step(Event::Applied(policy), 1);
+        world.step(exit(reason), 2);
+        world.next_tick_ms().is_some()
+    };
+    for (when, powered_off, crashed) in [
+        (RestartWhen::OnFailure, false, true),
+        (RestartWhen::Always, true, true),
+        (RestartWhen::Never, false, false),
+    ] {
+        assert_eq!(after(when, ExitReason::PoweredOff), powered_off, "{when:?}");
+        assert_eq!(after(when, ExitReason::Crashed), crashed, "{when:?}");
+    }
+}
+
+#[test]
+fn a_wedged_guest_is_ended_only_where_the_configuration_says_so() {
+    for wedged in [false, true] {
+        let mut world = ready_world();
+        let mut policy = spec(5432);
+        policy.guests.get_mut(&sql()).unwrap().restart.wedged = wedged;
+        world.step(Event::Applied(policy), 1);
+        world.step(Event::SessionLost(sql(), "x".into()), 2);
+        world.step(Event::SessionSilent(sql(), "y".into()), 3);
+        assert_eq!(world.ready(&sql(), 3), Status::Unknown);
+        assert_eq!(world.next_tick_ms(), wedged.then_some(30_003));
+        let effects = world.step(Event::Tick, 30_003);
+        assert_eq!(effects.contains(&Effect::Kill(sql())), wedged);
+    }
 }

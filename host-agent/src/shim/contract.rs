@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::net::names::Mac;
 use sovereign_protocol::handshake::BootKey;
-use sovereign_protocol::layout::Layout;
+use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::Image;
+use sovereign_protocol::spec::{GuestConfig, Image, Restart};
 use sovereign_protocol::status::VmmStatus;
+
+/// The [`ShimConfig`]'s name in a guest's run directory.
+pub const SHIM_CONFIG: &str = "shim.json";
 
 /// What one boot needs; written to a file by the agent, without any secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +27,94 @@ pub struct ShimConfig {
     pub data_mib: u32,
     /// What it boots.
     pub image: Image,
+    /// Its network card; the TAP comes as the shim's standard input.
+    #[serde(default)]
+    pub card: Option<Card>,
     /// Files and sockets.
     pub paths: Paths,
+}
+
+/// A guest's network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// Its hardware address.
+    pub mac: Mac,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
+}
+
+impl ShimConfig {
+    /// The guest as far as its shim knows it: without services and forwards.
+    #[must_use]
+    pub fn bare_guest(&self) -> GuestConfig {
+        GuestConfig {
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            data_mib: self.data_mib,
+            image: self.image.clone(),
+            services: Vec::new(),
+            forwards: Vec::new(),
+            restart: Restart::default(),
+            interface: None,
+        }
+    }
+
+    /// What cannot change while the VM runs.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        Machine {
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            data_mib: self.data_mib,
+            image: self.image.digest.clone(),
+            card: self.card.is_some(),
+        }
+    }
+}
+
+/// The part of a guest that only another boot can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Size of the data disk, in MiB.
+    pub data_mib: u32,
+    /// Digest of the image.
+    pub image: String,
+    /// It has a network card.
+    pub card: bool,
+}
+
+impl Machine {
+    /// What a guest is wanted to boot with.
+    #[must_use]
+    pub fn wanted(config: &GuestConfig, networked: bool) -> Self {
+        Self {
+            memory_mib: config.memory_mib,
+            vcpus: config.vcpus,
+            data_mib: config.data_mib,
+            image: config.image.digest.clone(),
+            card: networked && config.interface.is_some(),
+        }
+    }
+
+    /// What differs from `wanted`, in words; `None` when nothing does.
+    #[must_use]
+    pub fn differs(&self, wanted: &Self) -> Option<String> {
+        let number =
+            |what: &str, now: u64, then: u64| (now != then).then(|| format!("{what} {now} -> {then}"));
+        let parts = [
+            number("memory in MiB", self.memory_mib.into(), wanted.memory_mib.into()),
+            number("vcpus", self.vcpus.into(), wanted.vcpus.into()),
+            number("data disk in MiB", self.data_mib.into(), wanted.data_mib.into()),
+            (self.image != wanted.image).then(|| "another image".to_owned()),
+            (self.card != wanted.card).then(|| "network card".to_owned()),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
 }
 
 /// The files and sockets of one guest.
@@ -57,7 +148,7 @@ impl Paths {
     /// The shim's own socket.
     #[must_use]
     pub fn shim(&self) -> PathBuf {
-        self.run.join("shim.sock")
+        self.run.join(SHIM_SOCKET)
     }
 
     /// The hybrid Unix socket to the guest's vsock ports.
@@ -81,7 +172,7 @@ impl Paths {
     /// The [`ShimConfig`].
     #[must_use]
     pub fn config(&self) -> PathBuf {
-        self.run.join("shim.json")
+        self.run.join(SHIM_CONFIG)
     }
 }
 

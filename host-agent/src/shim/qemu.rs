@@ -7,15 +7,16 @@ use sovereign_protocol::boot::{AGENT_SERIAL, DATA_SERIAL, ROOT_SERIAL};
 
 use super::accel::Accel;
 use super::contract::ShimConfig;
+use crate::net::card;
 
 /// The program, looked up in PATH.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The guest kernel's command line. Secrets never stand here.
 const KERNEL_LINE: &str = "console=ttyS0 panic=-1 quiet";
 
-/// The arguments for one boot; `initrd_fd` is inherited by the VMM.
+/// The arguments for one boot; the VMM inherits `initrd_fd` and, for a guest with a card, the TAP.
 #[must_use]
-pub fn arguments(config: &ShimConfig, accel: Accel, initrd_fd: i32) -> Vec<OsString> {
+pub fn arguments(config: &ShimConfig, accel: Accel, initrd_fd: i32, tap_fd: Option<i32>) -> Vec<OsString> {
     let memory = config.memory_mib;
     let mut line = Line::default();
     line.words(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
@@ -40,6 +41,9 @@ pub fn arguments(config: &ShimConfig, accel: Accel, initrd_fd: i32) -> Vec<OsStr
     line.disk(ROOT_SERIAL, &config.image.root, ",readonly=on");
     line.disk(AGENT_SERIAL, &config.image.agent, ",readonly=on");
     line.disk(DATA_SERIAL, &config.paths.data_disk, ",discard=unmap");
+    if let (Some(card), Some(tap)) = (&config.card, tap_fd) {
+        line.0.extend(card::arguments(tap, card.mac, card.mtu));
+    }
     line.0
 }
 
@@ -133,6 +137,7 @@ mod tests {
             memory_mib: 256,
             vcpus: 1,
             data_mib: 64,
+            card: None,
             image: Image {
                 kernel: "/i/vmlinux".into(),
                 initramfs: "/i/initramfs".into(),
@@ -145,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_line_of_a_guest_under_tcg() {
-        let words: Vec<String> = arguments(&config(), Accel::Tcg, 9)
+        let words: Vec<String> = arguments(&config(), Accel::Tcg, 9, None)
             .into_iter()
             .map(|w| w.into_string().unwrap())
             .collect();

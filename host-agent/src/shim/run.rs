@@ -1,5 +1,6 @@
 //! The life of a shim: prepare, start the VMM, answer the agent, record the end.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::fd::AsFd;
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use sovereign_protocol::boot::BootRecord;
 use sovereign_protocol::status::VmmStatus;
 use sovereign_protocol::transport::bind_unix;
@@ -58,6 +59,7 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
 async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     let listener = bind_unix(&config.paths.shim()).context("another shim runs this guest")?;
     remove_stale(config);
+    let tap = config.card.as_ref().map(|_| take_stdin()).transpose()?;
     let choice = accel::choose(config).await;
     prepare_data_disk(config)?;
     let initramfs = boot_segment::initramfs(&config.image.initramfs, record)?;
@@ -68,14 +70,18 @@ async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     let ended = CancellationToken::new();
     tasks.spawn(vsock::serve_front(device, front, ended.clone()));
 
-    // The child inherits the number; nothing else is spawned before it is closed again.
+    // The child inherits the numbers; nothing else is spawned before they are closed again.
     fcntl_setfd(initramfs.as_fd(), FdFlags::empty())?;
-    let number = std::os::fd::AsRawFd::as_raw_fd(&initramfs);
-    let arguments = qemu::arguments(config, choice.accel, number);
-    let mut child = vmm::command(qemu::PROGRAM, arguments)?
+    if let Some(tap) = &tap {
+        fcntl_setfd(tap, FdFlags::empty())?;
+    }
+    let tap_number = tap.as_ref().map(AsRawFd::as_raw_fd);
+    let arguments = qemu::arguments(config, choice.accel, initramfs.as_raw_fd(), tap_number);
+    let mut child = vmm::command(qemu::PROGRAM, arguments)
         .spawn()
         .context("cannot start the VMM")?;
     drop(initramfs);
+    drop(tap); // else the TAP had carrier without a VMM
 
     let identity = Message::Identity {
         boot_id: record.boot_id.clone(),
@@ -106,6 +112,17 @@ async fn boot(config: &ShimConfig, record: &BootRecord) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(FAREWELL, farewell).await; // an agent that does not read loses only this message
     Ok(())
 }
+
+/// The TAP that the agent gave us as standard input.
+fn take_stdin() -> anyhow::Result<OwnedFd> {
+    let tap = fcntl_dupfd_cloexec(std::io::stdin(), FIRST_FREE).context("cannot keep the TAP")?;
+    let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdin(nothing).context("cannot let go of standard input")?;
+    Ok(tap)
+}
+
+/// The first descriptor beyond the standard ones.
+const FIRST_FREE: i32 = 3;
 
 /// Follows the VMM until it has ended.
 async fn watch_vmm(

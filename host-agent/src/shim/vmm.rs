@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
+use crate::program;
+
 /// Runs in the child: dies with its parent, then becomes the VMM.
 ///
 /// PR_SET_PDEATHSIG follows the *thread* that spawned us (FACTS section 11), so the shim
@@ -25,23 +27,20 @@ pub fn become_vmm(parent: i32, argv: &[OsString]) -> anyhow::Result<std::convert
 }
 
 /// The command of the child that becomes the VMM.
-///
-/// # Errors
-/// When our own program cannot be found.
-pub fn command(program: &str, arguments: Vec<OsString>) -> anyhow::Result<tokio::process::Command> {
-    let ours = std::env::current_exe().context("cannot find our own program")?;
-    let mut command = tokio::process::Command::new(ours);
+#[must_use]
+pub fn command(vmm: &str, arguments: Vec<OsString>) -> tokio::process::Command {
+    let mut command = program::command();
     command
         .arg("become-vmm")
         .arg(std::process::id().to_string())
         .arg("--")
-        .arg(program)
+        .arg(vmm)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    Ok(command)
+    command
 }
 
 /// Where a program is in PATH.

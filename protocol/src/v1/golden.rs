@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::codec::{decode, encode};
+use crate::service::{GuestRequest, GuestResponse, HostRequest, HostResponse};
 
 fn hex(item: &impl Serialize) -> String {
     encode(item).unwrap().iter().map(|b| format!("{b:02x}")).collect()
@@ -108,4 +109,162 @@ fn messages_survive_the_way_there_and_back() {
     assert_eq!(Changes::from(feed::Changes::from(read)), changes);
     let read: Events = decode(&encode(&events()).unwrap()).unwrap();
     assert_eq!(Events::from(event::Events::from(read)), events());
+}
+
+/// A method's number is its place in its trait: new ones come last.
+#[test]
+fn bytes_of_every_request_of_version_1() {
+    let document = || Document::from(vec![7]);
+    let correction = ClockCorrection {
+        offset_ns: -2,
+        bound_ns: 3,
+        woke: true,
+    };
+    for (request, golden) in [
+        (
+            GuestRequest::Apply { spec: document() },
+            "00000000010000000000000007",
+        ),
+        (
+            GuestRequest::Watch {
+                cursor: Some(cursor()),
+                hold_ms: 9,
+            },
+            "01000000010100000000000000020000000000000009000000",
+        ),
+        (
+            GuestRequest::Events {
+                start: Start::Oldest,
+                hold_ms: 9,
+            },
+            "020000000000000009000000",
+        ),
+        (
+            GuestRequest::CorrectClock { correction },
+            "03000000feffffffffffffff030000000000000001",
+        ),
+        (
+            GuestRequest::Ping {
+                ping: Ping { host_sent_ns: 1 },
+            },
+            "040000000100000000000000",
+        ),
+        (GuestRequest::Shutdown {}, "05000000"),
+    ] {
+        assert_eq!(hex(&request), golden, "{request:?}");
+    }
+    for (request, golden) in [
+        (
+            HostRequest::Apply { spec: document() },
+            "00000000010000000000000007",
+        ),
+        (HostRequest::Wanted {}, "01000000"),
+        (
+            HostRequest::Watch {
+                cursor: None,
+                hold_ms: 9,
+            },
+            "020000000009000000",
+        ),
+        (
+            HostRequest::Events {
+                start: Start::Last(1),
+                hold_ms: 9,
+            },
+            "0300000001000000010000000000000009000000",
+        ),
+        (HostRequest::Status {}, "04000000"),
+        (HostRequest::Stop {}, "05000000"),
+    ] {
+        assert_eq!(hex(&request), golden, "{request:?}");
+    }
+}
+
+#[test]
+fn bytes_of_every_response_of_version_1() {
+    let applied = Ok(Applied { revision: 9 });
+    let pong = Pong {
+        guest_received_ns: 1,
+        guest_sent_ns: 2,
+    };
+    let quiet = Changes {
+        cursor: cursor(),
+        reset: false,
+        conditions: vec![],
+        removed: vec![],
+    };
+    let none = Events {
+        cursor: cursor(),
+        wall_ms: 3,
+        lost: 0,
+        events: vec![],
+    };
+    let at = "01000000000000000200000000000000";
+    let changes = format!("{at}0000000000000000000000000000000000");
+    let events = format!("{at}030000000000000000000000000000000000000000000000");
+    for (response, golden) in [
+        (
+            GuestResponse::Apply(applied.clone()),
+            "00000000000000000900000000000000".to_owned(),
+        ),
+        (GuestResponse::Watch(quiet.clone()), format!("01000000{changes}")),
+        (GuestResponse::Events(none.clone()), format!("02000000{events}")),
+        (GuestResponse::CorrectClock(Ok(())), "0300000000000000".to_owned()),
+        (
+            GuestResponse::Ping(pong),
+            "0400000001000000000000000200000000000000".to_owned(),
+        ),
+        (
+            GuestResponse::Shutdown(Err(Refusal::Invalid("a".into()))),
+            "050000000100000000000000010000000000000061".to_owned(),
+        ),
+    ] {
+        assert_eq!(hex(&response), golden, "{response:?}");
+    }
+    for (response, golden) in [
+        (
+            HostResponse::Apply(applied),
+            "00000000000000000900000000000000".to_owned(),
+        ),
+        (
+            HostResponse::Wanted(Document::from(vec![7])),
+            "01000000010000000000000007".to_owned(),
+        ),
+        (HostResponse::Watch(quiet), format!("02000000{changes}")),
+        (HostResponse::Events(none), format!("03000000{events}")),
+        (
+            HostResponse::Status(Document::from(vec![7])),
+            "04000000010000000000000007".to_owned(),
+        ),
+        (
+            HostResponse::Stop(Err(Refusal::Failed("a".into()))),
+            "050000000100000002000000010000000000000061".to_owned(),
+        ),
+    ] {
+        assert_eq!(hex(&response), golden, "{response:?}");
+    }
+}
+
+#[test]
+fn numbers_of_layers_and_statuses() {
+    for (number, layer) in [
+        (0, Layer::Vmm),
+        (1, Layer::Session),
+        (2, Layer::Kernel),
+        (3, Layer::Clock),
+        (4, Layer::Disk),
+        (5, Layer::Loopback),
+        (6, Layer::Interface),
+        (7, Layer::Tap),
+        (8, Layer::Routing),
+        (9, Layer::Nat),
+        (10, Layer::Service),
+        (11, Layer::Tailscale),
+        (12, Layer::Forward),
+    ] {
+        assert_eq!(hex(&layer), format!("{number:02x}000000"));
+    }
+    for (number, status) in [(0, Status::True), (1, Status::False), (2, Status::Unknown)] {
+        assert_eq!(hex(&status), format!("{number:02x}000000"));
+    }
 }

@@ -3,9 +3,56 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::condition::{self, Layer, Status};
+use crate::condition;
 use crate::event;
 use crate::feed;
+
+/// A layer on the wire: its number is its place in this list, for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // as in the domain
+pub enum Layer {
+    Vmm,
+    Session,
+    Kernel,
+    Clock,
+    Disk,
+    Loopback,
+    Interface,
+    Tap,
+    Routing,
+    Nat,
+    Service,
+    Tailscale,
+    Forward,
+}
+
+/// Whether something holds, on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // as in the domain
+pub enum Status {
+    True,
+    False,
+    Unknown,
+}
+
+/// Both ways at once, so that a variant that one side lacks does not compile.
+macro_rules! mirrored {
+    ($name:ident: $($variant:ident),+) => {
+        impl From<condition::$name> for $name {
+            fn from(domain: condition::$name) -> Self {
+                match domain { $(condition::$name::$variant => Self::$variant),+ }
+            }
+        }
+        impl From<$name> for condition::$name {
+            fn from(wire: $name) -> Self {
+                match wire { $($name::$variant => Self::$variant),+ }
+            }
+        }
+    };
+}
+
+mirrored!(Layer: Vmm, Session, Kernel, Clock, Disk, Loopback, Interface, Tap, Routing, Nat, Service, Tailscale, Forward);
+mirrored!(Status: True, False, Unknown);
 
 /// A place in a feed's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,10 +193,10 @@ impl From<event::Event> for Event {
     fn from(e: event::Event) -> Self {
         Self {
             seq: e.seq,
-            layer: e.key.layer,
+            layer: e.key.layer.into(),
             subject: e.key.subject,
-            from: e.from,
-            to: e.to.map(|v| (v.status, v.reason, v.evidence)),
+            from: e.from.map(Into::into),
+            to: e.to.map(|v| (v.status.into(), v.reason, v.evidence)),
             age_ms: e.age_ms,
         }
     }
@@ -159,11 +206,11 @@ impl From<Event> for event::Event {
     fn from(e: Event) -> Self {
         Self {
             seq: e.seq,
-            key: condition::Key::new(e.layer, e.subject),
-            from: e.from,
+            key: condition::Key::new(e.layer.into(), e.subject),
+            from: e.from.map(Into::into),
             to: e
                 .to
-                .map(|(status, reason, evidence)| condition::Verdict::new(status, reason, evidence)),
+                .map(|(status, reason, evidence)| condition::Verdict::new(status.into(), reason, evidence)),
             age_ms: e.age_ms,
         }
     }
@@ -232,9 +279,9 @@ impl From<Cursor> for feed::Cursor {
 impl From<condition::Condition> for Condition {
     fn from(c: condition::Condition) -> Self {
         Self {
-            layer: c.key.layer,
+            layer: c.key.layer.into(),
             subject: c.key.subject,
-            status: c.verdict.status,
+            status: c.verdict.status.into(),
             reason: c.verdict.reason,
             evidence: c.verdict.evidence,
             age_ms: c.age_ms,
@@ -247,8 +294,8 @@ impl From<condition::Condition> for Condition {
 impl From<Condition> for condition::Condition {
     fn from(c: Condition) -> Self {
         Self {
-            key: condition::Key::new(c.layer, c.subject),
-            verdict: condition::Verdict::new(c.status, c.reason, c.evidence),
+            key: condition::Key::new(c.layer.into(), c.subject),
+            verdict: condition::Verdict::new(c.status.into(), c.reason, c.evidence),
             age_ms: c.age_ms,
             valid_ms: c.valid_ms,
             since_ms: c.since_ms,
@@ -262,7 +309,11 @@ impl From<feed::Changes> for Changes {
             cursor: c.cursor.into(),
             reset: c.reset,
             conditions: c.conditions.into_iter().map(Into::into).collect(),
-            removed: c.removed.into_iter().map(|k| (k.layer, k.subject)).collect(),
+            removed: c
+                .removed
+                .into_iter()
+                .map(|k| (k.layer.into(), k.subject))
+                .collect(),
         }
     }
 }
@@ -276,7 +327,7 @@ impl From<Changes> for feed::Changes {
             removed: c
                 .removed
                 .into_iter()
-                .map(|(l, s)| condition::Key::new(l, s))
+                .map(|(l, s)| condition::Key::new(l.into(), s))
                 .collect(),
         }
     }

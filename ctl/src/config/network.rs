@@ -1,0 +1,128 @@
+//! What the file means for the network: namespace, subnet, and each guest's interface.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{HostNetwork, Namespace};
+use sovereign_protocol::subnet::HostAddress;
+
+use super::Problem;
+use super::addresses;
+use super::source::Source;
+use super::validate::parse_name;
+use super::written::{Guest, Network};
+
+/// The host's address on the bridge when the file has none.
+const DEFAULT_ADDRESS: &str = "192.168.100.1/24";
+const NAMESPACES: [&str; 3] = ["auto", "private", "none"];
+
+/// The network; `None` for `namespace = "none"`.
+pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<HostNetwork>, Box<Problem>> {
+    let text = written.address.as_deref().unwrap_or(DEFAULT_ADDRESS);
+    let address = HostAddress::parse(text).map_err(|error| {
+        source
+            .problem(&["network", "address"], "BadAddress", error.to_string())
+            .accepts(format!("an address with its prefix, such as {DEFAULT_ADDRESS:?}"))
+    })?;
+    let namespace = match written.namespace.as_deref().unwrap_or("auto") {
+        "auto" => Namespace::Auto,
+        "private" => Namespace::Private,
+        "none" => return Ok(None),
+        other => {
+            let problem = format!("there is no namespace {other:?}");
+            return Err(source
+                .problem(&["network", "namespace"], "UnknownNamespace", problem)
+                .near(other, &NAMESPACES)
+                .accepts("\"auto\", \"private\" or \"none\""));
+        }
+    };
+    Ok(Some(HostNetwork { namespace, address }))
+}
+
+/// Each guest's interface; those without an address of their own get one.
+pub(super) fn interfaces(
+    source: &Source<'_>,
+    network: Option<&HostNetwork>,
+    guests: &BTreeMap<String, Guest>,
+) -> Result<BTreeMap<Name, InterfaceSpec>, Box<Problem>> {
+    let mut taken = BTreeSet::new();
+    let mut written = BTreeMap::new();
+    for (key, guest) in guests {
+        let name = parse_name(source, &["guest", key], key)?;
+        let Some(text) = &guest.address else { continue };
+        let at = ["guest", key, "address"];
+        let Some(network) = network else {
+            let problem = "there is no network: namespace is \"none\"";
+            return Err(source
+                .problem(&at, "Contradiction", problem)
+                .accepts("no value, or another [network] namespace"));
+        };
+        let subnet = network.address.subnet();
+        let ip = text
+            .parse()
+            .ok()
+            .filter(|ip| subnet.host(*ip).is_ok() && *ip != network.address.ip());
+        let Some(ip) = ip else {
+            let problem = format!("{text:?} is no guest's address in {subnet}");
+            return Err(source
+                .problem(&at, "BadAddress", problem)
+                .accepts(format!("an address in {subnet}")));
+        };
+        if !taken.insert(ip) {
+            return Err(source
+                .problem(&at, "Contradiction", format!("{ip} is another guest's as well"))
+                .accepts("an address of its own, or no value"));
+        }
+        written.insert(name, ip);
+    }
+    let Some(network) = network else {
+        return Ok(BTreeMap::new());
+    };
+    let mut interfaces = BTreeMap::new();
+    for (key, guest) in guests {
+        let name = parse_name(source, &["guest", key], key)?;
+        let ip = match written.get(&name) {
+            Some(ip) => *ip,
+            None => addresses::choose(network.address, &name, &taken).ok_or_else(|| {
+                let problem = format!(
+                    "{} has no address left for guest {name}",
+                    network.address.subnet()
+                );
+                source
+                    .problem(&["network", "address"], "SubnetFull", problem)
+                    .accepts("a larger IPv4 subnet, or guest.NAME.address")
+            })?,
+        };
+        taken.insert(ip);
+        interfaces.insert(name, interface(source, key, network, ip, &guest.dns)?);
+    }
+    Ok(interfaces)
+}
+
+fn interface(
+    source: &Source<'_>,
+    key: &str,
+    network: &HostNetwork,
+    ip: IpAddr,
+    dns: &[String],
+) -> Result<InterfaceSpec, Box<Problem>> {
+    let servers = dns.iter().map(|text| {
+        text.parse().map_err(|_| {
+            source
+                .problem(
+                    &["guest", key, "dns"],
+                    "BadAddress",
+                    format!("{text:?} is no address"),
+                )
+                .accepts("addresses of name servers, such as [\"192.168.100.1\"]")
+        })
+    });
+    Ok(InterfaceSpec {
+        addresses: Prefix::new(ip, network.address.prefix()).into_iter().collect(),
+        gateway: Some(network.address.ip()),
+        dns: servers.collect::<Result<_, Box<Problem>>>()?,
+        mtu: None,
+    })
+}

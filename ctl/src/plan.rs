@@ -1,0 +1,367 @@
+//! What `up` would change: a pure comparison of what is wanted with what was found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Service, ServiceKind};
+
+/// One change, in the order in which `up` makes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub(crate) enum Step {
+    /// Packages are fetched and unpacked.
+    BuildImage {
+        /// Its recipe.
+        recipe: String,
+    },
+    /// No host agent runs.
+    StartAgent,
+    /// A guest runs that is not in the configuration.
+    Stop {
+        /// The guest.
+        guest: Name,
+    },
+    /// A guest without an agent is taken over.
+    Adopt {
+        /// The guest.
+        guest: Name,
+    },
+    /// A data disk is made.
+    CreateDisk {
+        /// The guest.
+        guest: Name,
+        /// Its size; the file is sparse.
+        mib: u32,
+    },
+    /// A guest is booted.
+    Start {
+        /// The guest.
+        guest: Name,
+        /// Its memory.
+        memory_mib: u32,
+    },
+    /// A running guest is changed without a reboot.
+    Change {
+        /// The guest.
+        guest: Name,
+        /// What, in words.
+        what: String,
+    },
+    /// Something waits for the guest's next boot.
+    NextBoot {
+        /// The guest.
+        guest: Name,
+        /// What, in words.
+        what: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuildImage { recipe } => write!(f, "build the image {recipe}"),
+            Self::StartAgent => write!(f, "start the host agent"),
+            Self::Stop { guest } => write!(
+                f,
+                "{guest}: stop in order (not in the configuration); its data stays"
+            ),
+            Self::Adopt { guest } => write!(f, "{guest}: runs without a host agent, take it over"),
+            Self::CreateDisk { guest, mib } => write!(f, "{guest}: make a data disk of {mib} MiB (sparse)"),
+            Self::Start { guest, memory_mib } => write!(f, "{guest}: boot with {memory_mib} MiB"),
+            Self::Change { guest, what } => write!(f, "{guest}: {what}"),
+            Self::NextBoot { guest, what } => {
+                write!(
+                    f,
+                    "{guest}: {what}; in force after `sovereign down {guest}` and `sovereign up`"
+                )
+            }
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    /// A host agent runs.
+    pub(crate) agent: bool,
+    /// The image is in the cache.
+    pub(crate) image: bool,
+    /// What that agent was asked for last.
+    pub(crate) spec: Option<HostSpec>,
+    /// Guests whose VMM runs or is about to.
+    pub(crate) running: BTreeSet<Name>,
+    /// Guests that have a data disk.
+    pub(crate) disks: BTreeSet<Name>,
+}
+
+/// What leads from `found` to `wanted`; without an image in the cache its files are not compared.
+pub(crate) fn plan(wanted: &HostSpec, recipe: &str, found: &Found) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if !found.image {
+        steps.push(Step::BuildImage {
+            recipe: recipe.to_owned(),
+        });
+    }
+    if !found.agent {
+        steps.push(Step::StartAgent);
+    }
+    let leaving = found
+        .running
+        .iter()
+        .filter(|name| !wanted.guests.contains_key(*name));
+    steps.extend(leaving.cloned().map(|guest| Step::Stop { guest }));
+    for (name, config) in &wanted.guests {
+        let old = found.spec.as_ref().and_then(|spec| spec.guests.get(name));
+        steps.extend(guest_steps(name, config, old, found));
+    }
+    steps
+}
+
+fn guest_steps(name: &Name, wanted: &GuestConfig, old: Option<&GuestConfig>, found: &Found) -> Vec<Step> {
+    let guest = name.clone();
+    match (found.running.contains(name), old) {
+        (false, _) => {
+            let disk = Step::CreateDisk {
+                guest: guest.clone(),
+                mib: wanted.data_mib,
+            };
+            let start = Step::Start {
+                guest,
+                memory_mib: wanted.memory_mib,
+            };
+            let fresh = !found.disks.contains(name);
+            fresh.then_some(disk).into_iter().chain([start]).collect()
+        }
+        (true, None) => vec![Step::Adopt { guest }],
+        (true, Some(old)) => {
+            let change = |what| Step::Change {
+                guest: name.clone(),
+                what,
+            };
+            let next_boot = |what| Step::NextBoot {
+                guest: name.clone(),
+                what,
+            };
+            let now = live(old, wanted).into_iter().map(change);
+            now.chain(machine(old, wanted, found.image).into_iter().map(next_boot))
+                .collect()
+        }
+    }
+}
+
+/// What the guest takes over while it runs.
+fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let named = |services: &[Service]| -> BTreeMap<Name, ServiceKind> {
+        services
+            .iter()
+            .map(|s| (s.name.clone(), s.kind.clone()))
+            .collect()
+    };
+    let (before, after) = (named(&old.services), named(&new.services));
+    compare(&before, &after, |name, change| match change {
+        Difference::Added(_) => lines.push(format!("add service {name}")),
+        Difference::Removed => lines.push(format!("stop service {name}; its data stays")),
+        Difference::Changed(was, is) => service(name, was, is, &mut lines),
+    });
+    if old.interface != new.interface {
+        lines.push(format!("interface: {} -> {}", interface(old), interface(new)));
+    }
+    let forwards = |config: &GuestConfig| -> BTreeMap<Name, String> {
+        let forwards = config.forwards.iter();
+        forwards
+            .map(|f| (f.name.clone(), format!("{} to port {}", f.listen, f.port)))
+            .collect()
+    };
+    let (before, after) = (forwards(old), forwards(new));
+    compare(&before, &after, |name, change| {
+        lines.push(match change {
+            Difference::Added(to) => format!("forward {name}: {to}"),
+            Difference::Removed => format!("remove forward {name}"),
+            Difference::Changed(was, is) => format!("forward {name}: {was} -> {is}"),
+        });
+    });
+    lines
+}
+
+fn interface(config: &GuestConfig) -> String {
+    let Some(interface) = &config.interface else {
+        return "none".to_owned();
+    };
+    let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+    let dns: Vec<String> = interface.dns.iter().map(ToString::to_string).collect();
+    let dns = if dns.is_empty() {
+        "none".to_owned()
+    } else {
+        dns.join(", ")
+    };
+    format!("{} (DNS {dns})", addresses.join(", "))
+}
+
+fn service(name: &Name, was: &ServiceKind, is: &ServiceKind, lines: &mut Vec<String>) {
+    let (
+        ServiceKind::Postgres {
+            settings: old,
+            port: from,
+        },
+        ServiceKind::Postgres {
+            settings: new,
+            port: to,
+        },
+    ) = (was, is);
+    if from != to {
+        lines.push(format!("{name}: port {from} -> {to}"));
+    }
+    compare(old, new, |key, change| {
+        lines.push(match change {
+            Difference::Added(value) => format!("{name}: set {key} = {value}"),
+            Difference::Removed => format!("{name}: {key} back to its default"),
+            Difference::Changed(was, is) => format!("{name}: {key} {was} -> {is}"),
+        });
+    });
+}
+
+/// What only another boot takes over.
+fn machine(old: &GuestConfig, new: &GuestConfig, image_known: bool) -> Vec<String> {
+    let number = |what: &str, was: u32, is: u32| (was != is).then(|| format!("{what} {was} -> {is}"));
+    let lines = [
+        number("memory in MiB", old.memory_mib, new.memory_mib),
+        number("vcpus", old.vcpus.into(), new.vcpus.into()),
+        number("data disk in MiB", old.data_mib, new.data_mib),
+        (image_known && old.image.digest != new.image.digest).then(|| "another image".to_owned()),
+    ];
+    lines.into_iter().flatten().collect()
+}
+
+enum Difference<'a, V> {
+    Added(&'a V),
+    Removed,
+    Changed(&'a V, &'a V),
+}
+
+fn compare<K: Ord, V: PartialEq>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    mut tell: impl FnMut(&K, Difference<'_, V>),
+) {
+    for (key, value) in new {
+        match old.get(key) {
+            None => tell(key, Difference::Added(value)),
+            Some(was) if was != value => tell(key, Difference::Changed(was, value)),
+            Some(_) => {}
+        }
+    }
+    old.keys()
+        .filter(|key| !new.contains_key(key))
+        .for_each(|key| tell(key, Difference::Removed));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use sovereign_protocol::spec::Image;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn image(digest: &str) -> Image {
+        Image {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            root: "r".into(),
+            agent: "a".into(),
+            digest: digest.into(),
+        }
+    }
+
+    fn spec() -> HostSpec {
+        let path = std::path::Path::new("s.toml");
+        config::parse(path, config::TEMPLATE)
+            .unwrap()
+            .host_spec(&image("d"), None)
+    }
+
+    fn edited(edit: impl FnOnce(&mut GuestConfig)) -> HostSpec {
+        let mut spec = spec();
+        edit(spec.guests.get_mut(&name("sql")).unwrap());
+        spec
+    }
+
+    fn up(running: &[&str]) -> Found {
+        Found {
+            agent: true,
+            image: true,
+            spec: Some(spec()),
+            running: running.iter().map(|text| name(text)).collect(),
+            disks: BTreeSet::from([name("sql")]),
+        }
+    }
+
+    fn lines(wanted: &HostSpec, found: &Found) -> Vec<String> {
+        plan(wanted, "r", found).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn from_nothing_everything_is_made_and_what_runs_as_wanted_needs_nothing() {
+        assert_eq!(
+            lines(&spec(), &Found::default()),
+            [
+                "build the image r",
+                "start the host agent",
+                "sql: make a data disk of 2048 MiB (sparse)",
+                "sql: boot with 256 MiB"
+            ]
+        );
+        assert_eq!(lines(&spec(), &up(&["sql"])), [""; 0]);
+    }
+
+    #[test]
+    fn guests_come_go_and_are_taken_over() {
+        let orphans = Found {
+            agent: false,
+            spec: None,
+            ..up(&["sql", "old"])
+        };
+        assert_eq!(
+            lines(&spec(), &orphans),
+            [
+                "start the host agent",
+                "old: stop in order (not in the configuration); its data stays",
+                "sql: runs without a host agent, take it over"
+            ]
+        );
+        assert_eq!(lines(&spec(), &up(&[])), ["sql: boot with 256 MiB"]);
+    }
+
+    #[test]
+    fn a_running_guest_is_changed_or_waits_for_its_next_boot() {
+        let wanted = edited(|guest| {
+            guest.memory_mib = 512;
+            guest.image = image("e");
+            guest.forwards[0].listen = "127.0.0.1:9".parse().unwrap();
+            let ServiceKind::Postgres { settings, port } = &mut guest.services[0].kind;
+            settings.clear();
+            settings.insert("work_mem".into(), "5MB".into());
+            *port = 5433;
+        });
+        let mut found = up(&["sql"]);
+        let old = found.spec.as_mut().unwrap().guests.get_mut(&name("sql")).unwrap();
+        let ServiceKind::Postgres { settings, .. } = &mut old.services[0].kind;
+        *settings = BTreeMap::from([("jit".into(), "off".into())]);
+        assert_eq!(
+            lines(&wanted, &found),
+            [
+                "sql: postgres: port 5432 -> 5433",
+                "sql: postgres: set work_mem = 5MB",
+                "sql: postgres: jit back to its default",
+                "sql: forward postgres: 127.0.0.1:15432 to port 5432 -> 127.0.0.1:9 to port 5432",
+                "sql: memory in MiB 256 -> 512; in force after `sovereign down sql` and `sovereign up`",
+                "sql: another image; in force after `sovereign down sql` and `sovereign up`"
+            ]
+        );
+    }
+}

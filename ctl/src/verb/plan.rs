@@ -1,0 +1,98 @@
+//! `plan`: what `up` would change; changes nothing itself.
+
+use serde_json::json;
+use sovereign_protocol::layout::SHIM_SOCKET;
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{HostSpec, Image};
+use sovereign_protocol::status::Phase;
+
+use crate::agent::Binaries;
+use crate::context::{Context, data};
+use crate::error::CommandError;
+use crate::link::Link;
+use crate::plan::{Found, plan};
+use crate::{cli, config, image};
+
+pub(super) async fn run(context: &Context, args: &cli::Plan) -> Result<(), CommandError> {
+    show(context, args.name.as_ref()).await
+}
+
+/// Prints the plan of `up`, or of `up NAME`.
+///
+/// # Errors
+/// Those of reading the configuration, the cache and the running agent.
+pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), CommandError> {
+    let settings = config::load(context)?;
+    let names = super::up::wanted(&settings, only)?;
+    let built = image::find(context, &settings, &Binaries::find()?)?;
+    let mut found = look(context).await?;
+    found.image = built.is_some();
+    let all = settings.host_spec(&built.unwrap_or_else(unknown_image), None);
+    let wanted = match only {
+        None => all,
+        // The other guests of the file stay as they are.
+        Some(_) => HostSpec {
+            guests: all
+                .guests
+                .into_iter()
+                .filter(|(name, _)| names.contains(name) || found.running.contains(name))
+                .collect(),
+            ..all
+        },
+    };
+    let steps = plan(&wanted, &settings.recipe, &found);
+    if context.json {
+        let evidence = format!("{} steps", steps.len());
+        let reason = if steps.is_empty() {
+            "NothingToDo"
+        } else {
+            "Planned"
+        };
+        return context.done_with(reason, &evidence, "sovereign up", &[("steps", json!(steps))]);
+    }
+    if steps.is_empty() {
+        return data("nothing to do");
+    }
+    steps.iter().try_for_each(|step| data(&step.to_string()))
+}
+
+async fn look(context: &Context) -> Result<Found, CommandError> {
+    let layout = &context.layout;
+    let mut found = Found::default();
+    let guests = std::fs::read_dir(layout.state.join("guests"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names = guests.filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok());
+    found.disks = names.filter(|name| layout.data_disk(name).exists()).collect();
+    match Link::connect_if_running(layout).await? {
+        Some(link) => {
+            found.agent = true;
+            found.spec = link.wanted().await?;
+            let guests = link.status().await?.guests.into_iter();
+            let runs = guests.filter(|guest| !matches!(guest.phase, Phase::Stopped | Phase::Stopping));
+            found.running = runs.map(|guest| guest.name).collect();
+        }
+        None => {
+            let entries = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
+            let live = entries.filter(|entry| {
+                std::os::unix::net::UnixStream::connect(entry.path().join(SHIM_SOCKET)).is_ok()
+            });
+            found.running = live
+                .filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok())
+                .collect();
+        }
+    }
+    Ok(found)
+}
+
+/// Stands in for what is not built yet; its files are not compared.
+fn unknown_image() -> Image {
+    Image {
+        kernel: "unbuilt".into(),
+        initramfs: "unbuilt".into(),
+        root: "unbuilt".into(),
+        agent: "unbuilt".into(),
+        digest: String::new(),
+    }
+}

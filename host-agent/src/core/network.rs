@@ -1,0 +1,143 @@
+//! The network as the world sees it: whether there is one, and whose card is attached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::status::Phase;
+
+use super::world::{Guest, LASTING_MS, World, host_key};
+use crate::net::NetworkEvent;
+
+/// A guest waits so long for its network, and then boots without a card: vsock needs none.
+const PATIENCE_MS: u64 = 5_000;
+/// The subject of a guest's card in [`Layer::Tap`].
+const CARD: &str = "card";
+
+/// Whether there is a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It was not tried yet, or nobody wants one.
+    #[default]
+    Undecided,
+    /// There is none, for this reason.
+    Off(String),
+    /// It is made in a namespace of our own.
+    Private,
+}
+
+/// What is known of it.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    pub(super) mode: Mode,
+    ready: BTreeSet<Name>,
+    failed: Option<String>,
+    carriers: BTreeMap<Name, bool>,
+}
+
+impl Network {
+    /// When a guest that is due at `due_ms` may boot; later only while its network is still made.
+    pub(super) fn start_ms(&self, name: &Name, guest: &Guest, due_ms: u64) -> u64 {
+        let decided = match self.mode {
+            Mode::Undecided => false,
+            Mode::Off(_) => true,
+            Mode::Private => self.ready.contains(name),
+        };
+        match guest.config.interface {
+            Some(_) if !decided => due_ms.saturating_add(PATIENCE_MS),
+            _ => due_ms,
+        }
+    }
+
+    fn judge(&self, name: &Name, guest: &Guest) -> Option<Verdict> {
+        let interface = guest.config.interface.as_ref()?;
+        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(", ");
+        match &self.mode {
+            Mode::Undecided => return None,
+            Mode::Off(why) => return Some(Verdict::yes("NoNetwork", why.as_str())),
+            Mode::Private => {}
+        }
+        let machine = guest.machine.as_ref();
+        Some(match (&self.failed, machine, self.carriers.get(name)) {
+            (Some(failed), ..) => Verdict::no("NetworkFailed", failed.as_str()),
+            (None, None, _) => return None,
+            (None, Some(machine), _) if !machine.card => {
+                Verdict::no("NoCard", "the network was not there when the guest booted")
+            }
+            (None, Some(_), Some(true)) => {
+                Verdict::yes("Attached", format!("{addresses} (private), its TAP has carrier"))
+            }
+            (None, Some(_), _) => Verdict::no("NoCarrier", "no process holds the TAP"),
+        })
+    }
+}
+
+impl World {
+    /// Guests that have a card, or will have one.
+    #[must_use]
+    pub fn carded(&self) -> BTreeSet<Name> {
+        let lives = |guest: &Guest| guest.wanted || guest.phase != Phase::Stopped;
+        let has = |guest: &Guest| {
+            guest.config.interface.is_some() || guest.machine.as_ref().is_some_and(|m| m.card)
+        };
+        let carded = self.guests.iter().filter(|(_, guest)| lives(guest) && has(guest));
+        carded.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// True when guests are to have cards.
+    #[must_use]
+    pub fn networked(&self) -> bool {
+        self.network.mode == Mode::Private
+    }
+
+    pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
+        let key = Key::new(Layer::Tap, "network");
+        match event {
+            NetworkEvent::Ready { guests } => {
+                self.network.failed = None;
+                self.network.ready = guests;
+            }
+            NetworkEvent::Failed { step, evidence } => {
+                let text = format!("{step}: {evidence}");
+                self.feed
+                    .journal_mut()
+                    .append(key, None, Some(Verdict::no("Failed", text.as_str())), now_ms);
+                self.network.failed = Some(text);
+            }
+            NetworkEvent::Carrier { guest, attached } => {
+                self.network.carriers.insert(guest, attached);
+            }
+            NetworkEvent::Repaired { what } => {
+                let verdict = Verdict::yes("Repaired", what.join("; "));
+                self.feed
+                    .journal_mut()
+                    .append(key, Some(Status::False), Some(verdict), now_ms);
+            }
+            NetworkEvent::Fight { what, repairs } => {
+                let text = format!(
+                    "somebody undoes it: {repairs} repairs in 10 s; {}",
+                    what.join("; ")
+                );
+                self.feed
+                    .journal_mut()
+                    .append(key, None, Some(Verdict::no("Fight", text)), now_ms);
+            }
+        }
+    }
+
+    /// Brings the cards' conditions up to date.
+    pub(super) fn judge_cards(&mut self, now_ms: u64) {
+        for (name, guest) in &self.guests {
+            let key = host_key(Layer::Tap, name, CARD);
+            match self.network.judge(name, guest) {
+                Some(verdict) => {
+                    self.feed.observe(key, verdict, LASTING_MS, now_ms);
+                }
+                None => {
+                    self.feed.remove(&key);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Steps as requests to the kernel. Thin: a step is a function, and none decides.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspec};
+use sovereign_protocol::subnet::HostAddress;
+
+use super::kernel::{Kernel, KernelError};
+use super::names::LinkName;
+use super::observed::{ADDRESS_PROTOCOL, LABEL_END, Observed};
+use super::plan::{Plan, Step};
+use super::taps::TunPool;
+use super::tun;
+use crate::netns::StageFailure;
+
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
+/// Why a step was not made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    /// The kernel said no, or nothing.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An ioctl on the TAP failed.
+    #[error("cannot make the TAP")]
+    Tap(#[source] io::Error),
+    /// No tun descriptor was to be had.
+    #[error(transparent)]
+    NoTun(#[from] StageFailure),
+    /// The link that the step is about is not there: an earlier step failed.
+    #[error("there is no link {0}")]
+    NoLink(LinkName),
+}
+
+/// A step that was not made.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+pub(super) struct Failure {
+    /// The step.
+    pub(super) step: Step,
+    /// Why.
+    #[source]
+    pub(super) error: StepError,
+}
+
+/// Makes every step of a plan that can be made, and tells of all others. Ends early only when
+/// the socket is of no use any more. Not cancel safe, but whoever plans anew goes on from there.
+pub(super) async fn apply(
+    plan: &Plan,
+    observed: &Observed,
+    kernel: &mut Kernel,
+    tuns: &TunPool,
+) -> Vec<Failure> {
+    let indices = observed
+        .links
+        .values()
+        .map(|link| (link.name.clone(), link.index));
+    let mut hands = Hands {
+        kernel,
+        tuns,
+        indices: indices.collect(),
+    };
+    let mut failures = Vec::new();
+    for step in &plan.steps {
+        if let Err(error) = hands.make(step).await {
+            let dead = matches!(&error, StepError::Kernel(error) if !error.socket_lives());
+            failures.push(Failure {
+                step: step.clone(),
+                error,
+            });
+            if dead {
+                break;
+            }
+        }
+    }
+    failures
+}
+
+struct Hands<'a> {
+    kernel: &'a mut Kernel,
+    tuns: &'a TunPool,
+    /// As planned, and as made since: a name that somebody took over meanwhile is not followed.
+    indices: BTreeMap<String, u32>,
+}
+
+impl Hands<'_> {
+    async fn make(&mut self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::RemoveLink { name, index } => {
+                self.indices.remove(name);
+                let message = LinkUnspec::new_with_index(*index).build();
+                self.change(RouteNetlinkMessage::DelLink(message), 0).await
+            }
+            Step::CreateBridge { name, mac, group } => {
+                let bridge = LinkBridge::new(name.as_str())
+                    .address(mac.0.to_vec())
+                    .link_group(*group)
+                    .build();
+                self.change(RouteNetlinkMessage::NewLink(bridge), NEW).await?;
+                self.find(name).await
+            }
+            Step::CreateTap { name, group } => self.create_tap(name, *group).await,
+            Step::SetMac { name, mac } => self.set(name, |link| link.address(mac.0.to_vec())).await,
+            Step::SetMtu { name, mtu } => self.set(name, |link| link.mtu(*mtu)).await,
+            Step::SetController { name, bridge } => {
+                let bridge = self.index(bridge)?;
+                self.set(name, |link| link.controller(bridge)).await
+            }
+            Step::SetUp { name } => self.set(name, LinkMessageBuilder::up).await,
+            Step::RemoveAddress { link, address } => {
+                let message = address_message(self.index(link)?, *address);
+                self.change(RouteNetlinkMessage::DelAddress(message), 0).await
+            }
+            Step::AddAddress { link, address } => {
+                let message = marked_address(self.index(link)?, link, *address);
+                self.change(RouteNetlinkMessage::NewAddress(message), NEW).await
+            }
+            Step::AddRoute { link, address } => {
+                let message = connected_route(self.index(link)?, *address);
+                self.change(RouteNetlinkMessage::NewRoute(message), NEW).await
+            }
+        }
+    }
+
+    /// Lasting only after it is marked: killed in between, the TAP goes with the descriptor.
+    async fn create_tap(&mut self, name: &LinkName, group: u32) -> Result<(), StepError> {
+        let unattached = self.tuns.take().await?;
+        tun::create(&unattached, name).map_err(StepError::Tap)?;
+        self.find(name).await?;
+        self.set(name, |link| link.link_group(group)).await?;
+        let owner = rustix::process::geteuid().as_raw();
+        tun::persist(&unattached, owner).map_err(StepError::Tap)
+    }
+
+    async fn set(
+        &mut self,
+        name: &LinkName,
+        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), StepError> {
+        let message = change(LinkUnspec::new_with_index(self.index(name)?)).build();
+        self.change(RouteNetlinkMessage::SetLink(message), 0).await
+    }
+
+    async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), StepError> {
+        Ok(self.kernel.change(message, flags).await?)
+    }
+
+    fn index(&self, name: &LinkName) -> Result<u32, StepError> {
+        let index = self.indices.get(name.as_str()).copied();
+        index.ok_or_else(|| StepError::NoLink(name.clone()))
+    }
+
+    /// Learns the number of a link that was just made.
+    async fn find(&mut self, name: &LinkName) -> Result<(), StepError> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.as_str().to_owned()));
+        let found = self.kernel.get(RouteNetlinkMessage::GetLink(message)).await?;
+        let RouteNetlinkMessage::NewLink(link) = found else {
+            return Err(StepError::NoLink(name.clone()));
+        };
+        self.indices.insert(name.as_str().to_owned(), link.header.index);
+        Ok(())
+    }
+}
+
+fn address_message(link: u32, address: HostAddress) -> AddressMessage {
+    match address.ip() {
+        IpAddr::V4(ip) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(link)
+            .address(ip, address.prefix())
+            .build(),
+        IpAddr::V6(ip) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(link)
+            .address(ip, address.prefix())
+            .build(),
+    }
+}
+
+fn marked_address(index: u32, link: &LinkName, address: HostAddress) -> AddressMessage {
+    let mut message = address_message(index, address);
+    if address.ip().is_ipv4() {
+        let label = format!("{link}{LABEL_END}");
+        message.attributes.push(AddressAttribute::Label(label));
+    } else {
+        let protocol = AddressProtocol::Other(ADDRESS_PROTOCOL);
+        message.attributes.push(AddressAttribute::Protocol(protocol));
+        // A bridge without carrier would keep it tentative, which is unusable (FACTS section 4).
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    message
+}
+
+/// As the kernel makes it when it adds the address.
+fn connected_route(link: u32, address: HostAddress) -> RouteMessage {
+    let subnet = address.subnet();
+    let mut message = RouteMessage::default();
+    message.header.destination_prefix_length = subnet.prefix();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Kernel;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Destination(subnet.network().into()),
+        RouteAttribute::Oif(link),
+    ];
+    if address.ip().is_ipv4() {
+        message.header.address_family = AddressFamily::Inet;
+        message.header.scope = RouteScope::Link;
+        let source = RouteAttribute::PrefSource(address.ip().into());
+        message.attributes.push(source);
+    } else {
+        message.header.address_family = AddressFamily::Inet6;
+        message.attributes.push(RouteAttribute::Priority(256));
+    }
+    message
+}

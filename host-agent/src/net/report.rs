@@ -1,0 +1,142 @@
+//! What the network tells: each fact when it changes, not each time it is looked at. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sovereign_protocol::name::Name;
+
+use super::observed::Observed;
+use super::wanted::Wanted;
+
+/// Something that became true of an instance's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkEvent {
+    /// All that these guests need is there: looked at again after it was made.
+    Ready {
+        /// The guests whose TAP can be opened.
+        guests: BTreeSet<Name>,
+    },
+    /// Something is not there; it is tried again by itself.
+    Failed {
+        /// The first step that failed.
+        step: String,
+        /// Why, and what else failed.
+        evidence: String,
+    },
+    /// Whether a process (the VMM) holds the TAP of a guest.
+    Carrier {
+        /// The guest.
+        guest: Name,
+        /// It does.
+        attached: bool,
+    },
+    /// Somebody else changed something of ours, and it was put right.
+    Repaired {
+        /// The steps, as a plan prints them.
+        what: Vec<String>,
+    },
+    /// Somebody else keeps changing something of ours: repairs are made more slowly now.
+    Fight {
+        /// The last steps.
+        what: Vec<String>,
+        /// Repairs in the last ten seconds.
+        repairs: usize,
+    },
+}
+
+/// What was told last.
+#[derive(Debug, Default)]
+pub(super) struct Reporter {
+    state: Option<NetworkEvent>,
+    carriers: BTreeMap<Name, bool>,
+}
+
+impl Reporter {
+    /// All is as wanted.
+    pub(super) fn ready(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
+        let guests = wanted.taps.values().cloned().collect();
+        self.state(NetworkEvent::Ready { guests })
+    }
+
+    /// Something is not.
+    pub(super) fn failed(&mut self, step: String, evidence: String) -> Option<NetworkEvent> {
+        self.state(NetworkEvent::Failed { step, evidence })
+    }
+
+    fn state(&mut self, now: NetworkEvent) -> Option<NetworkEvent> {
+        if self.state.as_ref() == Some(&now) {
+            return None;
+        }
+        self.state = Some(now.clone());
+        Some(now)
+    }
+
+    /// Whose TAP is held; a TAP that is not there has no carrier.
+    pub(super) fn carriers(&mut self, wanted: &Wanted, observed: &Observed) -> Vec<NetworkEvent> {
+        let is_held = |tap: &str| observed.link(tap).is_some_and(|link| link.carrier);
+        let now: BTreeMap<Name, bool> = wanted
+            .taps
+            .iter()
+            .map(|(tap, guest)| (guest.clone(), is_held(tap.as_str())))
+            .collect();
+        let before = std::mem::replace(&mut self.carriers, now);
+        let news = self
+            .carriers
+            .iter()
+            .filter(|(guest, held)| before.get(guest) != Some(held));
+        let news = news.map(|(guest, held)| NetworkEvent::Carrier {
+            guest: guest.clone(),
+            attached: *held,
+        });
+        news.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::Mark;
+    use super::super::observed::Kind;
+    use super::super::simulated::Simulated;
+    use super::super::wanted::NetworkSpec;
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_state_is_told_when_it_changes() {
+        let wanted = Wanted::private(&name("default"), &NetworkSpec::default()).unwrap();
+        let mut reporter = Reporter::default();
+        assert!(reporter.ready(&wanted).is_some());
+        assert!(reporter.ready(&wanted).is_none());
+        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_some());
+        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_none());
+        assert!(reporter.failed("a".to_owned(), "c".to_owned()).is_some());
+        assert!(reporter.ready(&wanted).is_some());
+    }
+
+    #[test]
+    fn carriers_are_told_when_they_change() {
+        let spec = NetworkSpec {
+            guests: [name("sql")].into(),
+            ..NetworkSpec::default()
+        };
+        let wanted = Wanted::private(&name("default"), &spec).unwrap();
+        let mut kernel = Simulated::new();
+        let mut reporter = Reporter::default();
+        let carrier = |attached| {
+            vec![NetworkEvent::Carrier {
+                guest: name("sql"),
+                attached,
+            }]
+        };
+        assert_eq!(reporter.carriers(&wanted, &kernel.state), carrier(false));
+        let tap = kernel.add("sv5pkj-sql", Kind::Tap, Mark::of(&name("default")).group);
+        assert_eq!(reporter.carriers(&wanted, &kernel.state), []);
+        kernel.link(tap, |link| link.carrier = true).unwrap();
+        assert_eq!(reporter.carriers(&wanted, &kernel.state), carrier(true));
+        assert_eq!(reporter.carriers(&wanted, &kernel.state), []);
+        kernel.remove(tap).unwrap();
+        assert_eq!(reporter.carriers(&wanted, &kernel.state), carrier(false));
+    }
+}

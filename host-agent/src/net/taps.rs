@@ -1,0 +1,90 @@
+//! Unattached tun descriptors of the namespace: what TAPs are made and opened with.
+
+use std::io;
+use std::sync::Mutex;
+
+use rustix::fd::OwnedFd;
+
+use super::names::LinkName;
+use super::tun;
+use crate::netns::{HelperConfig, Set, Stage, StageFailure, take};
+
+/// Why a guest's TAP cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// There is no namespace yet.
+    #[error("the private network is not there yet")]
+    NoNetwork,
+    /// The TAP is not there (yet).
+    #[error("there is no TAP {0}")]
+    Missing(LinkName),
+    /// Another process holds it: a VMM that still runs.
+    #[error("another process holds the TAP {0}")]
+    Busy(LinkName),
+    /// No tun descriptor was to be had.
+    #[error(transparent)]
+    NoTun(#[from] StageFailure),
+    /// Anything else.
+    #[error("cannot open the TAP {0}")]
+    Io(LinkName, #[source] io::Error),
+}
+
+/// The descriptors that are left of the last visits to the helper.
+#[derive(Debug)]
+pub(super) struct TunPool {
+    helper: HelperConfig,
+    namespace: u64,
+    left: Mutex<Vec<OwnedFd>>,
+}
+
+impl TunPool {
+    pub(super) fn new(helper: HelperConfig, namespace: u64, first: Vec<OwnedFd>) -> Self {
+        let left = Mutex::new(first);
+        Self {
+            helper,
+            namespace,
+            left,
+        }
+    }
+
+    /// One descriptor; the helper is visited when none is left. Cancel safe.
+    pub(super) async fn take(&self) -> Result<OwnedFd, StageFailure> {
+        if let Some(tun) = self.pop() {
+            return Ok(tun);
+        }
+        let Set { namespaces, tuns, .. } = take(&self.helper).await?;
+        if namespaces.number().ok() != Some(self.namespace) {
+            return Err(StageFailure::new(
+                Stage::Answer,
+                "the helper has another namespace now",
+            ));
+        }
+        self.put_back(tuns);
+        self.pop()
+            .ok_or_else(|| StageFailure::new(Stage::OpenTun, "the helper passed none"))
+    }
+
+    /// Opens a persistent TAP for a VMM. Cancel safe.
+    pub(super) async fn open(&self, name: &LinkName) -> Result<OwnedFd, TapError> {
+        let tun = self.take().await?;
+        let Err(error) = tun::attach(&tun, name) else {
+            return Ok(tun);
+        };
+        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::BUSY) => {
+                self.put_back(vec![tun]); // still unattached
+                Err(TapError::Busy(name.clone()))
+            }
+            None if error.kind() == io::ErrorKind::NotFound => Err(TapError::Missing(name.clone())),
+            _ => Err(TapError::Io(name.clone(), error)),
+        }
+    }
+
+    fn pop(&self) -> Option<OwnedFd> {
+        self.left.lock().unwrap_or_else(|e| e.into_inner()).pop()
+    }
+
+    fn put_back(&self, tuns: Vec<OwnedFd>) {
+        self.left.lock().unwrap_or_else(|e| e.into_inner()).extend(tuns);
+    }
+}

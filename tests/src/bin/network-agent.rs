@@ -1,0 +1,207 @@
+//! A host agent that runs a private network and nothing else, for the tests of it.
+//!
+//! It prints one line for each event and takes one command a line on standard input; at the
+//! end of its input it ends like an agent that is restarted: the network stays.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::FdFlags;
+use sovereign_host_agent::net::names::Mac;
+use sovereign_host_agent::net::{Network, NetworkConfig, NetworkEvent, NetworkSpec, card};
+use sovereign_host_agent::netns::{self, HelperConfig, Origin};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::subnet::HostAddress;
+use sovereign_tests::guard;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [netns::VERB, _, "--socket", socket] => helper(socket, Origin::Fresh),
+        [netns::VERB, _, "--socket", socket, "--passed"] => helper(socket, Origin::Passed),
+        [netns::probe::VERB] => Ok(netns::probe::run()?),
+        ["probe"] => probe(),
+        ["probe", "--refuse-unshare"] => {
+            guard::refuse_unshare();
+            probe()
+        }
+        ["run", directory, instance, receive_buffer] => {
+            let log = std::io::stderr;
+            tracing_subscriber::fmt().with_writer(log).with_ansi(false).init();
+            let config = HelperConfig {
+                instance: Name::parse(instance)?,
+                program: std::env::current_exe()?,
+                socket: PathBuf::from(directory).join("netns.sock"),
+            };
+            let mut config = NetworkConfig::new(config);
+            if receive_buffer != "-" {
+                config.receive_buffer = receive_buffer.parse()?;
+            }
+            runtime()?.block_on(run(config))
+        }
+        _ => bail!("unknown words: {words:?}"),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().context("no runtime")
+}
+
+/// As `sovereign-host netns` does it.
+fn helper(socket: &str, origin: Origin) -> Result<()> {
+    rustix::process::setsid()?;
+    netns::run(socket.as_ref(), origin)
+}
+
+fn probe() -> Result<()> {
+    let program = std::env::current_exe()?;
+    match runtime()?.block_on(netns::probe(&program)) {
+        Ok(()) => say("works"),
+        Err(failure) => say(&format!("{:?} {:?}: {failure}", failure.stage, failure.errno)),
+    }
+}
+
+async fn run(config: NetworkConfig) -> Result<()> {
+    let (specs, spec) = watch::channel(NetworkSpec::default());
+    let (sender, mut events) = mpsc::channel(4);
+    let input = rustix::io::dup(rustix::stdio::stdin())?;
+    let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(input)?).lines();
+    // The first line is the first spec: an agent knows what is wanted before it starts.
+    let first = lines.next_line().await?.context("no first spec")?;
+    specs.send_replace(parse(&first)?);
+    let mut network = Some(Network::start(config, spec, sender));
+    let (mut open, mut vmms) = (BTreeMap::new(), BTreeMap::new());
+    loop {
+        tokio::select! {
+            Some(event) = events.recv() => say(&shown(&event))?,
+            line = lines.next_line() => {
+                let Some(line) = line? else { return Ok(()) };
+                let running = network.as_ref().context("the network was ended")?;
+                match line.split_once(' ') {
+                    Some(("open", guest)) => {
+                        let guest = Name::parse(guest)?;
+                        match running.open_tap(&guest).await {
+                            Ok(tap) => { open.insert(guest.clone(), tap); say(&format!("opened {guest}"))?; }
+                            Err(error) => say(&format!("not opened: {error}"))?,
+                        }
+                    }
+                    Some(("arp", guest)) => {
+                        let tap = running.open_tap(&Name::parse(guest)?).await?;
+                        say(&tokio::task::spawn_blocking(|| ask_for_the_bridge(tap)).await??)?;
+                    }
+                    Some(("vmm", guest)) => {
+                        let guest = Name::parse(guest)?;
+                        let tap = running.open_tap(&guest).await?;
+                        vmms.insert(guest.clone(), vmm(tap)?);
+                        say(&format!("vmm {guest} runs"))?;
+                    }
+                    Some(("kill", guest)) => drop(vmms.remove(&Name::parse(guest)?)),
+                    Some(("close", guest)) => drop(open.remove(&Name::parse(guest)?)),
+                    Some(("want", _)) => drop(specs.send_replace(parse(&line)?)),
+                    None if line == "end" => {
+                        open.clear();
+                        let network = network.take().context("the network was ended")?;
+                        match network.end().await {
+                            Ok(()) => say("ended")?,
+                            Err(failure) => say(&format!("not ended: {failure}"))?,
+                        }
+                    }
+                    _ => bail!("unknown command: {line}"),
+                }
+            }
+        }
+    }
+}
+
+/// `want ADDRESS MTU GUEST...`
+fn parse(line: &str) -> Result<NetworkSpec> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let ["want", address, mtu, guests @ ..] = &words[..] else {
+        bail!("no spec: {line}");
+    };
+    Ok(NetworkSpec {
+        addresses: address
+            .split(',')
+            .map(HostAddress::parse)
+            .collect::<Result<_, _>>()?,
+        mtu: mtu.parse()?,
+        guests: guests.iter().map(|g| Name::parse(g)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// QEMU with a card on the TAP, its processor stopped; our copy of the TAP is closed on return.
+fn vmm(tap: OwnedFd) -> Result<Child> {
+    rustix::io::fcntl_setfd(&tap, FdFlags::empty())?;
+    let card = card::arguments(tap.as_raw_fd(), Mac([2, 0, 0, 0, 0, 9]), 1500);
+    let child = tokio::process::Command::new("qemu-system-x86_64")
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
+        .args(["-machine", "q35,accel=tcg", "-m", "64M"])
+        .args(card)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok(child)
+}
+
+/// Asks for 192.168.100.1 as a guest would, until the bridge answers: frames pass.
+fn ask_for_the_bridge(tap: OwnedFd) -> Result<String> {
+    const VNET_HEADER: usize = 10;
+    let mut frame = vec![0; VNET_HEADER];
+    frame.extend([0xff; 6]); // to everybody
+    frame.extend([2, 0, 0, 0, 0, 9]);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]); // ARP: Ethernet, IPv4, request
+    frame.extend([2, 0, 0, 0, 0, 9, 192, 168, 100, 9]);
+    frame.extend([0, 0, 0, 0, 0, 0, 192, 168, 100, 1]);
+    let begun = Instant::now();
+    let pause = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 50_000_000,
+    };
+    while begun.elapsed() < Duration::from_secs(10) {
+        rustix::io::write(&tap, &frame)?;
+        let mut ready = [PollFd::new(&tap, PollFlags::IN)];
+        while rustix::event::poll(&mut ready, Some(&pause))? > 0 {
+            let mut answer = [0; 2048];
+            let length = rustix::io::read(&tap, &mut answer)?;
+            let answer = &answer[VNET_HEADER..length];
+            let is_reply = answer.get(12..14) == Some(&[8, 6]) && answer.get(20..22) == Some(&[0, 2]);
+            if is_reply && answer.get(28..32) == Some(&[192, 168, 100, 1]) {
+                return Ok(format!(
+                    "arp answered after {:?} by {:02x?}",
+                    begun.elapsed(),
+                    &answer[22..28]
+                ));
+            }
+        }
+    }
+    Ok("arp: no answer".to_owned())
+}
+
+fn shown(event: &NetworkEvent) -> String {
+    match event {
+        NetworkEvent::Ready { guests } => {
+            let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
+            format!("ready {}", guests.join(" "))
+        }
+        NetworkEvent::Failed { step, evidence } => format!("failed {step}: {evidence}"),
+        NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
+        NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
+        NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,108 @@
+//! The network agent as a child: commands in, events out.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::SOON;
+
+/// An agent that runs; killed when dropped, which leaves its network.
+pub struct Agent {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    /// Every line so far, for messages.
+    seen: Vec<String>,
+}
+
+impl Agent {
+    pub(super) fn of(mut child: Child) -> Result<Self> {
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().context("no pipe")?);
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return; // the agent was dropped
+                }
+            }
+        });
+        Ok(Self {
+            input: child.stdin.take(),
+            child,
+            lines,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Its process, or that of the program it runs under.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives it a command.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let input = self.input.as_mut().context("its input was closed")?;
+        writeln!(input, "{line}").context("the agent is gone")
+    }
+
+    /// Waits for the next line that begins so; the lines before it are passed over.
+    ///
+    /// # Errors
+    /// After [`SOON`] or when it ended, with all its lines.
+    pub fn expect(&mut self, begin: &str) -> Result<String> {
+        let until = Instant::now() + SOON;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.starts_with(begin) {
+                        return Ok(line);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => bail!("no {begin:?} in time: {:#?}", self.seen),
+                Err(RecvTimeoutError::Disconnected) => bail!("ended without {begin:?}: {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// The lines that have come and were not waited for.
+    #[must_use]
+    pub fn rest(&mut self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    /// Closes its input and waits for its end: the way of an agent that is restarted.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn restart_ends(mut self) -> Result<()> {
+        drop(self.input.take());
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{status}: {:#?}", self.seen);
+        Ok(())
+    }
+
+    /// Waits for its end, however it comes.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn ends(mut self) -> Result<std::process::ExitStatus> {
+        let status = self.child.wait()?;
+        Ok(status)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,291 @@
+//! A network agent in a world of its own: an outer network namespace that plays the machine,
+//! a mount namespace with a tun node of the wanted mode, root or a user that exists nowhere.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use sovereign_protocol::handshake::random_hex;
+
+use crate::guard;
+use crate::instance::kill;
+
+mod agent;
+mod links;
+mod picture;
+
+pub use agent::Agent;
+pub use links::{Links, WANT, world};
+pub use picture::{Picture, holders, inside, namespace_of};
+
+/// A user id that no machine gives to anybody; nothing is written to its user database.
+const NOBODY: u32 = 65_432;
+/// What an agent does must show within this time.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Who runs the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Root.
+    Root,
+    /// A user without any right.
+    Ordinary,
+}
+
+/// Whether tests of namespaces can run here; says so when not.
+#[must_use]
+pub fn can_run(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: {test} (needs root for its outer namespaces)");
+    }
+    root
+}
+
+/// The outer namespaces, a directory, and what runs in them. Ends all of it when dropped.
+pub struct World {
+    dir: tempfile::TempDir,
+    holder: Child,
+    user: User,
+    instance: String,
+}
+
+impl World {
+    /// Makes the namespaces; `tun_mode` is that of /dev/net/tun in them. Starts no agent.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn new(program: &Path, user: User, tun_mode: &str) -> Result<Self> {
+        guard::refuse_vsock();
+        let dir = tempfile::Builder::new().prefix("svn").tempdir_in("/tmp")?;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
+        std::fs::copy(program, dir.path().join("agent"))?; // its own directory may be closed to the user
+        let run = dir.path().join("run");
+        std::fs::create_dir(&run)?;
+        if user == User::Ordinary {
+            chown(&run, Some(NOBODY), Some(NOBODY))?;
+        }
+        std::fs::create_dir(dir.path().join("dev"))?;
+        let script = "set -e; mount -t tmpfs none \"$0/dev\"; mknod \"$0/dev/tun\" c 10 200; \
+            chmod \"$1\" \"$0/dev/tun\"; mount --bind \"$0/dev/tun\" /dev/net/tun; \
+            ip link set lo up; echo made; exec cat";
+        let mut holder = Command::new("unshare")
+            .args(["--net", "--mount", "--", "sh", "-c", script])
+            .arg(dir.path())
+            .arg(tun_mode)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(holder.stdout.as_mut().context("no pipe")?).read_line(&mut line)?;
+        ensure!(line == "made\n", "the outer namespaces cannot be made: {line}");
+        Ok(Self {
+            dir,
+            holder,
+            user,
+            instance: format!("t{}", random_hex::<4>()?),
+        })
+    }
+
+    /// A path in the agent's own directory.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("run").join(name)
+    }
+
+    /// The instance.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// A command in the outer namespaces, as the world's user.
+    #[must_use]
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        let holder = self.holder.id().to_string();
+        command.args(["--target", &holder, "--net", "--mount", "--"]);
+        if self.user == User::Ordinary {
+            let nobody = NOBODY.to_string();
+            command.args([
+                "setpriv",
+                "--reuid",
+                &nobody,
+                "--regid",
+                &nobody,
+                "--clear-groups",
+            ]);
+        }
+        command.args(words);
+        command
+    }
+
+    /// The agent's program, which is any other verb of it, too.
+    #[must_use]
+    pub fn program(&self) -> String {
+        self.dir.path().join("agent").to_string_lossy().into_owned()
+    }
+
+    /// Starts an agent that wants `spec` (`want ADDRESS MTU GUEST...`).
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn agent(&self, spec: &str) -> Result<Agent> {
+        self.agent_under(&[], "-", spec)
+    }
+
+    /// Starts an agent under another program, with its buffer for notifications.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn agent_under(&self, over: &[&str], receive_buffer: &str, spec: &str) -> Result<Agent> {
+        let (program, run) = (self.program(), self.path(""));
+        let run = run.to_str().context("a path that is no text")?;
+        let mut words = over.to_vec();
+        words.extend([program.as_str(), "run", run, &self.instance, receive_buffer]);
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("agent.log"))?;
+        let child = self
+            .command(&words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        let mut agent = Agent::of(child)?;
+        agent.say(spec)?;
+        Ok(agent)
+    }
+
+    /// Processes whose command line names this world's directory, but for its holder.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        let needle = self.dir.path().to_string_lossy().into_owned();
+        all_processes()
+            .into_iter()
+            .map(|pid| (pid, command_line(pid)))
+            .filter(|(pid, line)| *pid != self.holder.id() && line.contains(&needle))
+            .collect()
+    }
+
+    /// The process of the netns helper.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub fn helper(&self) -> Result<u32> {
+        let found: Vec<_> = self
+            .processes()
+            .into_iter()
+            .filter(|(_, line)| line.contains("/agent netns "))
+            .collect();
+        match &found[..] {
+            [(pid, _)] => Ok(*pid),
+            _ => bail!("not one helper: {found:?}"),
+        }
+    }
+
+    /// Runs a command line in the private namespace, as root.
+    ///
+    /// # Errors
+    /// With what it said, when it failed.
+    pub fn inside(&self, line: &str) -> Result<String> {
+        inside(self.helper()?, line)
+    }
+
+    /// Runs a command line in the outer network namespace, as root.
+    ///
+    /// # Errors
+    /// With what it said, when it failed.
+    pub fn outside(&self, line: &str) -> Result<String> {
+        inside(self.holder.id(), line)
+    }
+
+    /// What an independent observer sees in the private namespace.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn picture(&self) -> Result<Picture> {
+        Picture::of(self.helper()?)
+    }
+
+    /// Looks again until what an independent observer sees is as `wanted`.
+    ///
+    /// # Errors
+    /// After [`SOON`], with what was seen last.
+    pub fn wait(&self, what: &str, wanted: impl Fn(&Picture) -> bool) -> Result<Picture> {
+        let begun = Instant::now();
+        loop {
+            let picture = self.picture()?;
+            if wanted(&picture) {
+                return Ok(picture);
+            }
+            ensure!(begun.elapsed() < SOON, "{what}: {picture:#?}");
+            std::thread::sleep(Duration::from_millis(10)); // polls a program, waits for nothing else
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for (pid, _) in self.processes() {
+            kill(pid);
+        }
+        let _ = self.holder.kill(); // it has usually not ended
+        let _ = self.holder.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            tail.iter()
+                .rev()
+                .for_each(|line| eprintln!("{}", line.escape_debug()));
+        }
+    }
+}
+
+/// Runs a test for both kinds of users at once, where it can run.
+///
+/// # Errors
+/// The first of the test, with the user.
+pub fn for_both(test: &str, body: impl Fn(User) -> Result<()> + Sync) -> Result<()> {
+    if !can_run(test) {
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        let users = [User::Root, User::Ordinary];
+        let body = &body;
+        let running = users.map(|user| (user, scope.spawn(move || body(user))));
+        for (user, thread) in running {
+            let outcome = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome.with_context(|| format!("as {user:?}"))?;
+        }
+        Ok(())
+    })
+}
+
+fn all_processes() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+fn command_line(pid: u32) -> String {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Sends a signal to a process that a test started.
+///
+/// # Errors
+/// When it is gone.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
+    Ok(kill_process(pid, signal)?)
+}
