@@ -318,7 +318,10 @@ fn what_goes_on_by_itself_is_a_finding_only_of_a_guest_that_is_not_ready() {
     assert_eq!(codes(&diagnose(&clock)), []);
     let boots = with_status(|guest| {
         guest.phase = Phase::Starting;
-        guest.conditions.retain(|c| c.layer == Vmm || c.layer == Session);
+        guest
+            .conditions
+            .retain(|c| [Vmm, Session, Forward].contains(&c.layer));
+        not_serving(guest); // a consequence, never the reason
         set(guest, Session, Unknown, "Dialling", "the guest boots");
     });
     let diagnosis = diagnose(&boots);
