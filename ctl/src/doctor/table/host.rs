@@ -188,7 +188,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         Vmm,
         "PoweredOff",
         Fault,
-        "Guest {guest} was powered off from inside; it is not started again by itself.",
+        "Guest {guest} is powered off, from inside or by `down`, and is not started again by itself.",
         EVENTS,
         UP_ADOPTS,
     ),
