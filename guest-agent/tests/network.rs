@@ -166,7 +166,13 @@ impl Net {
     }
 
     async fn told(&mut self, key: &Key, enough: impl Fn(&[Verdict]) -> bool) -> Vec<Verdict> {
+        let deadline = Instant::now() + 2 * SOON; // looks go on for ever
         loop {
+            assert!(
+                Instant::now() < deadline,
+                "this is all that was told: {:#?}",
+                self.story
+            );
             let of_key = |(seen, verdict): &(Key, Option<Verdict>)| verdict.clone().filter(|_| seen == key);
             let told: Vec<Verdict> = self.story.iter().filter_map(of_key).collect();
             if enough(&told) {
@@ -319,7 +325,7 @@ async fn what_somebody_takes_away_is_put_back_and_told() {
     assert_eq!(statuses(&told), healed);
     // The default route went with the address, and both are named.
     let evidence =
-        "192.168.100.2/24 is gone, the default route via 192.168.100.1 is gone: somebody changed it";
+        "192.168.100.2/24 is missing, the default route via 192.168.100.1 is missing: somebody changed it";
     assert_eq!(told[0].evidence, evidence);
     assert!(told[1].evidence.contains("put back within"), "{told:?}");
     assert!(net.has(A) && net.routes() == [ip(GATEWAY)]);
@@ -392,7 +398,7 @@ async fn what_the_kernel_refuses_leaves_the_old_state_and_the_reason() {
         .await
         .unwrap_err();
     assert!(
-        refusal.starts_with("fd00::3/64 is gone: add fd00::3/64: Permission denied"),
+        refusal.starts_with("fd00::3/64 is missing: add fd00::3/64: Permission denied"),
         "{refusal}"
     );
     assert!(net.has(A) && !net.has(B), "{:?}", net.look());
@@ -486,7 +492,7 @@ async fn the_loopback_is_raised_and_dialled_and_healed() {
         let told = net.healed(&loopback_key()).await;
         assert_eq!(
             told[0].evidence,
-            format!("{address} is gone: somebody changed it")
+            format!("{address} is missing: somebody changed it")
         );
         assert!(
             net.look()

@@ -139,8 +139,8 @@ impl Action {
                 format!("the default route via {gateway} is not wanted any more")
             }
             Self::RemoveAddress(_, prefix) => format!("{prefix} is not wanted any more"),
-            Self::AddAddress(_, prefix) => format!("{prefix} is gone"),
-            Self::AddRoute(_, gateway) => format!("the default route via {gateway} is gone"),
+            Self::AddAddress(_, prefix) => format!("{prefix} is missing"),
+            Self::AddRoute(_, gateway) => format!("the default route via {gateway} is missing"),
             Self::Resolver(_) => "resolv.conf is another".to_owned(),
         }
     }
