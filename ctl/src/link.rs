@@ -42,10 +42,18 @@ impl Link {
     /// # Errors
     /// As [`Link::connect`], but for an agent that is not there.
     pub(crate) async fn connect_if_running(layout: &Layout) -> Result<Option<Self>, CommandError> {
-        match Self::connect(layout).await {
-            Ok(link) => Ok(Some(link)),
-            Err(error) if error.reason == NOT_RUNNING => Ok(None),
-            Err(error) => Err(error),
+        let mut again = DYING;
+        loop {
+            match Self::connect(layout).await {
+                Ok(link) => return Ok(Some(link)),
+                Err(error) if error.reason == NOT_RUNNING => return Ok(None),
+                // A socket of an agent that is just dying still takes connections.
+                Err(error) if error.reason == CUT_OFF && again > 0 => {
+                    again -= 1;
+                    tokio::time::sleep(DYING_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -134,6 +142,11 @@ impl Link {
     }
 }
 
+/// The reason when the stream broke during the handshake.
+const CUT_OFF: &str = "HandshakeFailed";
+/// How often such a connection is tried again, and after which pause.
+const DYING: u32 = 10;
+const DYING_PAUSE: Duration = Duration::from_millis(50);
 /// The reason when nobody listens at the control socket.
 pub(crate) const NOT_RUNNING: &str = "NotRunning";
 
@@ -188,7 +201,7 @@ async fn open(layout: &Layout, channel: Channel) -> Result<(BoxStream, String), 
             HandshakeError::Timeout => (Kind::TimedOut, "HandshakeTimeout"),
             HandshakeError::Version { .. } => (Kind::Refused, "VersionMismatch"),
             HandshakeError::WrongBoot { .. } | HandshakeError::WrongKey => (Kind::Refused, "WrongInstance"),
-            _ => (Kind::Unreachable, "HandshakeFailed"),
+            _ => (Kind::Unreachable, CUT_OFF),
         };
         let message = format!(
             "the host agent at {} did not shake hands",

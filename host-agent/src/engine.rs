@@ -23,7 +23,7 @@ use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
 use crate::net::{Network, NetworkConfig, NetworkSpec, names};
-use crate::netns::{self, HelperConfig};
+use crate::netns::{self, Helper, HelperConfig, StageFailure};
 use crate::port_owner;
 use crate::program;
 use crate::secrets::Secrets;
@@ -192,10 +192,13 @@ impl Engine {
             std::process::id()
         )))
         .await;
+        let running = running_shims(&self.layout.run);
+        let names = running.iter().map(|shim| shim.guest.clone()).collect();
+        self.take(Event::Running(names)).await;
         if let Some(spec) = self.resumed.take() {
             self.accept(spec).await;
         }
-        for shim in running_shims(&self.layout.run) {
+        for shim in running {
             self.take(Event::Found(shim.guest.clone(), shim.bare_guest()))
                 .await;
         }
@@ -208,12 +211,9 @@ impl Engine {
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
         }
-        if let Some(open) = self.network.take() {
-            open.network
-                .end()
-                .await
-                .context("the private network does not end")?;
-        }
+        self.end_network()
+            .await
+            .context("the private network does not end")?;
         self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
             .await
     }
@@ -433,11 +433,7 @@ impl Engine {
         if self.network.is_some() {
             return;
         }
-        let helper = HelperConfig {
-            instance: self.layout.instance.clone(),
-            program: program::ITSELF.into(),
-            socket: self.layout.netns(),
-        };
+        let helper = self.helper();
         let (wanted, wants) = watch::channel(self.network_spec());
         let (sender, mut told) = mpsc::channel(QUEUE);
         let network = Network::start(NetworkConfig::new(helper), wants, sender);
@@ -450,6 +446,25 @@ impl Engine {
             }
         });
         self.network = Some(OpenNetwork { network, wanted });
+    }
+
+    /// Ends the network: ours, or the one that another agent left before we had opened it.
+    async fn end_network(&mut self) -> Result<(), StageFailure> {
+        if let Some(open) = self.network.take() {
+            return open.network.end().await;
+        }
+        match Helper::find(&self.helper()).await? {
+            Some(helper) => helper.end().await,
+            None => Ok(()),
+        }
+    }
+
+    fn helper(&self) -> HelperConfig {
+        HelperConfig {
+            instance: self.layout.instance.clone(),
+            program: program::ITSELF.into(),
+            socket: self.layout.netns(),
+        }
     }
 
     fn network_spec(&self) -> NetworkSpec {

@@ -33,6 +33,8 @@ pub(super) struct Network {
     ready: BTreeSet<Name>,
     failed: Option<String>,
     carriers: BTreeMap<Name, bool>,
+    /// Guests that run already, to be adopted: they have their card, or none.
+    pub(super) running: BTreeSet<Name>,
 }
 
 impl Network {
@@ -44,7 +46,7 @@ impl Network {
             Mode::Private => self.ready.contains(name),
         };
         match guest.config.interface {
-            Some(_) if !decided => due_ms.saturating_add(PATIENCE_MS),
+            Some(_) if !decided && !self.running.contains(name) => due_ms.saturating_add(PATIENCE_MS),
             _ => due_ms,
         }
     }

@@ -106,6 +106,7 @@ impl World {
             }
             Event::Applied(_)
             | Event::Found(..)
+            | Event::Running(_)
             | Event::NetworkMode(_)
             | Event::Network(_)
             | Event::Ended(..)

@@ -1,6 +1,6 @@
 //! The agent's picture of its guests, and the one function that changes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::condition::{Key, Layer, MACHINE, Status, Verdict};
 use sovereign_protocol::event::{Events, Journal, Start};
@@ -57,6 +57,8 @@ pub enum Event {
     Forward(Name, String, Verdict),
     /// The guest's shim has ended.
     Ended(Name, ExitRecord),
+    /// Shims run for these guests: they are adopted at once, whatever the network does.
+    Running(BTreeSet<Name>),
     /// A shim runs for a guest that nobody wants: what another agent left behind.
     Found(Name, GuestConfig),
     /// It is known whether there is a network.
@@ -180,6 +182,7 @@ impl World {
             Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
             Event::Tick => {}
+            Event::Running(names) => self.network.running = names,
             Event::NetworkMode(mode) => {
                 if mode == Mode::Private {
                     effects.push(Effect::OpenNetwork);
@@ -386,6 +389,7 @@ impl World {
         };
         guest.boot = None;
         guest.machine = None;
+        self.network.running.remove(name);
         guest.wedge.ended();
         guest.applied_revision = 0;
         guest.start_at_ms = None;

@@ -440,3 +440,18 @@ fn a_wedged_guest_is_ended_only_where_the_configuration_says_so() {
         assert_eq!(effects.contains(&Effect::Kill(sql())), wedged);
     }
 }
+
+#[test]
+fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network() {
+    use sovereign_protocol::interface::InterfaceSpec;
+    let mut carded = spec(5432);
+    carded.guests.get_mut(&sql()).unwrap().interface = Some(InterfaceSpec::default());
+    let mut fresh = World::new(1);
+    assert_eq!(fresh.step(Event::Applied(carded.clone()), 0), [], "it waits for its network");
+    let mut adopting = World::new(1);
+    adopting.step(Event::Running(BTreeSet::from([sql()])), 0);
+    let effects = adopting.step(Event::Applied(carded), 0);
+    assert!(matches!(effects[..], [Effect::Start(..)]), "{effects:?}");
+    adopting.step(Event::StopAll, 0);
+    assert!(!adopting.is_done(), "down must not leave it running");
+}
