@@ -447,7 +447,11 @@ fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network(
     let mut carded = spec(5432);
     carded.guests.get_mut(&sql()).unwrap().interface = Some(InterfaceSpec::default());
     let mut fresh = World::new(1);
-    assert_eq!(fresh.step(Event::Applied(carded.clone()), 0), [], "it waits for its network");
+    assert_eq!(
+        fresh.step(Event::Applied(carded.clone()), 0),
+        [],
+        "it waits for its network"
+    );
     let mut adopting = World::new(1);
     adopting.step(Event::Running(BTreeSet::from([sql()])), 0);
     let effects = adopting.step(Event::Applied(carded), 0);
