@@ -20,6 +20,7 @@ use crate::clock::wall_ns;
 use crate::core::Event;
 use crate::files;
 use crate::link::{self, Target, Wanted};
+use crate::process::Process;
 use crate::program;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, Message, Request, ShimConfig};
 
@@ -93,11 +94,10 @@ async fn follow(
     target: &watch::Sender<Option<Target>>,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<ExitRecord> {
-    shim.ask(Request::Identify).await?;
-    let (boot_id, key, vmm) = match shim.next().await {
+    let (boot_id, key, vmm) = match shim.identify().await? {
         Some(Message::Identity { boot_id, key, vmm }) => (boot_id, key, vmm),
         Some(Message::Exited(record)) => return Ok(record),
-        Some(Message::State(_)) | None => return Ok(last_record(config, None)),
+        _ => return Ok(last_record(config, None)),
     };
     let pid = vmm.pid;
     tracing::info!(guest = %config.guest, boot_id, pid, "guest started");
@@ -201,6 +201,8 @@ fn last_record(config: &ShimConfig, boot_id: Option<&str>) -> ExitRecord {
 }
 
 struct Shim {
+    /// `None` when it ended as we connected.
+    process: Option<Process>,
     lines: Lines<BufReader<OwnedReadHalf>>,
     write: OwnedWriteHalf,
 }
@@ -236,8 +238,10 @@ impl Shim {
     }
 
     fn new(stream: UnixStream) -> Self {
+        let process = Process::of_peer(&stream).ok().flatten();
         let (read, write) = stream.into_split();
         Self {
+            process,
             lines: BufReader::new(read).lines(),
             write,
         }
@@ -250,12 +254,25 @@ impl Shim {
         Ok(())
     }
 
+    /// Asks who the shim is; the identity, its last word, or `None` when it is gone.
+    async fn identify(&mut self) -> anyhow::Result<Option<Message>> {
+        self.ask(Request::Identify).await?;
+        loop {
+            match self.next().await {
+                Some(Message::State(_)) => {} // told again after the identity
+                other => return Ok(other),
+            }
+        }
+    }
+
     /// Waits until the shim's process is gone, so that the next boot meets no remains.
     async fn farewell(mut self, child: Option<Child>) {
         let gone = async {
             while let Ok(Some(_)) = self.lines.next_line().await {}
-            if let Some(mut child) = child {
-                let _ = child.wait().await; // its record says how it ended
+            match (child, self.process) {
+                (Some(mut child), _) => drop(child.wait().await), // reaped; its record says how it ended
+                (None, Some(adopted)) => adopted.ended().await,
+                (None, None) => {}
             }
         };
         let _ = tokio::time::timeout(FAREWELL, gone).await;
@@ -286,4 +303,28 @@ fn spawn(config: &ShimConfig, tap: Option<OwnedFd>) -> anyhow::Result<Child> {
         .stderr(log)
         .spawn()
         .context("cannot start the shim")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::contract::VmmState;
+
+    /// A shim that has not told its VMM's state yet may tell it to a new agent before the answer.
+    #[tokio::test]
+    async fn a_state_before_the_identity_is_not_the_end_of_the_shim() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let record = ExitRecord {
+            boot_id: "b".to_owned(),
+            reason: ExitReason::Killed,
+            evidence: String::new(),
+            wall_ns: 1,
+        };
+        for message in [Message::State(VmmState::Starting), Message::Exited(record)] {
+            let line = serde_json::to_string(&message).unwrap() + "\n";
+            theirs.write_all(line.as_bytes()).await.unwrap();
+        }
+        let answer = Shim::new(ours).identify().await.unwrap();
+        assert!(matches!(answer, Some(Message::Exited(_))), "{answer:?}");
+    }
 }

@@ -17,6 +17,7 @@ pub mod net;
 pub mod netns;
 pub mod offset;
 pub mod port_owner;
+pub mod process;
 pub mod program;
 pub mod secrets;
 pub mod shim;

@@ -40,7 +40,7 @@ async fn the_program_is_a_helper() {
     let number = first.namespaces.number().unwrap();
     assert_eq!(helper.take().await.unwrap().namespaces.number().unwrap(), number);
     let found = Helper::find(&config).await.unwrap().unwrap();
-    assert_eq!(found.pid, helper.pid);
+    assert_eq!(found.pid(), helper.pid());
     helper.end().await.unwrap();
     found.ended().await;
 

@@ -35,6 +35,18 @@ impl Instance {
         Ok(instance)
     }
 
+    /// Goes through a chain of steps; shows the logs when one fails, so that CI's output tells why.
+    ///
+    /// # Errors
+    /// The step's own.
+    pub fn go_through(&self, steps: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let done = steps(self);
+        if done.is_err() {
+            show(&self.state());
+        }
+        done
+    }
+
     /// Writes the configuration with this memory and these settings of postgresql.conf.
     ///
     /// # Errors

@@ -120,24 +120,27 @@ fn later(instance: &Instance, line: &str) -> Result<()> {
 /// The whole life of one guest: boots are expensive, so each step stands on the one before.
 #[test]
 fn each_injected_fault_gets_its_verdict_and_none_is_left_after_the_repair() -> Result<()> {
-    let instance = Instance::new()?;
-    nothing_runs(&instance)?;
+    Instance::new()?.go_through(inject)
+}
+
+fn inject(instance: &Instance) -> Result<()> {
+    nothing_runs(instance)?;
     instance.ok(&["up"])?;
-    healthy_runs_find_nothing(&instance)?;
-    a_wrong_configuration_is_named_while_the_guest_runs_on(&instance)?;
-    a_stopped_vmm(&instance)?;
-    a_stopped_guest_agent(&instance)?;
-    a_stopped_service(&instance)?;
-    a_broken_loopback(&instance)?;
-    a_lost_interface_and_a_kernel_that_lacks(&instance)?;
-    a_wrong_clock(&instance)?;
-    a_stopped_host_agent(&instance)?;
-    a_killed_host_agent(&instance)?;
-    a_killed_shim(&instance)?;
-    a_panicked_kernel(&instance)?;
-    a_foreign_data_disk(&instance)?;
+    healthy_runs_find_nothing(instance)?;
+    a_wrong_configuration_is_named_while_the_guest_runs_on(instance)?;
+    a_stopped_vmm(instance)?;
+    a_stopped_guest_agent(instance)?;
+    a_stopped_service(instance)?;
+    a_broken_loopback(instance)?;
+    a_lost_interface_and_a_kernel_that_lacks(instance)?;
+    a_wrong_clock(instance)?;
+    a_stopped_host_agent(instance)?;
+    a_killed_host_agent(instance)?;
+    a_killed_shim(instance)?;
+    a_panicked_kernel(instance)?;
+    a_foreign_data_disk(instance)?;
     instance.ok(&["down"])?;
-    ensure!(findings(&doctor(&instance)?) == ["host NothingRuns"]);
+    ensure!(findings(&doctor(instance)?) == ["host NothingRuns"]);
     Ok(())
 }
 

@@ -34,7 +34,10 @@ fn speaks_postgres(port: u16) -> Result<bool> {
 /// The whole life of one guest: boots are expensive, so each step stands on the one before.
 #[test]
 fn a_guest_lives_is_hurt_heals_and_leaves_nothing() -> Result<()> {
-    let instance = Instance::new()?;
+    Instance::new()?.go_through(live)
+}
+
+fn live(instance: &Instance) -> Result<()> {
     instance.ok(&["up"])?;
     let first = instance.guest()?;
     ensure!(is_ready(&first), "{first:#}");
@@ -43,25 +46,22 @@ fn a_guest_lives_is_hurt_heals_and_leaves_nothing() -> Result<()> {
             .as_array()
             .is_some_and(|c| c.iter().all(|c| c["evidence"] != ""))
     );
-    ensure!(select(&instance, "select 6 * 7")? == "42");
+    ensure!(select(instance, "select 6 * 7")? == "42");
     ensure!(speaks_postgres(instance.port())?);
-    select(
-        &instance,
-        "create table kept (n int); insert into kept values (1)",
-    )?;
+    select(instance, "create table kept (n int); insert into kept values (1)")?;
 
-    up_again_changes_nothing(&instance, &first)?;
-    a_killed_host_agent_adopts_its_guest(&instance, &first)?;
-    a_killed_vmm_is_started_again(&instance, &first)?;
-    a_changed_setting_reaches_the_running_guest(&instance)?;
-    down_leaves_nothing(&instance)?;
+    up_again_changes_nothing(instance, &first)?;
+    a_killed_host_agent_adopts_its_guest(instance, &first)?;
+    a_killed_vmm_is_started_again(instance, &first)?;
+    a_changed_setting_reaches_the_running_guest(instance)?;
+    down_leaves_nothing(instance)?;
 
     instance.ok(&["up"])?;
     ensure!(
-        select(&instance, "select n from kept")? == "1",
+        select(instance, "select n from kept")? == "1",
         "the data disk lasts"
     );
-    down_leaves_nothing(&instance)
+    down_leaves_nothing(instance)
 }
 
 fn up_again_changes_nothing(instance: &Instance, first: &Value) -> Result<()> {

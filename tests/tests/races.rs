@@ -25,14 +25,17 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn commands_that_meet_and_commands_that_are_cut_leave_something_whole() -> Result<()> {
-    let instance = Instance::new()?;
-    two_ups_at_once_make_one_guest(&instance)?;
-    a_second_host_agent_is_refused(&instance)?;
-    a_replaced_program_replaces_the_agent_and_adopts_the_guest(&instance)?;
+    Instance::new()?.go_through(meet)
+}
+
+fn meet(instance: &Instance) -> Result<()> {
+    two_ups_at_once_make_one_guest(instance)?;
+    a_second_host_agent_is_refused(instance)?;
+    a_replaced_program_replaces_the_agent_and_adopts_the_guest(instance)?;
     instance.ok(&["down"])?;
-    an_interrupted_up_ends_at_once_whenever_it_comes(&instance)?;
-    down_during_up_wins_and_up_says_so(&instance)?;
-    an_unknown_disk_is_never_formatted(&instance)
+    an_interrupted_up_ends_at_once_whenever_it_comes(instance)?;
+    down_during_up_wins_and_up_says_so(instance)?;
+    an_unknown_disk_is_never_formatted(instance)
 }
 
 fn two_ups_at_once_make_one_guest(instance: &Instance) -> Result<()> {

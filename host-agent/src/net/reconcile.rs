@@ -224,7 +224,7 @@ impl Reconciler {
     }
 
     async fn ensure_helper(&mut self, wake: Wake) {
-        let helper = self.place.helper().await.map(|helper| helper.pid);
+        let helper = self.place.helper().await.map(|helper| helper.pid());
         if let (Wake::HelperEnded, Ok(pid)) = (wake, &helper) {
             let what = vec![format!("netns helper: start again as process {pid}")];
             self.tell([NetworkEvent::Repaired { what }]).await;

@@ -10,11 +10,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sovereign_protocol::name::Name;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::process::Child;
 
 use super::contract::{ASK_END, ASK_SET, At, Kind, Report, Stage, StageFailure};
 use super::{pass, probe};
+use crate::process::Process;
 
 /// The word after the program's name that makes it the helper.
 pub const VERB: &str = "netns";
@@ -70,10 +70,7 @@ impl Namespaces {
 #[derive(Debug)]
 pub struct Helper {
     config: HelperConfig,
-    /// Its process id. The process cannot be mistaken for another: a pidfd is held.
-    pub pid: u32,
-    /// A pidfd in the only type of tokio that takes any pollable descriptor safely.
-    process: pipe::Receiver,
+    process: Process,
 }
 
 impl Helper {
@@ -93,17 +90,10 @@ impl Helper {
             let evidence = format!("{} is held by user {}", config.socket.display(), peer.uid());
             return Err(StageFailure::new(Stage::Answer, evidence));
         }
-        let pid = peer.pid().and_then(Pid::from_raw);
-        let pid =
-            pid.ok_or_else(|| StageFailure::new(Stage::Answer, "its process is not visible from here"))?;
-        let process = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Err(rustix::io::Errno::SRCH) => return Ok(None), // it ended this moment
-            other => other.at(Stage::Answer)?,
-        };
-        Ok(Some(Self {
+        let process = Process::of_peer(&stream).at(Stage::Answer)?;
+        Ok(process.map(|process| Self {
             config: config.clone(),
-            pid: pid.as_raw_nonzero().get().unsigned_abs(),
-            process: pipe::Receiver::from_owned_fd_unchecked(process).at(Stage::Answer)?,
+            process,
         }))
     }
 
@@ -157,9 +147,15 @@ impl Helper {
         take(&self.config).await
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
     /// Waits until the helper's process has ended. Cancel safe.
     pub async fn ended(&self) {
-        let _ = self.process.readable().await; // an error would mean that the runtime is going down
+        self.process.ended().await;
     }
 
     /// Ends the helper; the namespace goes when the last descriptor in it is closed.
@@ -176,13 +172,13 @@ impl Helper {
             self.ended().await;
         };
         if tokio::time::timeout(FAREWELL, orderly).await.is_err() {
-            let _ = pidfd_send_signal(&self.process, Signal::KILL); // it may have ended this moment
+            self.process.kill();
             let _ = tokio::time::timeout(FAREWELL, self.ended()).await;
         }
         if tokio::time::timeout(Duration::ZERO, self.ended()).await.is_err() {
             return Err(StageFailure::new(
                 Stage::Answer,
-                format!("process {} does not end", self.pid),
+                format!("process {} does not end", self.pid()),
             ));
         }
         remove_socket(&self.config)

@@ -334,12 +334,14 @@ async fn converse(
 ) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
+    let mut introduced = false;
     loop {
         let answer = tokio::select! {
             line = lines.next_line() => {
                 let Ok(Some(line)) = line else { return };
                 match serde_json::from_str(&line) {
                     Ok(Request::Identify) => {
+                        introduced = true;
                         states.mark_changed(); // who asks does not know it yet
                         Message::clone(&identity)
                     }
@@ -350,7 +352,7 @@ async fn converse(
                     Err(_) => return,
                 }
             }
-            Ok(()) = states.changed() => Message::State(states.borrow_and_update().clone()),
+            Ok(()) = states.changed(), if introduced => Message::State(states.borrow_and_update().clone()),
             message = messages.recv() => match message {
                 Ok(message) => message,
                 Err(broadcast::error::RecvError::Lagged(_)) => continue,
@@ -375,6 +377,42 @@ mod tests {
     fn reason(told: Option<ExitReason>, tail: &str) -> ExitReason {
         let record = boot_segment::fresh_record(0).unwrap();
         judge(&record, None, told, tail, "complaint").reason
+    }
+
+    /// It is random which of two ready arms runs: each of several agents must hear the identity first.
+    #[tokio::test]
+    async fn an_agent_that_comes_late_hears_the_identity_before_the_state() {
+        let identity = Arc::new(Message::Identity {
+            boot_id: "b".to_owned(),
+            key: boot_segment::fresh_record(0).unwrap().key,
+            vmm: VmmStatus {
+                kind: "qemu".to_owned(),
+                accel: "tcg".to_owned(),
+                why: String::new(),
+                pid: 1,
+            },
+        });
+        let (requests, _asked) = mpsc::channel(1);
+        let (messages, _) = broadcast::channel(1);
+        let (state, states) = watch::channel(VmmState::Starting);
+        state.send_replace(VmmState::Says("running".to_owned()));
+        for _ in 0..32 {
+            let (mut agent, shim) = UnixStream::pair().unwrap();
+            agent.write_all(b"\"identify\"\n").await.unwrap();
+            tokio::spawn(converse(
+                shim,
+                identity.clone(),
+                requests.clone(),
+                messages.subscribe(),
+                states.clone(),
+            ));
+            let mut lines = BufReader::new(agent).lines();
+            let mut next = async || -> Message {
+                serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap()
+            };
+            assert!(matches!(next().await, Message::Identity { .. }));
+            assert_eq!(next().await, Message::State(VmmState::Says("running".to_owned())));
+        }
     }
 
     #[test]
