@@ -314,11 +314,7 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
 fn guests_without_an_agent_are_stopped_in_order(instance: &Instance) -> Result<()> {
     kill(instance.process(&["sovereign-host run"])?);
     instance.ok(&["down"])?;
-    ensure!(
-        instance.processes().is_empty(),
-        "{:?}",
-        instance.processes()
-    );
+    ensure!(instance.processes().is_empty(), "{:?}", instance.processes());
     let console = std::fs::read(instance.state().join("guests/sql/exit.json"))?;
     ensure!(
         contains(&console, b"powered_off") || contains(&console, b"PoweredOff"),

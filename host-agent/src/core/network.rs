@@ -70,7 +70,8 @@ impl Network {
             (None, Some(_), Some(true)) => {
                 Verdict::yes("Attached", format!("{addresses} (private), its TAP has carrier"))
             }
-            (None, Some(_), _) => Verdict::no("NoCarrier", "no process holds the TAP"),
+            (None, Some(_), Some(false)) => Verdict::no("NoCarrier", "no process holds the TAP"),
+            (None, Some(_), None) => return None, // nobody has looked yet
         })
     }
 }

@@ -308,11 +308,14 @@ impl World {
     /// Says what waits for another boot, and takes it back when nothing does.
     pub(super) fn judge_machines(&mut self, now_ms: u64) {
         for (name, guest) in &self.guests {
-            let wanted = Machine::wanted(&guest.config, self.network.mode == Mode::Private);
-            let differs = guest
-                .machine
-                .as_ref()
-                .and_then(|machine| machine.differs(&wanted));
+            let differs = guest.machine.as_ref().and_then(|machine| {
+                let networked = match self.network.mode {
+                    Mode::Undecided => machine.card, // not known yet whether another boot would differ
+                    Mode::Off(_) => false,
+                    Mode::Private => true,
+                };
+                machine.differs(&Machine::wanted(&guest.config, networked))
+            });
             let key = host_key(Layer::Vmm, name, MACHINE);
             match differs {
                 Some(what) => {

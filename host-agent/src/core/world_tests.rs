@@ -443,9 +443,9 @@ fn a_wedged_guest_is_ended_only_where_the_configuration_says_so() {
 
 #[test]
 fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network() {
-    use sovereign_protocol::interface::InterfaceSpec;
     let mut carded = spec(5432);
-    carded.guests.get_mut(&sql()).unwrap().interface = Some(InterfaceSpec::default());
+    carded.guests.get_mut(&sql()).unwrap().interface =
+        Some(sovereign_protocol::interface::InterfaceSpec::default());
     let mut fresh = World::new(1);
     assert_eq!(
         fresh.step(Event::Applied(carded.clone()), 0),
@@ -458,4 +458,45 @@ fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network(
     assert!(matches!(effects[..], [Effect::Start(..)]), "{effects:?}");
     adopting.step(Event::StopAll, 0);
     assert!(!adopting.is_done(), "down must not leave it running");
+}
+
+#[test]
+fn an_adopted_card_is_not_judged_before_somebody_looked() {
+    let mut carded = spec(5432);
+    carded.guests.get_mut(&sql()).unwrap().interface =
+        Some(sovereign_protocol::interface::InterfaceSpec::default());
+    let mut world = World::new(7);
+    world.step(Event::Running([sql()].into()), 0);
+    world.step(Event::Applied(carded.clone()), 0);
+    let Event::Booted {
+        guest, boot_id, vmm, ..
+    } = booted()
+    else {
+        unreachable!()
+    };
+    let machine = Machine::wanted(&carded.guests[&sql()], true);
+    let adopted = Event::Booted {
+        guest,
+        boot_id,
+        vmm,
+        machine,
+    };
+    world.step(adopted, 1);
+    world.step(Event::NetworkMode(Mode::Private), 2);
+    let cards = |world: &World| -> Vec<String> {
+        let told = journal(world).into_iter();
+        told.filter(|line| line.contains("NoCarrier") || line.contains("RestartNeeded"))
+            .collect()
+    };
+    assert_eq!(cards(&world), [""; 0]);
+    let attached = |attached| NetworkEvent::Carrier {
+        guest: sql(),
+        attached,
+    };
+    world.step(Event::Network(attached(true)), 3);
+    assert_eq!(cards(&world), [""; 0]);
+    world.step(Event::Network(attached(false)), 4);
+    assert_eq!(cards(&world).len(), 1);
+    world.step(Event::NetworkMode(Mode::Off("none".to_owned())), 5);
+    assert_eq!(cards(&world).len(), 2, "now another boot would have no card");
 }
