@@ -134,12 +134,13 @@ async fn serve(
         .await
         .context("the clock cannot be measured")?;
     events.send(Event::Clock(guest.clone(), clock)).await?;
+    let (carried, reaches) = watch::channel(None);
     // Each arm only ever ends with an error, which ends the session; losing the others is the point.
     tokio::select! {
-        ended = carry_conditions(guest, &watching, events) => ended,
+        ended = carry_conditions(guest, &watching, events, &carried) => ended,
         ended = carry_events(guest, &watching, events) => ended,
         ended = keep_time(guest, &mut time, events) => ended,
-        ended = push(guest, &calls, wanted, events) => ended,
+        ended = push(guest, &calls, wanted, events, reaches) => ended,
     }
 }
 
@@ -152,6 +153,7 @@ async fn carry_conditions(
     guest: &Name,
     client: &GuestClient,
     events: &mpsc::Sender<Event>,
+    carried: &watch::Sender<Option<Cursor>>,
 ) -> anyhow::Result<std::convert::Infallible> {
     let mut cursor: Option<Cursor> = None;
     let hold_ms = u32::try_from(WATCH_HOLD.as_millis()).unwrap_or(u32::MAX);
@@ -165,7 +167,23 @@ async fn carry_conditions(
         if !changes.is_empty() {
             events.send(Event::Conditions(guest.clone(), changes)).await?;
         }
+        carried.send_replace(cursor);
     }
+}
+
+/// Waits until the conditions that hold now were carried up by the watch.
+async fn caught_up(
+    client: &GuestClient,
+    reaches: &mut watch::Receiver<Option<Cursor>>,
+) -> anyhow::Result<()> {
+    let after = reaches.borrow().map(v1::Cursor::from);
+    let now = call(CALL, |context| client.watch(context, after, 0)).await?;
+    let now = Cursor::from(now.cursor);
+    let has = |seen: &Option<Cursor>| {
+        seen.is_some_and(|seen| seen.incarnation == now.incarnation && seen.revision >= now.revision)
+    };
+    tokio::time::timeout(CALL, reaches.wait_for(has)).await??;
+    Ok(())
 }
 
 async fn carry_events(
@@ -218,6 +236,7 @@ async fn push(
     client: &GuestClient,
     wanted: &mut watch::Receiver<Wanted>,
     events: &mpsc::Sender<Event>,
+    mut reaches: watch::Receiver<Option<Cursor>>,
 ) -> anyhow::Result<std::convert::Infallible> {
     loop {
         let now = wanted.borrow_and_update().clone();
@@ -231,6 +250,10 @@ async fn push(
             let applied = call(CALL, |context| client.apply(context, document))
                 .await
                 .context("apply")?;
+            // Else "applied" could be heard with conditions from before it.
+            caught_up(client, &mut reaches)
+                .await
+                .context("the conditions do not follow")?;
             let event = match applied {
                 Ok(applied) => Event::SpecApplied(guest.clone(), applied.revision),
                 Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),
@@ -267,25 +290,73 @@ mod tests {
     use sovereign_protocol::v1::Ping;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    /// Takes the first request and answers it.
+    async fn answer(far: &mut tokio::io::DuplexStream, response: GuestResponse) {
+        let length = far.read_u32().await.unwrap();
+        far.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        let answer = Response {
+            request_id: 0,
+            message: Ok(response),
+        };
+        let bytes = codec::encode(&answer).unwrap();
+        far.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
+        far.write_all(&bytes).await.unwrap();
+    }
+
     #[tokio::test]
     async fn an_answer_to_another_method_is_an_error_and_no_panic() {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let client = client(Box::new(near));
         let ping = call(CALL, |context| client.ping(context, Ping { host_sent_ns: 1 }));
-        let (answer, ()) = tokio::join!(ping, async {
-            let length = far.read_u32().await.unwrap();
-            far.read_exact(&mut vec![0; length as usize]).await.unwrap();
-            let wrong = Response {
-                request_id: 0,
-                message: Ok(GuestResponse::Shutdown(Ok(()))),
-            };
-            let bytes = codec::encode(&wrong).unwrap();
-            far.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
-            far.write_all(&bytes).await.unwrap();
+        let (answered, ()) = tokio::join!(ping, async {
+            answer(&mut far, GuestResponse::Shutdown(Ok(()))).await;
         });
         assert_eq!(
-            answer.unwrap_err().to_string(),
+            answered.unwrap_err().to_string(),
             "the peer answered what was not asked"
         );
+    }
+
+    #[tokio::test]
+    async fn who_has_caught_up_has_seen_what_held_when_he_asked() {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let client = client(Box::new(near));
+        let at = |revision| Cursor {
+            incarnation: 7,
+            revision,
+        };
+        let (carried, mut reaches) = watch::channel(Some(at(3)));
+        let mut caught = std::pin::pin!(caught_up(&client, &mut reaches));
+        let guest = async {
+            let changes = Changes {
+                cursor: at(5),
+                reset: false,
+                conditions: Vec::new(),
+                removed: Vec::new(),
+            };
+            answer(&mut far, GuestResponse::Watch(changes.into())).await;
+            std::future::pending::<()>().await
+        };
+        tokio::pin!(guest);
+        for seen in [
+            None,
+            Some(at(4)),
+            Some(Cursor {
+                incarnation: 8,
+                revision: 9,
+            }),
+        ] {
+            carried.send_replace(seen);
+            tokio::select! {
+                early = &mut caught => panic!("{seen:?} is not it: {early:?}"),
+                () = &mut guest => {}
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        }
+        carried.send_replace(Some(at(5)));
+        tokio::select! {
+            caught = &mut caught => caught.unwrap(),
+            () = &mut guest => {}
+        }
     }
 }

@@ -9,10 +9,12 @@ use serde_json::Value;
 use sovereign_protocol::handshake::random_hex;
 
 use crate::guard;
+use crate::seat::{Seat, Who};
 
 /// An instance with one PostgreSQL guest named `sql`; stopped when dropped.
 pub struct Instance {
     dir: tempfile::TempDir,
+    seat: Seat,
     name: String,
     port: u16,
 }
@@ -23,11 +25,21 @@ impl Instance {
     /// # Errors
     /// When a directory cannot be made or no port is free.
     pub fn new() -> Result<Self> {
+        Self::run_by(Who::Ourselves)
+    }
+
+    /// As [`Self::new`], for a user.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; what an ordinary user needs is made by root.
+    pub fn run_by(who: Who) -> Result<Self> {
         guard::refuse_vsock();
         // What is orphaned below us stays below us: the harness ends nothing that it did not start.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        let dir = tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?;
         let instance = Self {
-            dir: tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?,
+            seat: Seat::new(who, dir.path(), binaries())?,
+            dir,
             name: format!("t{}", random_hex::<4>()?),
             port: free_port()?,
         };
@@ -52,15 +64,35 @@ impl Instance {
     /// # Errors
     /// The system's own.
     pub fn configure(&self, memory: &str, settings: &str) -> Result<()> {
-        let text = format!(
-            "[guest.sql]\nmemory = \"{memory}\"\ndata = \"512MiB\"\n\n\
-             [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n\n\
-             [guest.sql.service.postgres.settings]\n{settings}\n\n\
-             [[guest.sql.forward]]\nname = \"postgres\"\nlisten = \"127.0.0.1:{}\"\nport = 5432\n",
+        self.write(&format!(
+            "[guest.sql]\nmemory = \"{memory}\"\ndata = \"512MiB\"\n\n{}\n\
+             [guest.sql.service.postgres.settings]\n{settings}\n",
+            self.service()
+        ))
+    }
+
+    /// Writes the configuration with this network, and these keys of the guest.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn configure_network(&self, network: &str, guest: &str) -> Result<()> {
+        self.write(&format!(
+            "[network]\n{network}\n\n[guest.sql]\nmemory = \"256MiB\"\ndata = \"512MiB\"\n{guest}\n\n{}",
+            self.service()
+        ))
+    }
+
+    /// PostgreSQL and its forward.
+    fn service(&self) -> String {
+        format!(
+            "[[guest.sql.forward]]\nname = \"postgres\"\nlisten = \"127.0.0.1:{}\"\nport = 5432\n\n\
+             [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n",
             self.port
-        );
-        std::fs::write(self.path("sovereign.toml"), text)?;
-        Ok(())
+        )
+    }
+
+    fn write(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.path("sovereign.toml"), text)?)
     }
 
     /// A path in the instance's directory.
@@ -81,13 +113,7 @@ impl Instance {
     /// When the binaries were not built (`make build`).
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = binaries().join("sovereign");
-        assert!(
-            program.is_file(),
-            "{} is missing: run `make build`",
-            program.display()
-        );
-        let mut command = Command::new(program);
+        let mut command = self.seat.command("sovereign");
         command
             .arg("--config")
             .arg(self.path("sovereign.toml"))
