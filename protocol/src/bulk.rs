@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::{BULK_CHUNK_BYTES, BULK_OPEN_BYTES};
 use crate::name::Name;
+use crate::operation::OperationId;
 
 /// What a bulk stream leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,10 @@ pub enum Open {
         port: u16,
     },
     /// A command in the guest. Lane 0 is its input, lanes 1 and 2 are its outputs, `Exit` ends it.
+    /// It runs once: asked for again it is refused while it runs, and then is `Exit` alone.
     Exec {
+        /// The same id is the same operation.
+        operation: OperationId,
         /// Program and arguments.
         argv: Vec<String>,
         /// The guest's user that runs it, `root` if none is named.

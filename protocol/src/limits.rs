@@ -54,3 +54,7 @@ pub const EVENTS_BATCH: usize = 256;
 pub const ADDRESSES: usize = 8;
 /// Name servers of a guest; resolv.conf(5) reads no more (MAXNS).
 pub const NAME_SERVERS: usize = 3;
+/// Results of operations that are kept.
+pub const OPERATIONS: usize = 64;
+/// For how long.
+pub const OPERATION_KEPT: Duration = Duration::from_secs(600);
