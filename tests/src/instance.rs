@@ -54,7 +54,7 @@ impl Instance {
     pub fn go_through(&self, steps: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let done = steps(self);
         if done.is_err() {
-            show(&self.state());
+            show(&self.state_from_here());
         }
         done
     }
@@ -180,6 +180,12 @@ impl Instance {
         self.path("state").join(&self.name)
     }
 
+    /// The state directory where the product has one of its own; for files that a test makes there.
+    #[must_use]
+    pub fn state_from_here(&self) -> PathBuf {
+        self.seat.seen_from_here(&self.state())
+    }
+
     /// `status --json`.
     ///
     /// # Errors
@@ -251,7 +257,7 @@ impl Drop for Instance {
             eprintln!("{}: down failed", self.name);
         }
         if std::thread::panicking() {
-            show(&self.path("state").join(&self.name));
+            show(&self.state_from_here());
         }
     }
 }

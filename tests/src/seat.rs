@@ -17,6 +17,8 @@ pub enum Who {
     Ourselves,
     /// A user without any right, with the machine as it is.
     Ordinary,
+    /// The user of the tests, with an instance's state on a small disk of its own.
+    OurselvesOnASmallDisk,
     /// A user without any right whom the machine lets open /dev/net/tun, as many distributions do.
     OrdinaryWithTun,
 }
@@ -34,6 +36,9 @@ pub(crate) struct Seat {
     holder: Option<Child>,
 }
 
+/// The small disk, in MiB: more than a guest's data disk, so that either can be the full one.
+const SMALL_DISK_MIB: u32 = 700;
+
 impl Seat {
     /// Prepares `dir` for this user; needs root for anybody but ourselves.
     pub(crate) fn new(who: Who, dir: &Path, bin: PathBuf) -> Result<Self> {
@@ -46,20 +51,39 @@ impl Seat {
         if who == Who::Ourselves {
             return Ok(seat);
         }
+        if who == Who::OurselvesOnASmallDisk {
+            let script = format!("mount -t tmpfs -o size={SMALL_DISK_MIB}m none \"$0\"");
+            seat.enter(hold_mount(&dir.join("state"), &script)?);
+            return Ok(seat);
+        }
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
         seat.furnish(dir)?;
         if who == Who::OrdinaryWithTun {
-            let holder = hold_tun(&dir.join("dev"))?;
-            let pid = holder.id().to_string();
-            seat.before = ["nsenter", "--target", &pid, "--mount", "--"]
-                .map(str::to_owned)
-                .into();
-            seat.holder = Some(holder);
+            seat.enter(hold_mount(&dir.join("dev"), TUN)?);
         }
         let id = NOBODY.to_string();
         let user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
         seat.before.extend(user.map(str::to_owned));
         Ok(seat)
+    }
+
+    fn enter(&mut self, holder: Child) {
+        let pid = holder.id().to_string();
+        self.before = ["nsenter", "--target", &pid, "--mount", "--"]
+            .map(str::to_owned)
+            .into();
+        self.holder = Some(holder);
+    }
+
+    /// Where a path of the product is for us.
+    pub(crate) fn seen_from_here(&self, path: &Path) -> PathBuf {
+        match &self.holder {
+            Some(holder) => {
+                let root = PathBuf::from(format!("/proc/{}/root", holder.id()));
+                root.join(path.strip_prefix("/").unwrap_or(path))
+            }
+            None => path.to_owned(),
+        }
     }
 
     /// Binaries and images where the user can read them: their own directories may be closed to him.
@@ -120,14 +144,17 @@ impl Drop for Seat {
     }
 }
 
-/// A mount namespace in which /dev/net/tun is open to everybody; ends with the child.
-fn hold_tun(dev: &Path) -> Result<Child> {
-    std::fs::create_dir(dev)?;
-    let script = "set -e; mount -t tmpfs none \"$0\"; mknod \"$0/tun\" c 10 200; chmod 0666 \"$0/tun\"; \
-        mount --bind \"$0/tun\" /dev/net/tun; echo made; exec cat";
+/// Opens /dev/net/tun to everybody.
+const TUN: &str = "mount -t tmpfs none \"$0\"; mknod \"$0/tun\" c 10 200; chmod 0666 \"$0/tun\"; \
+    mount --bind \"$0/tun\" /dev/net/tun";
+
+/// A mount namespace in which `script` mounted something on `dir`, its `$0`; ends with the child.
+fn hold_mount(dir: &Path, script: &str) -> Result<Child> {
+    std::fs::create_dir(dir)?;
+    let script = format!("set -e; {script}; echo made; exec cat");
     let mut holder = Command::new("unshare")
-        .args(["--mount", "--", "sh", "-c", script])
-        .arg(dev)
+        .args(["--mount", "--", "sh", "-c", &script])
+        .arg(dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

@@ -7,6 +7,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use crate::shim::contract::VmmState;
+use crate::shim::qmp::IO_ERROR;
 
 use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, World, host_key, host_owned};
 
@@ -222,6 +223,10 @@ pub(crate) fn vmm_verdict(state: &VmmState, vmm: &VmmStatus) -> Option<Verdict> 
         VmmState::Says(word) if word == "paused" => {
             Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
         }
+        VmmState::Says(word) if word == IO_ERROR => Verdict::no(
+            "HostDiskFull",
+            "the host's disk is full: the guest stands still, loses nothing, and goes on by itself when there is room",
+        ),
         VmmState::Says(word) => Verdict::no("Stuck", format!("QMP says {word}")),
         VmmState::Stopped => Verdict::unknown("Stopped", "its process is stopped (SIGSTOP): send it SIGCONT"),
         VmmState::Silent(letter) => Verdict::no(
