@@ -241,4 +241,19 @@ mod tests {
         assert_eq!(True.and(Unknown), Unknown);
         assert_eq!(Unknown.and(False), False);
     }
+
+    #[test]
+    fn clock_forwards_tailscale_and_what_waits_for_another_boot_are_advisory() {
+        let advisory = [Layer::Clock, Layer::Forward, Layer::Tailscale];
+        for layer in [Layer::Vmm, Layer::Session, Layer::Disk, Layer::Service]
+            .into_iter()
+            .chain(advisory)
+        {
+            assert_eq!(layer.advisory(), advisory.contains(&layer), "{layer}");
+            assert_eq!(layer.advisory_for("x"), layer.advisory(), "{layer}");
+            let machine = layer.advisory() || layer == Layer::Vmm;
+            assert_eq!(layer.advisory_for(MACHINE), machine, "{layer}");
+        }
+        assert_eq!(format!("{:>6}", Layer::Vmm), "   vmm");
+    }
 }
