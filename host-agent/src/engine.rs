@@ -264,6 +264,9 @@ impl Engine {
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if self.world.is_stopping() {
+            return Err(Refusal::Conflict("the host agent is stopping".to_owned()));
+        }
         if !self.world.wants(&spec) {
             let revision = self.world.revision() + 1;
             let kept = self
@@ -371,7 +374,10 @@ impl Engine {
         let (card, tap) = self.card(&name, config).await;
         let wanted = match self.document(&name, config, revision) {
             Ok(wanted) => wanted,
-            Err(error) => return self.report(Event::SpecRefused(name, format!("{error:#}"))).await,
+            Err(error) => {
+                let record = guest::start_failed(&error);
+                return self.report(Event::Ended(name, record)).await; // else nobody would ever see its end
+            }
         };
         let shim = ShimConfig {
             card,
@@ -582,3 +588,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -177,7 +177,8 @@ impl World {
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Applied(spec) => self.apply(spec, now_ms, &mut effects),
+            Event::Applied(spec) if !self.stopping => self.apply(spec, now_ms, &mut effects),
+            Event::Applied(_) => {}
             Event::StopAll => self.stop_all(&mut effects),
             Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
@@ -242,6 +243,12 @@ impl World {
     pub fn serving(&self) -> Vec<Name> {
         let serving = self.guests.iter().filter(|(_, guest)| guest.serving);
         serving.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// True when a stop was asked for: nothing new is wanted any more.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// True when a stop was asked for and no guest runs any more.

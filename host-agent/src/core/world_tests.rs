@@ -500,3 +500,17 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
     world.step(Event::NetworkMode(Mode::Off("none".to_owned())), 5);
     assert_eq!(cards(&world).len(), 2, "now another boot would have no card");
 }
+
+#[test]
+fn nothing_starts_again_once_all_is_to_stop() {
+    let mut world = ready_world();
+    assert_eq!(
+        world.step(Event::StopAll, 1),
+        [Effect::Stop(sql()), Effect::Forwards(sql(), false)]
+    );
+    assert!(world.is_stopping());
+    assert_eq!(world.step(Event::Applied(spec(5433)), 2), []);
+    assert_eq!(world.revision(), 1);
+    assert_eq!(world.step(exit(ExitReason::PoweredOff), 3), []);
+    assert!(world.is_done(), "down ends whatever was asked meanwhile");
+}

@@ -14,8 +14,8 @@ use super::contract::ExitReason;
 /// QEMU opens its socket within this time.
 const CONNECT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
-/// All that one boot's QMP may send: events are rare and small.
-const TOTAL_BYTES: u64 = 64 << 20;
+/// One message may have so many bytes; events and answers are small.
+const LINE_BYTES: u64 = 64 << 10;
 
 /// The one client that QMP admits.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Qmp {
             .context("QEMU opened no QMP socket in time")?;
         let (read, write) = stream.into_split();
         let mut qmp = Self {
-            lines: BufReader::new(read.take(TOTAL_BYTES)).lines(),
+            lines: BufReader::new(read.take(LINE_BYTES)).lines(),
             write,
         };
         qmp.execute("qmp_capabilities").await?;
@@ -73,9 +73,10 @@ impl Qmp {
             .with_context(|| format!("cannot send {command} to QEMU"))
     }
 
-    /// The next event; `None` when QEMU has closed. Cancel safe.
+    /// The next event; `None` when QEMU has closed, or sends no line within its limit. Cancel safe.
     pub async fn next(&mut self) -> Option<QmpEvent> {
         let line = self.lines.next_line().await.ok()??;
+        self.lines.get_mut().get_mut().set_limit(LINE_BYTES);
         Some(parse(&line))
     }
 }
@@ -128,5 +129,30 @@ mod tests {
         for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
             assert_eq!(parse(line), QmpEvent::Other);
         }
+    }
+
+    /// A guest that runs for weeks is asked for its state a million times.
+    #[tokio::test]
+    async fn a_line_has_a_limit_and_the_boot_has_none() {
+        const ANSWER: &[u8] = b"{\"return\": {\"status\": \"running\"}}\n";
+        const ANSWERS: u64 = 3 * LINE_BYTES / ANSWER.len() as u64;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let qemu = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for _ in 0..ANSWERS {
+                stream.write_all(ANSWER).await.unwrap();
+            }
+            let _ = stream.write_all(&vec![b'x'; 3 * LINE_BYTES as usize]).await;
+        });
+        let mut qmp = Qmp::connect(&path).await.unwrap();
+        let mut answers = 0;
+        while let Some(QmpEvent::State(_)) = qmp.next().await {
+            answers += 1;
+        }
+        assert_eq!(answers, ANSWERS);
+        drop(qmp);
+        qemu.await.unwrap();
     }
 }
