@@ -107,6 +107,8 @@ pub(super) struct Guest {
     backoff: Backoff,
     serving: bool,
     pub(super) wedge: Wedge,
+    /// It reports more conditions than are taken, which was told.
+    pub(super) crowded: bool,
 }
 
 /// All guests and the feed of their conditions.
@@ -211,6 +213,12 @@ impl World {
     #[must_use]
     pub fn events(&self, start: Start, now_ms: u64, wall_ms: u64) -> Events {
         self.feed.journal().read(start, EVENTS_BATCH, now_ms, wall_ms)
+    }
+
+    /// The journal's displaced events; see [`Journal::displaced`].
+    #[must_use]
+    pub fn displaced(&self, seen: u64) -> (u64, Vec<u64>) {
+        self.feed.journal().displaced(seen)
     }
 
     /// Where feed and journal stand.
@@ -401,6 +409,7 @@ impl World {
         guest.machine = None;
         self.network.running.remove(name);
         guest.wedge.ended();
+        guest.crowded = false;
         guest.applied_revision = 0;
         guest.start_at_ms = None;
         for key in stale {
@@ -474,6 +483,7 @@ impl Guest {
             backoff: Backoff::default(),
             serving: false,
             wedge: Wedge::default(),
+            crowded: false,
         }
     }
 
@@ -493,12 +503,16 @@ impl Guest {
 /// A clock measurement says nothing about the clock after this time.
 pub(super) const CLOCK_VALID_MS: u64 = 200_000;
 
-/// Layers that the host judges itself, whatever a guest may claim.
-pub(super) fn host_owned(layer: Layer) -> bool {
-    matches!(
-        layer,
-        Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward
-    )
+/// The subject of a guest's clock as the host measured it, in [`Layer::Clock`].
+pub(super) const OFFSET: &str = "offset";
+
+/// What the host judges itself, whatever a guest may claim; the subject is the guest's own.
+pub(super) fn host_owned(layer: Layer, subject: &str) -> bool {
+    match layer {
+        Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward => true,
+        Layer::Clock => subject == OFFSET,
+        _ => false,
+    }
 }
 
 pub(super) fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {
