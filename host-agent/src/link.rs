@@ -363,7 +363,7 @@ mod tests {
         let carried = carry_events(&guest, &client, &sender);
         let heard = async {
             let mut at = Vec::new();
-            while begun.elapsed() < Duration::from_secs(10) {
+            while begun.elapsed() < Duration::from_secs(10) && at.len() < 1_000 {
                 assert!(matches!(events.recv().await, Some(Event::Happened(..))));
                 at.push(begun.elapsed().as_secs());
             }
