@@ -265,6 +265,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_opening_message_survives_the_way_and_has_a_limit() {
+        let (mut a, mut b) = duplex(1 << 20);
+        let open = |letters: usize| Open::Exec {
+            argv: vec!["x".repeat(letters)],
+            user: None,
+        };
+        let frame = serde_json::to_vec(&open(0)).unwrap().len();
+        let longest = open(BULK_OPEN_BYTES - frame);
+        write_message(&mut a, &longest).await.unwrap();
+        assert_eq!(read_message::<Open, _>(&mut b).await.unwrap(), longest);
+        let over = open(BULK_OPEN_BYTES - frame + 1);
+        assert!(write_message(&mut a, &over).await.is_err());
+        a.write_u32(BULK_OPEN_BYTES as u32 + 1).await.unwrap();
+        let error = read_message::<Open, _>(&mut b).await.unwrap_err();
+        assert!(error.to_string().contains("over its limit"), "{error}");
+    }
+
+    #[tokio::test]
     async fn half_close_passes_and_the_other_direction_goes_on() {
         let (user, near) = duplex(64);
         let (host, guest) = duplex(64);

@@ -82,7 +82,7 @@ impl Qmp {
             .with_context(|| format!("cannot send {command} to QEMU"))
     }
 
-    /// The next event; `None` when QEMU has closed. Cancel safe.
+    /// The next event; `None` when QEMU has closed, or sends no line within its limit. Cancel safe.
     pub async fn next(&mut self) -> Option<QmpEvent> {
         let line = self.lines.next().await?.ok()?;
         Some(parse(&line))
@@ -170,4 +170,6 @@ mod tests {
             assert_eq!(parse(line), QmpEvent::Other);
         }
     }
+
+    /// A guest that runs for weeks is asked for its state a million times.
 }
