@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec, Service, ServiceKind};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Limits, Service, ServiceKind};
 
 /// One change, in the order in which `up` makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -154,18 +154,27 @@ fn guest_steps(name: &Name, wanted: &GuestConfig, old: Option<&GuestConfig>, fou
 /// What the guest takes over while it runs.
 fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
     let mut lines = Vec::new();
-    let named = |services: &[Service]| -> BTreeMap<Name, ServiceKind> {
-        services
-            .iter()
-            .map(|s| (s.name.clone(), s.kind.clone()))
-            .collect()
+    let named = |config: &GuestConfig| -> BTreeMap<Name, Service> {
+        let services = config.services.iter();
+        services.map(|s| (s.name.clone(), s.clone())).collect()
     };
-    let (before, after) = (named(&old.services), named(&new.services));
+    let (before, after) = (named(old), named(new));
     compare(&before, &after, |name, change| match change {
         Difference::Added(_) => lines.push(format!("add service {name}")),
         Difference::Removed => lines.push(format!("stop service {name}; its data stays")),
-        Difference::Changed(was, is) => service(name, was, is, &mut lines),
+        Difference::Changed(was, is) => {
+            service(name, &was.kind, &is.kind, &mut lines);
+            if was.limits != is.limits {
+                let (was, is) = (limits(was.limits.as_ref()), limits(is.limits.as_ref()));
+                lines.push(format!("{name}: limits {was} -> {is}"));
+            }
+        }
     });
+    match (&old.tailscale, &new.tailscale) {
+        (None, Some(_)) => lines.push("watch tailscale".to_owned()),
+        (Some(_), None) => lines.push("watch tailscale no more".to_owned()),
+        _ => {}
+    }
     if old.interface != new.interface {
         lines.push(format!("interface: {} -> {}", interface(old), interface(new)));
     }
@@ -198,6 +207,20 @@ fn interface(config: &GuestConfig) -> String {
         dns.join(", ")
     };
     format!("{} (DNS {dns})", addresses.join(", "))
+}
+
+fn limits(limits: Option<&Limits>) -> String {
+    let limits = limits.cloned().unwrap_or_default();
+    let parts = [
+        limits.memory_max_mib.map(|mib| format!("memory {mib} MiB")),
+        limits.cpu_percent.map(|percent| format!("cpu {percent}%")),
+        limits.pids_max.map(|count| format!("tasks {count}")),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "none".to_owned();
+    }
+    parts.join(", ")
 }
 
 fn service(name: &Name, was: &ServiceKind, is: &ServiceKind, lines: &mut Vec<String>) {
@@ -262,7 +285,7 @@ fn compare<K: Ord, V: PartialEq>(
 mod tests {
     use super::*;
     use crate::config;
-    use sovereign_protocol::spec::Image;
+    use sovereign_protocol::spec::{Image, TailscaleSpec};
 
     fn name(text: &str) -> Name {
         Name::parse(text).unwrap()
@@ -335,6 +358,34 @@ mod tests {
             ]
         );
         assert_eq!(lines(&spec(), &up(&[])), ["sql: boot with 256 MiB"]);
+    }
+
+    #[test]
+    fn limits_and_tailscale_change_a_running_guest() {
+        let wanted = edited(|guest| {
+            guest.tailscale = Some(TailscaleSpec {});
+            guest.services[0].limits = Some(Limits {
+                memory_max_mib: Some(128),
+                cpu_percent: Some(150),
+                pids_max: Some(99),
+            });
+        });
+        let mut found = up(&["sql"]);
+        assert_eq!(
+            lines(&wanted, &found),
+            [
+                "sql: postgres: limits none -> memory 128 MiB, cpu 150%, tasks 99",
+                "sql: watch tailscale"
+            ]
+        );
+        found.spec = Some(wanted);
+        assert_eq!(
+            lines(&spec(), &found),
+            [
+                "sql: postgres: limits memory 128 MiB, cpu 150%, tasks 99 -> none",
+                "sql: watch tailscale no more"
+            ]
+        );
     }
 
     #[test]

@@ -12,13 +12,14 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, Namespace, ServiceKind, VERSION};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, ServiceKind};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, Mode, World};
+use crate::document;
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
@@ -504,15 +505,8 @@ impl Engine {
                 self.secrets.password(name, &service.name)?,
             );
         }
-        let spec = GuestSpec {
-            version: VERSION,
-            revision,
-            hostname: name.clone(),
-            services: config.services.clone(),
-            secrets,
-            interface: config.interface.clone().filter(|_| self.cards.contains(name)),
-            tailscale: None,
-        };
+        let carded = self.cards.contains(name);
+        let spec = document::guest_spec(name, config, revision, secrets, carded);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             revision,

@@ -1,5 +1,6 @@
 //! Every limit of the contract, in one place.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Largest RPC frame, in bytes, without its length header.
@@ -54,3 +55,15 @@ pub const EVENTS_BATCH: usize = 256;
 pub const ADDRESSES: usize = 8;
 /// Name servers of a guest; resolv.conf(5) reads no more (MAXNS).
 pub const NAME_SERVERS: usize = 3;
+/// Memory of a guest, in MiB.
+pub const MEMORY_MIB: RangeInclusive<u32> = 96..=1 << 20;
+/// Virtual CPUs of a guest.
+pub const VCPUS: RangeInclusive<u32> = 1..=64;
+/// Size of a guest's data disk, in MiB.
+pub const DATA_MIB: RangeInclusive<u32> = 64..=16 << 20;
+/// Memory that a service may be limited to, in MiB.
+pub const SERVICE_MEMORY_MIB: RangeInclusive<u32> = 16..=1 << 20;
+/// Processor time that a service may be limited to, in percent of one CPU.
+pub const SERVICE_CPU_PERCENT: RangeInclusive<u32> = 1..=6_400;
+/// Processes and threads that a service may be limited to.
+pub const SERVICE_TASKS: RangeInclusive<u32> = 16..=1 << 22;

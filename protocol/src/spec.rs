@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::interface::InterfaceSpec;
+use crate::limits;
 use crate::name::Name;
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
@@ -69,6 +71,9 @@ pub struct GuestConfig {
     /// Its interface in the network, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSpec>,
+    /// Tailscale in it, when it is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tailscale: Option<TailscaleSpec>,
 }
 
 /// When a guest is started again by itself.
@@ -226,9 +231,9 @@ impl HostSpec {
         let mut listens = BTreeMap::new();
         for (name, guest) in &spec.guests {
             let at = |key: &str| format!("guests.{name}.{key}");
-            within(at("memory_mib"), guest.memory_mib, 96, 1 << 20)?;
-            within(at("vcpus"), u32::from(guest.vcpus), 1, 64)?;
-            within(at("data_mib"), guest.data_mib, 64, 16 << 20)?;
+            within(at("memory_mib"), guest.memory_mib, limits::MEMORY_MIB)?;
+            within(at("vcpus"), u32::from(guest.vcpus), limits::VCPUS)?;
+            within(at("data_mib"), guest.data_mib, limits::DATA_MIB)?;
             check_services(&at("services"), &guest.services)?;
             for forward in &guest.forwards {
                 check_forward(&at("forwards"), name, guest, forward)?;
@@ -307,13 +312,13 @@ fn check_version(version: u16) -> Result<(), SpecError> {
     }
 }
 
-fn within(path: String, value: u32, least: u32, most: u32) -> Result<(), SpecError> {
-    if (least..=most).contains(&value) {
+fn within(path: String, value: u32, range: RangeInclusive<u32>) -> Result<(), SpecError> {
+    if range.contains(&value) {
         return Ok(());
     }
     Err(SpecError::Value {
         path,
-        problem: format!("{value} is not from {least} to {most}"),
+        problem: format!("{value} is not from {} to {}", range.start(), range.end()),
     })
 }
 
@@ -358,15 +363,19 @@ fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_limits(path: &str, limits: &Limits) -> Result<(), SpecError> {
+fn check_limits(path: &str, wanted: &Limits) -> Result<(), SpecError> {
     let ranges = [
-        ("memory_max_mib", limits.memory_max_mib, 16, 1 << 20),
-        ("cpu_percent", limits.cpu_percent, 1, 6_400),
-        ("pids_max", limits.pids_max, 16, 1 << 22),
+        (
+            "memory_max_mib",
+            wanted.memory_max_mib,
+            limits::SERVICE_MEMORY_MIB,
+        ),
+        ("cpu_percent", wanted.cpu_percent, limits::SERVICE_CPU_PERCENT),
+        ("pids_max", wanted.pids_max, limits::SERVICE_TASKS),
     ];
-    for (key, value, least, most) in ranges {
+    for (key, value, range) in ranges {
         if let Some(value) = value {
-            within(format!("{path}.{key}"), value, least, most)?;
+            within(format!("{path}.{key}"), value, range)?;
         }
     }
     Ok(())
@@ -444,6 +453,18 @@ mod tests {
         wrong.services[0].limits.as_mut().unwrap().cpu_percent = Some(0);
         let error = parse(&wrong).unwrap_err().to_string();
         assert_eq!(error, "services[0].limits.cpu_percent: 0 is not from 1 to 6400");
+    }
+
+    #[test]
+    fn a_host_document_of_before_tailscale_still_reads_and_is_still_written() {
+        let text = r#"{"version":1,"guests":{"sql":{"memory_mib":256,"vcpus":1,"data_mib":64,"image":{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"},"services":[],"forwards":[],"restart":{"when":"on-failure","wedged":false}}}}"#;
+        let mut spec = HostSpec::parse(text.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&spec).unwrap(), text);
+        let sql = spec.guests.values_mut().next().unwrap();
+        sql.tailscale = Some(TailscaleSpec {});
+        let written = serde_json::to_string(&spec).unwrap();
+        assert_eq!(written, text.replace("}}}}", r#"},"tailscale":{}}}}"#));
+        assert_eq!(HostSpec::parse(written.as_bytes()).unwrap(), spec);
     }
 
     #[test]

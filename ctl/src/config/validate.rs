@@ -5,19 +5,17 @@ use std::net::SocketAddr;
 
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{
-    Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError,
+    Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError, TailscaleSpec,
 };
 
-use super::network;
 use super::source::Source;
 use super::written::{self, Written};
-use super::{Guest, Problem, RECIPE, Settings};
+use super::{Guest, Problem, RECIPE, Settings, limits, network, size};
 
 const DEFAULT_MEMORY_MIB: u32 = 256;
 const DEFAULT_DATA_MIB: u32 = 2048;
 const DEFAULT_VCPUS: u8 = 1;
 const POSTGRES_PORT: u16 = 5432;
-const SIZES: &str = "a number and MiB, GiB or TiB, such as \"256MiB\"";
 
 /// Lines of postgresql.conf that would take PostgreSQL out of the agent's sight.
 const OWNED_SETTINGS: [&str; 6] = [
@@ -84,13 +82,8 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
 
 fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Guest, Box<Problem>> {
     let at = ["guest", name];
-    let memory_mib = size(
-        source,
-        &[at[0], name, "memory"],
-        written.memory,
-        DEFAULT_MEMORY_MIB,
-    )?;
-    let data_mib = size(source, &[at[0], name, "data"], written.data, DEFAULT_DATA_MIB)?;
+    let memory_mib = size::of(source, &[at[0], name, "memory"], written.memory.as_deref())?;
+    let data_mib = size::of(source, &[at[0], name, "data"], written.data.as_deref())?;
     let vcpus = match written.vcpus {
         None => DEFAULT_VCPUS,
         Some(count) => u8::try_from(count).map_err(|_| {
@@ -112,9 +105,9 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
         forwards.push(forward(source, name, &index.to_string(), written, &services)?);
     }
     Ok(Guest {
-        memory_mib,
+        memory_mib: memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
         vcpus,
-        data_mib,
+        data_mib: data_mib.unwrap_or(DEFAULT_DATA_MIB),
         services,
         forwards,
         restart: Restart {
@@ -122,6 +115,7 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
             wedged: written.restart_wedged.unwrap_or(false),
         },
         interface: None,
+        tailscale: written.tailscale.map(|_| TailscaleSpec {}),
     })
 }
 
@@ -181,7 +175,11 @@ fn service(
     Ok(Service {
         name,
         kind: ServiceKind::Postgres { settings, port },
-        limits: None,
+        limits: limits::of(
+            source,
+            &["guest", guest, "service", key, "limits"],
+            written.limits,
+        )?,
     })
 }
 
@@ -268,31 +266,6 @@ fn parse_port(source: &Source<'_>, path: &[&str], port: i64) -> Result<u16, Box<
             .problem(path, "OutOfRange", format!("{port} is no TCP port"))
             .accepts("1 to 65535")
     })
-}
-
-fn size(
-    source: &Source<'_>,
-    path: &[&str],
-    text: Option<String>,
-    default_mib: u32,
-) -> Result<u32, Box<Problem>> {
-    let Some(text) = text else { return Ok(default_mib) };
-    mebibytes(&text).ok_or_else(|| {
-        source
-            .problem(path, "BadSize", format!("{text:?} is no size"))
-            .accepts(SIZES)
-    })
-}
-
-fn mebibytes(text: &str) -> Option<u32> {
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let factor: u32 = match text[digits..].trim_start() {
-        "MiB" => 1,
-        "GiB" => 1 << 10,
-        "TiB" => 1 << 20,
-        _ => return None,
-    };
-    text[..digits].parse::<u32>().ok()?.checked_mul(factor)
 }
 
 fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {

@@ -38,6 +38,7 @@ fn config(port: u16) -> GuestConfig {
         }],
         restart: Restart::default(),
         interface: None,
+        tailscale: None,
     }
 }
 
