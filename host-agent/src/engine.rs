@@ -15,6 +15,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, ServiceKind};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::view::NetworkView;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
@@ -51,6 +52,8 @@ pub enum Request {
     Status(oneshot::Sender<StatusReport>),
     /// A guest's agent.
     Target(Name, oneshot::Sender<Option<Target>>),
+    /// What is there of the network.
+    Network(oneshot::Sender<NetworkView>),
     /// Stop all guests and end.
     Stop,
 }
@@ -259,7 +262,21 @@ impl Engine {
                     .and_then(|handle| handle.target.borrow().clone());
                 let _ = reply.send(target);
             }
+            Request::Network(reply) => {
+                let _ = reply.send(self.network_view());
+            }
             Request::Stop => self.take(Event::StopAll).await,
+        }
+    }
+
+    fn network_view(&self) -> NetworkView {
+        let open = self.network.as_ref();
+        NetworkView {
+            mode: self.world.network_mode(),
+            observed: open
+                .map(|open| (*open.network.observed()).clone())
+                .unwrap_or_default(),
+            cards: self.world.holding_cards(),
         }
     }
 

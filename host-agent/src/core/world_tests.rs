@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
 use sovereign_protocol::spec::{Forward, Image, Restart, Service, ServiceKind, VERSION};
+use sovereign_reconcile::view::NetworkMode;
 
 use super::*;
 
@@ -483,7 +484,10 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
         machine,
     };
     world.step(adopted, 1);
+    assert_eq!(world.network_mode(), NetworkMode::Undecided);
     world.step(Event::NetworkMode(Mode::Private), 2);
+    let held = (world.network_mode(), world.holding_cards());
+    assert_eq!(held, (NetworkMode::Private, BTreeSet::from([sql()])));
     let cards = |world: &World| -> Vec<String> {
         let told = journal(world).into_iter();
         told.filter(|line| line.contains("NoCarrier") || line.contains("RestartNeeded"))
