@@ -103,12 +103,23 @@ pub enum RestartWhen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// Its name; that of the service whose readiness opens it.
+    /// Its name, which no other forward of the guest has.
     pub name: Name,
+    /// The service that it leads to; without one, that of its own name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Name>,
     /// Where the host listens.
     pub listen: SocketAddr,
     /// The port in the guest.
     pub port: u16,
+}
+
+impl Forward {
+    /// The name of the service that it leads to.
+    #[must_use]
+    pub fn service(&self) -> &Name {
+        self.service.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// The files a guest boots from, made by `sovereign build`.
@@ -235,8 +246,17 @@ impl HostSpec {
             within(at("vcpus"), u32::from(guest.vcpus), limits::VCPUS)?;
             within(at("data_mib"), guest.data_mib, limits::DATA_MIB)?;
             check_services(&at("services"), &guest.services)?;
-            for forward in &guest.forwards {
+            for (index, forward) in guest.forwards.iter().enumerate() {
                 check_forward(&at("forwards"), name, guest, forward)?;
+                if guest.forwards[..index]
+                    .iter()
+                    .any(|other| other.name == forward.name)
+                {
+                    return Err(SpecError::Value {
+                        path: at("forwards"),
+                        problem: format!("{} is there twice", forward.name),
+                    });
+                }
                 if let Some(other) = listens.insert(forward.listen, name) {
                     return Err(SpecError::Value {
                         path: at("forwards"),
@@ -325,11 +345,12 @@ fn within(path: String, value: u32, range: RangeInclusive<u32>) -> Result<(), Sp
 fn check_forward(path: &str, guest: &Name, config: &GuestConfig, forward: &Forward) -> Result<(), SpecError> {
     let problem = if forward.listen.port() == 0 || forward.port == 0 {
         "port 0 cannot be forwarded".to_owned()
-    } else if !config.services.iter().any(|service| service.name == forward.name) {
-        format!(
-            "guest {guest} has no service {}: a forward carries the name of its service",
-            forward.name
-        )
+    } else if !config
+        .services
+        .iter()
+        .any(|service| service.name == *forward.service())
+    {
+        format!("guest {guest} has no service {}", forward.service())
     } else {
         return Ok(());
     };
@@ -465,6 +486,26 @@ mod tests {
         let written = serde_json::to_string(&spec).unwrap();
         assert_eq!(written, text.replace("}}}}", r#"},"tailscale":{}}}}"#));
         assert_eq!(HostSpec::parse(written.as_bytes()).unwrap(), spec);
+    }
+
+    #[test]
+    fn forwards_of_a_guest_have_names_of_their_own_and_a_service_to_lead_to() {
+        let with = |forwards: &str| {
+            let text = format!(
+                r#"{{"version":1,"guests":{{"sql":{{"memory_mib":256,"vcpus":1,"data_mib":64,"image":{{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"}},"services":[{{"name":"pg","kind":{{"postgres":{{"settings":{{}},"port":5432}}}}}}],"forwards":[{forwards}]}}}}}}"#
+            );
+            HostSpec::parse(text.as_bytes()).map_err(|error| error.to_string())
+        };
+        let plain = r#"{"name":"pg","listen":"127.0.0.1:1","port":5432}"#;
+        let second = r#"{"name":"b","service":"pg","listen":"127.0.0.1:2","port":5432}"#;
+        let both = with(&format!("{plain},{second}")).unwrap();
+        let forwards = &both.guests.values().next().unwrap().forwards;
+        assert_eq!(forwards[0].service(), forwards[1].service());
+        assert_eq!(serde_json::to_string(&forwards[0]).unwrap(), plain);
+        let twice = with(&format!("{plain},{}", plain.replace(":1", ":2"))).unwrap_err();
+        assert_eq!(twice, "guests.sql.forwards: pg is there twice");
+        let nobody = with(&second.replace("pg", "no")).unwrap_err();
+        assert_eq!(nobody, "guests.sql.forwards: guest sql has no service no");
     }
 
     #[test]

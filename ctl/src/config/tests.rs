@@ -217,7 +217,7 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         4,
         "guest.sql.forward.0.name",
         "NoSuchService",
-        "accepted: db",
+        "accepted: db, or any name beside",
     ),
     (
         "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"15432\"\n",
@@ -232,6 +232,21 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         "guest.sql.forward.0.port",
         "Contradiction",
         "listens on 5432",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"x\"\nservice = \"bd\"\nlisten = \"127.0.0.1:1\"\n",
+        5,
+        "guest.sql.forward.0.service",
+        "NoSuchService",
+        "accepted: db",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n\
+         [[guest.sql.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:2\"\n",
+        7,
+        "guest.sql.forward.1.name",
+        "Contradiction",
+        "named db already",
     ),
     (
         "[guest.a.service.db]\nkind = \"postgres\"\n[[guest.a.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n\

@@ -102,7 +102,15 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
     }
     let mut forwards = Vec::new();
     for (index, written) in written.forward.into_iter().enumerate() {
-        forwards.push(forward(source, name, &index.to_string(), written, &services)?);
+        let forward = forward(source, name, &index.to_string(), written, &services)?;
+        if forwards.iter().any(|other: &Forward| other.name == forward.name) {
+            let path = [at[0], name, "forward", &index.to_string(), "name"];
+            let text = format!("another forward of {name} is named {} already", forward.name);
+            return Err(source
+                .problem(&path, "Contradiction", text)
+                .accepts("a name of its own for each forward, with `service` beside it"));
+        }
+        forwards.push(forward);
     }
     Ok(Guest {
         memory_mib: memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
@@ -203,22 +211,21 @@ fn forward(
     services: &[Service],
 ) -> Result<Forward, Box<Problem>> {
     let at = |last: &'static str| ["guest", guest, "forward", index, last];
-    let service = services
-        .iter()
-        .find(|service| service.name.as_str() == written.name);
-    let Some(service) = service else {
+    let name = parse_name(source, &at("name"), &written.name)?;
+    let (key, wanted) = match &written.service {
+        Some(service) => ("service", service),
+        None => ("name", &written.name),
+    };
+    let Some(service) = services.iter().find(|service| service.name.as_str() == wanted) else {
         let known: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
-        let text = format!(
-            "guest {guest} has no service {:?}; a forward carries its service's name",
-            written.name
-        );
+        let text = format!("guest {guest} has no service {wanted:?}");
         let problem = source
-            .problem(&at("name"), "NoSuchService", text)
-            .near(&written.name, &known);
-        return Err(problem.accepts(if known.is_empty() {
-            "none: add a service first".to_owned()
-        } else {
-            known.join(", ")
+            .problem(&at(key), "NoSuchService", text)
+            .near(wanted, &known);
+        return Err(problem.accepts(match (known.as_slice(), key) {
+            ([], _) => "none: add a service first".to_owned(),
+            (known, "service") => known.join(", "),
+            (known, _) => format!("{}, or any name beside `service = …`", known.join(", ")),
         }));
     };
     let listen: SocketAddr = written.listen.parse().map_err(|_| {
@@ -250,7 +257,8 @@ fn forward(
             .accepts(format!("{own}, or leave the key out")));
     }
     Ok(Forward {
-        name: service.name.clone(),
+        service: (service.name != name).then(|| service.name.clone()),
+        name,
         listen,
         port,
     })

@@ -75,6 +75,7 @@ pub(super) struct Tailscale {}
 #[serde(deny_unknown_fields)]
 pub(super) struct Forward {
     pub(super) name: String,
+    pub(super) service: Option<String>,
     pub(super) listen: String,
     pub(super) port: Option<i64>,
 }

@@ -34,6 +34,7 @@ fn config(port: u16) -> GuestConfig {
         }],
         forwards: vec![Forward {
             name: postgres,
+            service: None,
             listen: "127.0.0.1:15432".parse().unwrap(),
             port,
         }],
@@ -460,6 +461,26 @@ fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network(
     assert!(matches!(effects[..], [Effect::Start(..)]), "{effects:?}");
     adopting.step(Event::StopAll, 0);
     assert!(!adopting.is_done(), "down must not leave it running");
+}
+
+#[test]
+fn a_forward_that_is_gone_is_no_condition_any_more() {
+    let mut world = World::new(7);
+    world.step(Event::Applied(spec(5432)), 0);
+    let told = Verdict::unknown("Reserved", "127.0.0.1:15432");
+    world.step(Event::Forward(sql(), "postgres".to_owned(), told), 1);
+    let forwards = |world: &World| {
+        let changes = world.changes(None, 2);
+        let subjects = changes.conditions.into_iter().map(|condition| condition.key);
+        subjects.filter(|key| key.layer == Layer::Forward).count()
+    };
+    assert_eq!(forwards(&world), 1);
+    world.step(Event::Applied(spec(5433)), 3);
+    assert_eq!(forwards(&world), 1, "the same forward leads elsewhere");
+    let mut without = spec(5433);
+    without.guests.get_mut(&sql()).unwrap().forwards.clear();
+    world.step(Event::Applied(without), 4);
+    assert_eq!(forwards(&world), 0);
 }
 
 #[test]
