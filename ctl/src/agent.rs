@@ -91,6 +91,23 @@ fn standing(theirs: &str, ours: &str, replaced: bool) -> Standing {
     }
 }
 
+async fn compared(layout: &Layout, binaries: &Binaries, link: &Link) -> (Standing, Option<Process>) {
+    let process = Process::listening(layout).await;
+    let replaced = process
+        .as_ref()
+        .is_some_and(|process| process.was_replaced(&binaries.host));
+    let standing = standing(&link.peer_agent, env!("CARGO_PKG_VERSION"), replaced);
+    (standing, process)
+}
+
+/// True when `up` would replace the agent at the other end of `link`.
+pub(crate) async fn is_outdated(layout: &Layout, binaries: &Binaries, link: &Link) -> bool {
+    matches!(
+        compared(layout, binaries, link).await,
+        (Standing::Outdated, Some(_))
+    )
+}
+
 /// As [`ensure`], and replaces an agent that is older than this program; guests run on and are adopted.
 ///
 /// # Errors
@@ -102,13 +119,9 @@ pub(crate) async fn ensure_current(
     let Some(link) = Link::connect_if_running(layout).await? else {
         return ensure(layout, binaries).await;
     };
-    let process = Process::listening(layout).await;
-    let replaced = process
-        .as_ref()
-        .is_some_and(|process| process.was_replaced(&binaries.host));
     let ours = env!("CARGO_PKG_VERSION");
     let theirs = escaped(&link.peer_agent);
-    match (standing(&link.peer_agent, ours, replaced), process) {
+    match compared(layout, binaries, &link).await {
         (Standing::Current, _) | (Standing::Outdated, None) => Ok((link, false)),
         (Standing::Newer, _) => {
             let message = format!("the running host agent is version {theirs}, this is {ours}");

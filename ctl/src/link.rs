@@ -13,6 +13,7 @@ use sovereign_protocol::spec::HostSpec;
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::transport::{self, Address, BoxStream, DialError};
 use sovereign_protocol::v1::{Changes, Cursor, Document, Refusal};
+use sovereign_reconcile::view::NetworkView;
 use tarpc::client::RpcError;
 
 use crate::error::{CommandError, Kind};
@@ -130,6 +131,15 @@ impl Link {
             )
             .because(error)
         })
+    }
+
+    /// What was last seen of the network; `None` when an agent of another build does not tell.
+    ///
+    /// # Errors
+    /// The link's own.
+    pub(crate) async fn network(&self) -> Result<Option<NetworkView>, CommandError> {
+        let document = within("network", CALL, self.client.network(context(CALL))).await?;
+        Ok(serde_json::from_slice(&document).ok())
     }
 
     /// Begins the orderly stop of all guests and the agent.

@@ -159,6 +159,12 @@ impl Host for Server {
         Document::from(bytes.unwrap_or_default())
     }
 
+    async fn network(self, _: Context) -> Document {
+        let view = ask(&self.requests, Request::Network).await;
+        let bytes = view.and_then(|view| serde_json::to_vec(&view).ok());
+        Document::from(bytes.unwrap_or_default())
+    }
+
     async fn stop(self, _: Context) -> Result<(), Refusal> {
         self.requests.send(Request::Stop).await.map_err(|_| stopping())
     }

@@ -12,13 +12,15 @@ use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, GuestSpec, HostSpec, Namespace, ServiceKind, VERSION};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, ServiceKind};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::view::NetworkView;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, Mode, World};
+use crate::document;
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
@@ -50,6 +52,8 @@ pub enum Request {
     Status(oneshot::Sender<StatusReport>),
     /// A guest's agent.
     Target(Name, oneshot::Sender<Option<Target>>),
+    /// What is there of the network.
+    Network(oneshot::Sender<NetworkView>),
     /// Stop all guests and end.
     Stop,
 }
@@ -261,7 +265,21 @@ impl Engine {
                     .and_then(|handle| handle.target.borrow().clone());
                 let _ = reply.send(target);
             }
+            Request::Network(reply) => {
+                let _ = reply.send(self.network_view());
+            }
             Request::Stop => self.take(Event::StopAll).await,
+        }
+    }
+
+    fn network_view(&self) -> NetworkView {
+        let open = self.network.as_ref();
+        NetworkView {
+            mode: self.world.network_mode(),
+            observed: open
+                .map(|open| (*open.network.observed()).clone())
+                .unwrap_or_default(),
+            cards: self.world.holding_cards(),
         }
     }
 
@@ -516,15 +534,8 @@ impl Engine {
                 self.secrets.password(name, &service.name)?,
             );
         }
-        let spec = GuestSpec {
-            version: VERSION,
-            revision,
-            hostname: name.clone(),
-            services: config.services.clone(),
-            secrets,
-            interface: config.interface.clone().filter(|_| self.cards.contains(name)),
-            tailscale: None,
-        };
+        let carded = self.cards.contains(name);
+        let spec = document::guest_spec(name, config, revision, secrets, carded);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             revision,

@@ -1,4 +1,4 @@
-use sovereign_protocol::spec::{Image, Restart, Service};
+use sovereign_protocol::spec::{Image, Restart, Service, VERSION};
 
 use super::*;
 use crate::shim::contract::ExitReason;
@@ -34,6 +34,7 @@ fn config() -> GuestConfig {
         forwards: Vec::new(),
         restart: Restart::default(),
         interface: None,
+        tailscale: None,
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod control;
 pub mod core;
+mod document;
 pub mod engine;
 pub mod files;
 pub mod forward;

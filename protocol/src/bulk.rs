@@ -267,7 +267,9 @@ mod tests {
     #[tokio::test]
     async fn an_opening_message_survives_the_way_and_has_a_limit() {
         let (mut a, mut b) = duplex(1 << 20);
+        let operation = OperationId::generate().unwrap();
         let open = |letters: usize| Open::Exec {
+            operation: operation.clone(),
             argv: vec!["x".repeat(letters)],
             user: None,
         };

@@ -1,5 +1,6 @@
 //! Every limit of the contract, in one place.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Largest RPC frame, in bytes, without its length header.
@@ -64,3 +65,15 @@ pub const NAME_SERVERS: usize = 3;
 pub const OPERATIONS: usize = 64;
 /// For how long.
 pub const OPERATION_KEPT: Duration = Duration::from_secs(600);
+/// Memory of a guest, in MiB.
+pub const MEMORY_MIB: RangeInclusive<u32> = 96..=1 << 20;
+/// Virtual CPUs of a guest.
+pub const VCPUS: RangeInclusive<u32> = 1..=64;
+/// Size of a guest's data disk, in MiB.
+pub const DATA_MIB: RangeInclusive<u32> = 64..=16 << 20;
+/// Memory that a service may be limited to, in MiB.
+pub const SERVICE_MEMORY_MIB: RangeInclusive<u32> = 16..=1 << 20;
+/// Processor time that a service may be limited to, in percent of one CPU.
+pub const SERVICE_CPU_PERCENT: RangeInclusive<u32> = 1..=6_400;
+/// Processes and threads that a service may be limited to.
+pub const SERVICE_TASKS: RangeInclusive<u32> = 16..=1 << 22;

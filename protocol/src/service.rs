@@ -38,4 +38,6 @@ pub trait Host {
     async fn status() -> Document;
     /// Stops all guests in order, then the agent; returns when that has begun.
     async fn stop() -> Result<(), Refusal>;
+    /// What was last seen of the instance's network, as JSON: `sovereign_reconcile::view::NetworkView`.
+    async fn network() -> Document;
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::interface::InterfaceSpec;
+use crate::limits;
 use crate::name::Name;
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
@@ -69,6 +71,9 @@ pub struct GuestConfig {
     /// Its interface in the network, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<InterfaceSpec>,
+    /// Tailscale in it, when it is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tailscale: Option<TailscaleSpec>,
 }
 
 /// When a guest is started again by itself.
@@ -98,12 +103,23 @@ pub enum RestartWhen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// Its name; that of the service whose readiness opens it.
+    /// Its name, which no other forward of the guest has.
     pub name: Name,
+    /// The service that it leads to; without one, that of its own name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Name>,
     /// Where the host listens.
     pub listen: SocketAddr,
     /// The port in the guest.
     pub port: u16,
+}
+
+impl Forward {
+    /// The name of the service that it leads to.
+    #[must_use]
+    pub fn service(&self) -> &Name {
+        self.service.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// The files a guest boots from, made by `sovereign build`.
@@ -226,12 +242,21 @@ impl HostSpec {
         let mut listens = BTreeMap::new();
         for (name, guest) in &spec.guests {
             let at = |key: &str| format!("guests.{name}.{key}");
-            within(at("memory_mib"), guest.memory_mib, 96, 1 << 20)?;
-            within(at("vcpus"), u32::from(guest.vcpus), 1, 64)?;
-            within(at("data_mib"), guest.data_mib, 64, 16 << 20)?;
+            within(at("memory_mib"), guest.memory_mib, limits::MEMORY_MIB)?;
+            within(at("vcpus"), u32::from(guest.vcpus), limits::VCPUS)?;
+            within(at("data_mib"), guest.data_mib, limits::DATA_MIB)?;
             check_services(&at("services"), &guest.services)?;
-            for forward in &guest.forwards {
+            for (index, forward) in guest.forwards.iter().enumerate() {
                 check_forward(&at("forwards"), name, guest, forward)?;
+                if guest.forwards[..index]
+                    .iter()
+                    .any(|other| other.name == forward.name)
+                {
+                    return Err(SpecError::Value {
+                        path: at("forwards"),
+                        problem: format!("{} is there twice", forward.name),
+                    });
+                }
                 if let Some(other) = listens.insert(forward.listen, name) {
                     return Err(SpecError::Value {
                         path: at("forwards"),
@@ -307,24 +332,25 @@ fn check_version(version: u16) -> Result<(), SpecError> {
     }
 }
 
-fn within(path: String, value: u32, least: u32, most: u32) -> Result<(), SpecError> {
-    if (least..=most).contains(&value) {
+fn within(path: String, value: u32, range: RangeInclusive<u32>) -> Result<(), SpecError> {
+    if range.contains(&value) {
         return Ok(());
     }
     Err(SpecError::Value {
         path,
-        problem: format!("{value} is not from {least} to {most}"),
+        problem: format!("{value} is not from {} to {}", range.start(), range.end()),
     })
 }
 
 fn check_forward(path: &str, guest: &Name, config: &GuestConfig, forward: &Forward) -> Result<(), SpecError> {
     let problem = if forward.listen.port() == 0 || forward.port == 0 {
         "port 0 cannot be forwarded".to_owned()
-    } else if !config.services.iter().any(|service| service.name == forward.name) {
-        format!(
-            "guest {guest} has no service {}: a forward carries the name of its service",
-            forward.name
-        )
+    } else if !config
+        .services
+        .iter()
+        .any(|service| service.name == *forward.service())
+    {
+        format!("guest {guest} has no service {}", forward.service())
     } else {
         return Ok(());
     };
@@ -358,15 +384,19 @@ fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn check_limits(path: &str, limits: &Limits) -> Result<(), SpecError> {
+fn check_limits(path: &str, wanted: &Limits) -> Result<(), SpecError> {
     let ranges = [
-        ("memory_max_mib", limits.memory_max_mib, 16, 1 << 20),
-        ("cpu_percent", limits.cpu_percent, 1, 6_400),
-        ("pids_max", limits.pids_max, 16, 1 << 22),
+        (
+            "memory_max_mib",
+            wanted.memory_max_mib,
+            limits::SERVICE_MEMORY_MIB,
+        ),
+        ("cpu_percent", wanted.cpu_percent, limits::SERVICE_CPU_PERCENT),
+        ("pids_max", wanted.pids_max, limits::SERVICE_TASKS),
     ];
-    for (key, value, least, most) in ranges {
+    for (key, value, range) in ranges {
         if let Some(value) = value {
-            within(format!("{path}.{key}"), value, least, most)?;
+            within(format!("{path}.{key}"), value, range)?;
         }
     }
     Ok(())
@@ -447,6 +477,38 @@ mod tests {
     }
 
     #[test]
+    fn a_host_document_of_before_tailscale_still_reads_and_is_still_written() {
+        let text = r#"{"version":1,"guests":{"sql":{"memory_mib":256,"vcpus":1,"data_mib":64,"image":{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"},"services":[],"forwards":[],"restart":{"when":"on-failure","wedged":false}}}}"#;
+        let mut spec = HostSpec::parse(text.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&spec).unwrap(), text);
+        let sql = spec.guests.values_mut().next().unwrap();
+        sql.tailscale = Some(TailscaleSpec {});
+        let written = serde_json::to_string(&spec).unwrap();
+        assert_eq!(written, text.replace("}}}}", r#"},"tailscale":{}}}}"#));
+        assert_eq!(HostSpec::parse(written.as_bytes()).unwrap(), spec);
+    }
+
+    #[test]
+    fn forwards_of_a_guest_have_names_of_their_own_and_a_service_to_lead_to() {
+        let with = |forwards: &str| {
+            let text = format!(
+                r#"{{"version":1,"guests":{{"sql":{{"memory_mib":256,"vcpus":1,"data_mib":64,"image":{{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"}},"services":[{{"name":"pg","kind":{{"postgres":{{"settings":{{}},"port":5432}}}}}}],"forwards":[{forwards}]}}}}}}"#
+            );
+            HostSpec::parse(text.as_bytes()).map_err(|error| error.to_string())
+        };
+        let plain = r#"{"name":"pg","listen":"127.0.0.1:1","port":5432}"#;
+        let second = r#"{"name":"b","service":"pg","listen":"127.0.0.1:2","port":5432}"#;
+        let both = with(&format!("{plain},{second}")).unwrap();
+        let forwards = &both.guests.values().next().unwrap().forwards;
+        assert_eq!(forwards[0].service(), forwards[1].service());
+        assert_eq!(serde_json::to_string(&forwards[0]).unwrap(), plain);
+        let twice = with(&format!("{plain},{}", plain.replace(":1", ":2"))).unwrap_err();
+        assert_eq!(twice, "guests.sql.forwards: pg is there twice");
+        let nobody = with(&second.replace("pg", "no")).unwrap_err();
+        assert_eq!(nobody, "guests.sql.forwards: guest sql has no service no");
+    }
+
+    #[test]
     fn contradictions_are_named_by_path() {
         let mut twice = guest();
         twice.services.push(twice.services[0].clone());
@@ -484,11 +546,13 @@ mod tests {
             services: guest().services,
             forwards: vec![Forward {
                 name: Name::parse("postgres").unwrap(),
+                service: None,
                 listen: listen.parse().unwrap(),
                 port: 5432,
             }],
             restart: Restart::default(),
             interface: Some(interface(address)),
+            tailscale: None,
         };
         let name = |text| Name::parse(text).unwrap();
         HostSpec {

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 
 use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service};
+use sovereign_protocol::spec::{
+    self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service, TailscaleSpec,
+};
 
 use crate::context::Context;
 use crate::error::{CommandError, Kind};
 
 mod addresses;
+mod limits;
 mod network;
+mod size;
 mod source;
 mod validate;
 mod written;
@@ -52,6 +56,7 @@ pub(crate) struct Guest {
     pub(crate) forwards: Vec<Forward>,
     pub(crate) restart: Restart,
     pub(crate) interface: Option<InterfaceSpec>,
+    pub(crate) tailscale: Option<TailscaleSpec>,
 }
 
 impl Settings {
@@ -82,6 +87,7 @@ impl Guest {
             forwards: self.forwards.clone(),
             restart: self.restart,
             interface: self.interface.clone(),
+            tailscale: self.tailscale.clone(),
         }
     }
 }

@@ -87,7 +87,10 @@ impl<'a> Source<'a> {
             "unknown key".to_owned(),
         );
         problem.nearest = nearest(unknown, &known).map(|key| format!("{key:?}"));
-        problem.accepted = Some(known.join(", "));
+        problem.accepted = Some(match known.as_slice() {
+            [] => "no key".to_owned(), // of a table that says all by being there
+            known => known.join(", "),
+        });
         problem
     }
 }

@@ -36,15 +36,37 @@ fn settings_become_lines_of_postgresql_conf() {
 }
 
 #[test]
-fn only_the_asked_guests_are_in_the_document() {
-    let settings = parse(&format!("{GUEST}[guest.other]\n")).unwrap();
-    let image = Image {
+fn limits_and_tailscale_reach_the_document_and_their_absence_does_too() {
+    let settings = parse(GUEST).unwrap();
+    let guest = settings.guests.values().next().unwrap();
+    assert_eq!((&guest.services[0].limits, &guest.tailscale), (&None, &None));
+    let text = format!(
+        "{GUEST}[guest.sql.service.postgres.limits]\nmemory = \"1GiB\"\ncpu = \"150%\"\n[guest.sql.tailscale]\n"
+    );
+    let document = parse(&text).unwrap().host_spec(&image(), None);
+    let guest = document.guests.values().next().unwrap();
+    let limits = guest.services[0].limits.as_ref().unwrap();
+    assert_eq!(
+        (limits.memory_max_mib, limits.cpu_percent, limits.pids_max),
+        (Some(1024), Some(150), None)
+    );
+    assert!(guest.tailscale.is_some());
+}
+
+fn image() -> Image {
+    Image {
         kernel: "k".into(),
         initramfs: "i".into(),
         root: "r".into(),
         agent: "a".into(),
         digest: "d".into(),
-    };
+    }
+}
+
+#[test]
+fn only_the_asked_guests_are_in_the_document() {
+    let settings = parse(&format!("{GUEST}[guest.other]\n")).unwrap();
+    let image = image();
     assert_eq!(settings.host_spec(&image, None).guests.len(), 2);
     let only = std::collections::BTreeSet::from([Name::parse("sql").unwrap()]);
     assert_eq!(
@@ -89,7 +111,7 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         2,
         "guest.sql.zzzz",
         "UnknownKey",
-        "accepted: memory, vcpus, data, address, dns, restart, restart_wedged, service, forward",
+        "accepted: memory, vcpus, data, address, dns, restart, restart_wedged, tailscale, service, forward",
     ),
     (
         "[build]\nmiror = \"http://x\"\n",
@@ -195,7 +217,7 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         4,
         "guest.sql.forward.0.name",
         "NoSuchService",
-        "accepted: db",
+        "accepted: db, or any name beside",
     ),
     (
         "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"15432\"\n",
@@ -212,12 +234,62 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         "listens on 5432",
     ),
     (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"x\"\nservice = \"bd\"\nlisten = \"127.0.0.1:1\"\n",
+        5,
+        "guest.sql.forward.0.service",
+        "NoSuchService",
+        "accepted: db",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[[guest.sql.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n\
+         [[guest.sql.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:2\"\n",
+        7,
+        "guest.sql.forward.1.name",
+        "Contradiction",
+        "named db already",
+    ),
+    (
         "[guest.a.service.db]\nkind = \"postgres\"\n[[guest.a.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n\
          [guest.b.service.db]\nkind = \"postgres\"\n[[guest.b.forward]]\nname = \"db\"\nlisten = \"127.0.0.1:1\"\n",
         10,
         "guest.b.forward.0.listen",
         "Contradiction",
         "leads to guest a already",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\nlimits.memory = \"8MiB\"\n",
+        3,
+        "guest.sql.service.db.limits.memory",
+        "OutOfRange",
+        "accepted: 16 MiB to 1048576 MiB",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\n[guest.sql.service.db.limits]\ncpu = \"1.5\"\n",
+        4,
+        "guest.sql.service.db.limits.cpu",
+        "OutOfRange",
+        "accepted: 1% to 6400%, such as \"150%\"",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\nlimits = { tasks = 1 }\n",
+        3,
+        "guest.sql.service.db.limits.tasks",
+        "OutOfRange",
+        "accepted: 16 to 4194304",
+    ),
+    (
+        "[guest.sql.service.db]\nkind = \"postgres\"\nlimits.task = 100\n",
+        3,
+        "guest.sql.service.db.limits.task",
+        "UnknownKey",
+        "did you mean \"tasks\"; accepted: memory, cpu, tasks",
+    ),
+    (
+        "[guest.sql.tailscale]\nauthkey = \"x\"\n",
+        2,
+        "guest.sql.tailscale.authkey",
+        "UnknownKey",
+        "unknown key; accepted: no key",
     ),
     (
         "[build]\nrecipe = \"postgresql-16\"\n",

@@ -5,19 +5,17 @@ use std::net::SocketAddr;
 
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{
-    Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError,
+    Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError, TailscaleSpec,
 };
 
-use super::network;
 use super::source::Source;
 use super::written::{self, Written};
-use super::{Guest, Problem, RECIPE, Settings};
+use super::{Guest, Problem, RECIPE, Settings, limits, network, size};
 
 const DEFAULT_MEMORY_MIB: u32 = 256;
 const DEFAULT_DATA_MIB: u32 = 2048;
 const DEFAULT_VCPUS: u8 = 1;
 const POSTGRES_PORT: u16 = 5432;
-const SIZES: &str = "a number and MiB, GiB or TiB, such as \"256MiB\"";
 
 /// Lines of postgresql.conf that would take PostgreSQL out of the agent's sight.
 const OWNED_SETTINGS: [&str; 6] = [
@@ -84,13 +82,8 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
 
 fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Guest, Box<Problem>> {
     let at = ["guest", name];
-    let memory_mib = size(
-        source,
-        &[at[0], name, "memory"],
-        written.memory,
-        DEFAULT_MEMORY_MIB,
-    )?;
-    let data_mib = size(source, &[at[0], name, "data"], written.data, DEFAULT_DATA_MIB)?;
+    let memory_mib = size::of(source, &[at[0], name, "memory"], written.memory.as_deref())?;
+    let data_mib = size::of(source, &[at[0], name, "data"], written.data.as_deref())?;
     let vcpus = match written.vcpus {
         None => DEFAULT_VCPUS,
         Some(count) => u8::try_from(count).map_err(|_| {
@@ -109,12 +102,20 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
     }
     let mut forwards = Vec::new();
     for (index, written) in written.forward.into_iter().enumerate() {
-        forwards.push(forward(source, name, &index.to_string(), written, &services)?);
+        let forward = forward(source, name, &index.to_string(), written, &services)?;
+        if forwards.iter().any(|other: &Forward| other.name == forward.name) {
+            let path = [at[0], name, "forward", &index.to_string(), "name"];
+            let text = format!("another forward of {name} is named {} already", forward.name);
+            return Err(source
+                .problem(&path, "Contradiction", text)
+                .accepts("a name of its own for each forward, with `service` beside it"));
+        }
+        forwards.push(forward);
     }
     Ok(Guest {
-        memory_mib,
+        memory_mib: memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
         vcpus,
-        data_mib,
+        data_mib: data_mib.unwrap_or(DEFAULT_DATA_MIB),
         services,
         forwards,
         restart: Restart {
@@ -122,6 +123,7 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
             wedged: written.restart_wedged.unwrap_or(false),
         },
         interface: None,
+        tailscale: written.tailscale.map(|_| TailscaleSpec {}),
     })
 }
 
@@ -181,7 +183,11 @@ fn service(
     Ok(Service {
         name,
         kind: ServiceKind::Postgres { settings, port },
-        limits: None,
+        limits: limits::of(
+            source,
+            &["guest", guest, "service", key, "limits"],
+            written.limits,
+        )?,
     })
 }
 
@@ -205,22 +211,21 @@ fn forward(
     services: &[Service],
 ) -> Result<Forward, Box<Problem>> {
     let at = |last: &'static str| ["guest", guest, "forward", index, last];
-    let service = services
-        .iter()
-        .find(|service| service.name.as_str() == written.name);
-    let Some(service) = service else {
+    let name = parse_name(source, &at("name"), &written.name)?;
+    let (key, wanted) = match &written.service {
+        Some(service) => ("service", service),
+        None => ("name", &written.name),
+    };
+    let Some(service) = services.iter().find(|service| service.name.as_str() == wanted) else {
         let known: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
-        let text = format!(
-            "guest {guest} has no service {:?}; a forward carries its service's name",
-            written.name
-        );
+        let text = format!("guest {guest} has no service {wanted:?}");
         let problem = source
-            .problem(&at("name"), "NoSuchService", text)
-            .near(&written.name, &known);
-        return Err(problem.accepts(if known.is_empty() {
-            "none: add a service first".to_owned()
-        } else {
-            known.join(", ")
+            .problem(&at(key), "NoSuchService", text)
+            .near(wanted, &known);
+        return Err(problem.accepts(match (known.as_slice(), key) {
+            ([], _) => "none: add a service first".to_owned(),
+            (known, "service") => known.join(", "),
+            (known, _) => format!("{}, or any name beside `service = …`", known.join(", ")),
         }));
     };
     let listen: SocketAddr = written.listen.parse().map_err(|_| {
@@ -252,7 +257,8 @@ fn forward(
             .accepts(format!("{own}, or leave the key out")));
     }
     Ok(Forward {
-        name: service.name.clone(),
+        service: (service.name != name).then(|| service.name.clone()),
+        name,
         listen,
         port,
     })
@@ -268,31 +274,6 @@ fn parse_port(source: &Source<'_>, path: &[&str], port: i64) -> Result<u16, Box<
             .problem(path, "OutOfRange", format!("{port} is no TCP port"))
             .accepts("1 to 65535")
     })
-}
-
-fn size(
-    source: &Source<'_>,
-    path: &[&str],
-    text: Option<String>,
-    default_mib: u32,
-) -> Result<u32, Box<Problem>> {
-    let Some(text) = text else { return Ok(default_mib) };
-    mebibytes(&text).ok_or_else(|| {
-        source
-            .problem(path, "BadSize", format!("{text:?} is no size"))
-            .accepts(SIZES)
-    })
-}
-
-fn mebibytes(text: &str) -> Option<u32> {
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let factor: u32 = match text[digits..].trim_start() {
-        "MiB" => 1,
-        "GiB" => 1 << 10,
-        "TiB" => 1 << 20,
-        _ => return None,
-    };
-    text[..digits].parse::<u32>().ok()?.checked_mul(factor)
 }
 
 fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {

@@ -41,6 +41,7 @@ pub(super) struct Guest {
     pub(super) dns: Vec<String>,
     pub(super) restart: Option<String>,
     pub(super) restart_wedged: Option<bool>,
+    pub(super) tailscale: Option<Tailscale>,
     #[serde(default)]
     pub(super) service: BTreeMap<String, Service>,
     #[serde(default)]
@@ -52,14 +53,29 @@ pub(super) struct Guest {
 pub(super) struct Service {
     pub(super) kind: String,
     pub(super) port: Option<i64>,
+    pub(super) limits: Option<Limits>,
     #[serde(default)]
     pub(super) settings: BTreeMap<String, toml::Value>,
 }
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) memory: Option<String>,
+    pub(super) cpu: Option<String>,
+    pub(super) tasks: Option<i64>,
+}
+
+/// A table without keys: that it is there says it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tailscale {}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Forward {
     pub(super) name: String,
+    pub(super) service: Option<String>,
     pub(super) listen: String,
     pub(super) port: Option<i64>,
 }

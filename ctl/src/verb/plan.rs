@@ -1,16 +1,17 @@
 //! `plan`: what `up` would change; changes nothing itself.
 
 use serde_json::json;
-use sovereign_protocol::layout::SHIM_SOCKET;
+use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostSpec, Image};
 use sovereign_protocol::status::Phase;
+use sovereign_reconcile::view::NetworkMode;
 
-use crate::agent::Binaries;
+use crate::agent::{self, Binaries};
 use crate::context::{Context, data};
-use crate::error::CommandError;
+use crate::error::{CommandError, Kind};
 use crate::link::Link;
-use crate::plan::{Found, plan};
+use crate::plan::{Found, FoundNetwork, plan};
 use crate::{cli, config, image};
 
 pub(super) async fn run(context: &Context, args: &cli::Plan) -> Result<(), CommandError> {
@@ -24,8 +25,9 @@ pub(super) async fn run(context: &Context, args: &cli::Plan) -> Result<(), Comma
 pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), CommandError> {
     let settings = config::load(context)?;
     let names = super::up::wanted(&settings, only)?;
-    let built = image::find(context, &settings, &Binaries::find()?)?;
-    let mut found = look(context).await?;
+    let binaries = Binaries::find()?;
+    let built = image::find(context, &settings, &binaries)?;
+    let mut found = look(context, &binaries).await?;
     found.image = built.is_some();
     let all = settings.host_spec(&built.unwrap_or_else(unknown_image), None);
     let wanted = match only {
@@ -40,7 +42,9 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
             ..all
         },
     };
-    let steps = plan(&wanted, &settings.recipe, &found);
+    let steps = plan(&context.layout.instance, &wanted, &settings.recipe, &found).map_err(|error| {
+        CommandError::new(Kind::Configuration, "BadNetwork", "no network can be made of it").because(error)
+    })?;
     if context.json {
         let evidence = format!("{} steps", steps.len());
         let reason = if steps.is_empty() {
@@ -56,7 +60,7 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
     steps.iter().try_for_each(|step| data(&step.to_string()))
 }
 
-async fn look(context: &Context) -> Result<Found, CommandError> {
+async fn look(context: &Context, binaries: &Binaries) -> Result<Found, CommandError> {
     let layout = &context.layout;
     let mut found = Found::default();
     let guests = std::fs::read_dir(layout.state.join("guests"))
@@ -68,12 +72,29 @@ async fn look(context: &Context) -> Result<Found, CommandError> {
     match Link::connect_if_running(layout).await? {
         Some(link) => {
             found.agent = true;
+            found.outdated = agent::is_outdated(layout, binaries, &link).await;
             found.spec = link.wanted().await?;
             let guests = link.status().await?.guests.into_iter();
             let runs = guests.filter(|guest| !matches!(guest.phase, Phase::Stopped | Phase::Stopping));
             found.running = runs.map(|guest| guest.name).collect();
+            // The last call: an agent of another build may not know it, and cuts the connection.
+            let told = match link.network().await {
+                Err(_) if found.outdated => None,
+                told => told?,
+            };
+            found.network = match told {
+                // A fresh agent has not yet found what the last one left.
+                Some(view) if view.mode == NetworkMode::Undecided && helper_answers(layout) => {
+                    FoundNetwork::Hidden
+                }
+                Some(view) => FoundNetwork::Seen(view),
+                None => FoundNetwork::Hidden,
+            };
         }
         None => {
+            if helper_answers(layout) {
+                found.network = FoundNetwork::Hidden;
+            }
             let entries = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
             let live = entries.filter(|entry| {
                 std::os::unix::net::UnixStream::connect(entry.path().join(SHIM_SOCKET)).is_ok()
@@ -84,6 +105,11 @@ async fn look(context: &Context) -> Result<Found, CommandError> {
         }
     }
     Ok(found)
+}
+
+/// True when somebody holds the private network of this instance; it outlives host agents.
+fn helper_answers(layout: &Layout) -> bool {
+    std::os::unix::net::UnixStream::connect(layout.netns()).is_ok()
 }
 
 /// Stands in for what is not built yet; its files are not compared.

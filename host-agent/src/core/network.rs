@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::status::Phase;
+use sovereign_reconcile::view::NetworkMode;
 
 use super::world::{Guest, LASTING_MS, World, host_key};
 use crate::net::NetworkEvent;
@@ -88,10 +89,28 @@ impl World {
         carded.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Guests whose VMM has a card now.
+    #[must_use]
+    pub fn holding_cards(&self) -> BTreeSet<Name> {
+        let holds = |guest: &Guest| guest.machine.as_ref().is_some_and(|machine| machine.card);
+        let holding = self.guests.iter().filter(|(_, guest)| holds(guest));
+        holding.map(|(name, _)| name.clone()).collect()
+    }
+
     /// True when guests are to have cards.
     #[must_use]
     pub fn networked(&self) -> bool {
         self.network.mode == Mode::Private
+    }
+
+    /// Whether there is a network, for who asks from outside.
+    #[must_use]
+    pub fn network_mode(&self) -> NetworkMode {
+        match &self.network.mode {
+            Mode::Undecided => NetworkMode::Undecided,
+            Mode::Off(why) => NetworkMode::Off(why.clone()),
+            Mode::Private => NetworkMode::Private,
+        }
     }
 
     pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {

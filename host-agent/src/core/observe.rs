@@ -4,15 +4,24 @@ use std::collections::BTreeSet;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::event::{self, Events};
-use sovereign_protocol::feed::Changes;
+use sovereign_protocol::feed::{Changes, Feed};
 use sovereign_protocol::limits::GUEST_CONDITIONS;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::GuestConfig;
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use crate::shim::contract::VmmState;
 use crate::shim::qmp::IO_ERROR;
 
 use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, OFFSET, World, host_key, host_owned};
+
+/// A forward that is not wanted any more is no condition.
+pub(super) fn forget_forwards(feed: &mut Feed, guest: &Name, old: &GuestConfig, new: &GuestConfig) {
+    let stays = |name: &Name| new.forwards.iter().any(|forward| forward.name == *name);
+    for forward in old.forwards.iter().filter(|old| !stays(&old.name)) {
+        feed.remove(&host_key(Layer::Forward, guest, forward.name.as_str()));
+    }
+}
 
 impl World {
     pub(super) fn observe(&mut self, event: Event, now_ms: u64) {

@@ -12,6 +12,7 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
 use super::network::{Mode, Network};
+use super::observe::forget_forwards;
 use super::wedge::Wedge;
 use crate::net::NetworkEvent;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
@@ -302,6 +303,7 @@ impl World {
                 .entry(name.clone())
                 .or_insert_with(|| Guest::new(config.clone(), now_ms));
             if guest.config != config || guest.spec_revision == 0 {
+                forget_forwards(&mut self.feed, &name, &guest.config, &config);
                 guest.spec_revision = self.revision;
                 guest.config = config;
                 if guest.phase == Phase::Running {

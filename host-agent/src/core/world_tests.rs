@@ -1,8 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
 use sovereign_protocol::spec::{Forward, Image, Restart, Service, ServiceKind, VERSION};
+use sovereign_reconcile::view::NetworkMode;
 
 use sovereign_protocol::limits::GUEST_CONDITIONS;
 
@@ -35,11 +36,13 @@ fn config(port: u16) -> GuestConfig {
         }],
         forwards: vec![Forward {
             name: postgres,
+            service: None,
             listen: "127.0.0.1:15432".parse().unwrap(),
             port,
         }],
         restart: Restart::default(),
         interface: None,
+        tailscale: None,
     }
 }
 
@@ -463,6 +466,26 @@ fn a_guest_that_runs_is_adopted_before_anybody_knows_whether_there_is_a_network(
 }
 
 #[test]
+fn a_forward_that_is_gone_is_no_condition_any_more() {
+    let mut world = World::new(7);
+    world.step(Event::Applied(spec(5432)), 0);
+    let told = Verdict::unknown("Reserved", "127.0.0.1:15432");
+    world.step(Event::Forward(sql(), "postgres".to_owned(), told), 1);
+    let forwards = |world: &World| {
+        let changes = world.changes(None, 2);
+        let subjects = changes.conditions.into_iter().map(|condition| condition.key);
+        subjects.filter(|key| key.layer == Layer::Forward).count()
+    };
+    assert_eq!(forwards(&world), 1);
+    world.step(Event::Applied(spec(5433)), 3);
+    assert_eq!(forwards(&world), 1, "the same forward leads elsewhere");
+    let mut without = spec(5433);
+    without.guests.get_mut(&sql()).unwrap().forwards.clear();
+    world.step(Event::Applied(without), 4);
+    assert_eq!(forwards(&world), 0);
+}
+
+#[test]
 fn an_adopted_card_is_not_judged_before_somebody_looked() {
     let mut carded = spec(5432);
     carded.guests.get_mut(&sql()).unwrap().interface =
@@ -484,7 +507,10 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
         machine,
     };
     world.step(adopted, 1);
+    assert_eq!(world.network_mode(), NetworkMode::Undecided);
     world.step(Event::NetworkMode(Mode::Private), 2);
+    let held = (world.network_mode(), world.holding_cards());
+    assert_eq!(held, (NetworkMode::Private, BTreeSet::from([sql()])));
     let cards = |world: &World| -> Vec<String> {
         let told = journal(world).into_iter();
         told.filter(|line| line.contains("NoCarrier") || line.contains("RestartNeeded"))

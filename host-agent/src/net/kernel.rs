@@ -21,7 +21,7 @@ use rtnetlink::Handle;
 use rustix::fd::OwnedFd;
 use tokio::task::AbortHandle;
 
-use super::observed::Observed;
+use super::observed::{Fold, Observed};
 
 /// An answer of the kernel must be complete within this time.
 const ANSWER: Duration = Duration::from_secs(5);

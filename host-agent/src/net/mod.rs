@@ -1,8 +1,8 @@
 //! The network of an instance: a bridge with a TAP for each guest, kept as wanted.
 //!
 //! `wanted` is computed from a spec, `observed` is folded from dumps and notifications, `plan`
-//! is the sorted difference; all three are values, and `plan` prints as `sovereign plan` shows
-//! it. `apply` is thin, `reconcile` is the loop around them. What is made carries a mark (name
+//! is the sorted difference; all three are values of the crate `reconcile`, with which ctl makes
+//! the same plan for `sovereign plan`. `apply` is thin, `reconcile` is the loop around them. What is made carries a mark (name
 //! prefix and device group, address label), and only what carries it is ever changed.
 //!
 //! ```text
@@ -14,24 +14,22 @@
 mod apply;
 pub mod card;
 pub mod kernel;
-pub mod names;
 mod network;
 mod notify;
 pub mod observed;
 mod pace;
-pub mod plan;
 mod reconcile;
 mod report;
 mod session;
-#[cfg(test)]
-mod simulated;
 mod taps;
 pub(crate) mod tun;
-pub mod wanted;
 
 pub use network::{Network, NetworkConfig};
 pub use observed::Observed;
-pub use plan::{Plan, Step, plan};
 pub use report::NetworkEvent;
+pub use sovereign_reconcile::plan::{Plan, Step, plan};
+#[cfg(test)]
+use sovereign_reconcile::simulated;
+pub use sovereign_reconcile::wanted::{NetworkSpec, Wanted};
+pub use sovereign_reconcile::{names, plan, wanted};
 pub use taps::TapError;
-pub use wanted::{NetworkSpec, Wanted};

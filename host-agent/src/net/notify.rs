@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 use super::kernel::passed_socket;
-use super::observed::Observed;
+use super::observed::{Fold, Observed};
 
 /// What one turn takes at most; with more, it looks for itself.
 const MESSAGES: usize = 4_096;

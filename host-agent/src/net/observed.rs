@@ -1,15 +1,15 @@
-//! What is there: links, addresses and routes of one namespace, folded from netlink messages.
+//! Folds netlink messages into what is there.
 //!
 //! A dump and a notification carry the same messages, so one function takes both, and the
 //! state stays right without another dump as long as no notification was lost.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+pub use sovereign_reconcile::observed::{Address, Kind, Link, Observed, Route};
 
 use super::names::Mac;
 
@@ -18,88 +18,16 @@ pub(super) const LABEL_END: &str = ":sv";
 /// IFA_PROTO of our IPv6 addresses (kernel 5.18; older ones drop it, and the address is not taken for ours).
 pub(super) const ADDRESS_PROTOCOL: u8 = b'S';
 
-/// What a link is, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// `lo`.
-    Loopback,
-    /// A bridge.
-    Bridge,
-    /// A TAP.
-    Tap,
-    /// Anything else.
-    Other,
-}
-
-/// A link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its number: never used again soon, unlike a name.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub kind: Kind,
-    /// Its device group.
-    pub group: u32,
-    /// Its hardware address.
-    pub mac: Option<Mac>,
-    /// Its MTU in bytes.
-    pub mtu: u32,
-    /// Whether it was set up.
-    pub up: bool,
-    /// Whether it has carrier; of a TAP: whether a process holds it.
-    pub carrier: bool,
-    /// The bridge it is a port of.
-    pub controller: Option<u32>,
-}
-
-/// An address on a link.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Address {
-    /// The link.
-    pub link: u32,
-    /// The address.
-    pub ip: IpAddr,
-    /// The length of its subnet in bits.
-    pub prefix: u8,
-    /// Whether it carries our mark.
-    pub ours: bool,
-}
-
-/// A route of the main table that leads straight to a link's own subnet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
-    /// The link.
-    pub link: u32,
-    /// The subnet.
-    pub network: IpAddr,
-    /// Its length in bits.
-    pub prefix: u8,
-}
-
-/// The state of a namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Observed {
-    /// All links by index.
-    pub links: BTreeMap<u32, Link>,
-    /// All addresses.
-    pub addresses: BTreeSet<Address>,
-    /// Connected routes.
-    pub routes: BTreeSet<Route>,
-}
-
-impl Observed {
-    /// The link of this name.
-    #[must_use]
-    pub fn link(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
-    }
-
+/// What a namespace is, message by message.
+pub trait Fold {
     /// Folds one message in; kinds that do not matter are left alone.
-    pub fn take(&mut self, message: &RouteNetlinkMessage) {
+    fn take(&mut self, message: &RouteNetlinkMessage);
+}
+
+impl Fold for Observed {
+    fn take(&mut self, message: &RouteNetlinkMessage) {
         match message {
-            RouteNetlinkMessage::NewLink(message) => self.new_link(message),
+            RouteNetlinkMessage::NewLink(message) => new_link(self, message),
             RouteNetlinkMessage::DelLink(message) if is_whole_link(message) => {
                 self.remove_link(message.header.index);
             }
@@ -123,28 +51,17 @@ impl Observed {
             _ => {}
         }
     }
+}
 
-    fn new_link(&mut self, message: &LinkMessage) {
-        let Some(link) = link(message) else {
-            return;
-        };
-        if !link.up {
-            // The kernel drops IPv4 routes of a link that goes down without RTM_DELROUTE (FACTS section 2).
-            self.routes.retain(|route| route.link != link.index);
-        }
-        self.links.insert(link.index, link);
+fn new_link(observed: &mut Observed, message: &LinkMessage) {
+    let Some(link) = link(message) else {
+        return;
+    };
+    if !link.up {
+        // The kernel drops IPv4 routes of a link that goes down without RTM_DELROUTE (FACTS section 2).
+        observed.routes.retain(|route| route.link != link.index);
     }
-
-    pub(super) fn remove_link(&mut self, index: u32) {
-        self.links.remove(&index);
-        self.addresses.retain(|address| address.link != index);
-        self.routes.retain(|route| route.link != index);
-    }
-
-    fn remove_address(&mut self, gone: &Address) {
-        let same = |a: &Address| (a.link, a.ip, a.prefix) == (gone.link, gone.ip, gone.prefix);
-        self.addresses.retain(|address| !same(address));
-    }
+    observed.links.insert(link.index, link);
 }
 
 /// Bridges send messages of their own family about ports: a port that left is not a link that went.

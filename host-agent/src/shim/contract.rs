@@ -56,6 +56,7 @@ impl ShimConfig {
             forwards: Vec::new(),
             restart: Restart::default(),
             interface: None,
+            tailscale: None,
         }
     }
 

@@ -170,6 +170,4 @@ mod tests {
             assert_eq!(parse(line), QmpEvent::Other);
         }
     }
-
-    /// A guest that runs for weeks is asked for its state a million times.
 }

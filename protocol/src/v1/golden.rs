@@ -175,6 +175,7 @@ fn bytes_of_every_request_of_version_1() {
         ),
         (HostRequest::Status {}, "04000000"),
         (HostRequest::Stop {}, "05000000"),
+        (HostRequest::Network {}, "06000000"),
     ] {
         assert_eq!(hex(&request), golden, "{request:?}");
     }
@@ -239,6 +240,10 @@ fn bytes_of_every_response_of_version_1() {
         (
             HostResponse::Stop(Err(Refusal::Failed("a".into()))),
             "050000000100000002000000010000000000000061".to_owned(),
+        ),
+        (
+            HostResponse::Network(Document::from(vec![7])),
+            "06000000010000000000000007".to_owned(),
         ),
     ] {
         assert_eq!(hex(&response), golden, "{response:?}");

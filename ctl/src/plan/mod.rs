@@ -2,10 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 
 use serde::Serialize;
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec, Service, ServiceKind};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Limits, Namespace, Service, ServiceKind};
+use sovereign_reconcile::plan as reconcile;
+use sovereign_reconcile::wanted::WantedError;
+
+mod network;
+
+pub(crate) use network::FoundNetwork;
 
 /// One change, in the order in which `up` makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,6 +26,8 @@ pub(crate) enum Step {
     },
     /// No host agent runs.
     StartAgent,
+    /// One runs that is older than this program; guests run on.
+    ReplaceAgent,
     /// A guest runs that is not in the configuration.
     Stop {
         /// The guest.
@@ -28,6 +38,17 @@ pub(crate) enum Step {
         /// The guest.
         guest: Name,
     },
+    /// A network namespace of our own is made.
+    MakeNetwork {
+        /// `private`, or `auto`: only where that works.
+        namespace: Namespace,
+    },
+    /// The network of a host agent that ended is taken over; only another agent can look at it.
+    AdoptNetwork,
+    /// A link, address or route changes.
+    Network(reconcile::Step),
+    /// Something foreign is in the place of a link of ours and stays there.
+    Conflict(reconcile::Conflict),
     /// A data disk is made.
     CreateDisk {
         /// The guest.
@@ -41,6 +62,19 @@ pub(crate) enum Step {
         guest: Name,
         /// Its memory.
         memory_mib: u32,
+        /// Its own addresses, where there is a network.
+        addresses: Vec<Prefix>,
+    },
+    /// A port of this machine leads to a guest that is booted.
+    Forward {
+        /// The guest.
+        guest: Name,
+        /// The service.
+        name: Name,
+        /// Where this machine listens.
+        listen: SocketAddr,
+        /// The guest's port.
+        port: u16,
     },
     /// A running guest is changed without a reboot.
     Change {
@@ -63,13 +97,39 @@ impl fmt::Display for Step {
         match self {
             Self::BuildImage { recipe } => write!(f, "build the image {recipe}"),
             Self::StartAgent => write!(f, "start the host agent"),
+            Self::ReplaceAgent => write!(f, "replace the host agent by this version; guests run on"),
+            Self::MakeNetwork { namespace } => {
+                write!(f, "network: make a private network namespace")?;
+                match namespace {
+                    Namespace::Auto => write!(f, " where that works (auto), else guests get no card"),
+                    Namespace::Private => Ok(()),
+                }
+            }
+            Self::AdoptNetwork => write!(f, "network: take over what the last host agent left"),
+            Self::Network(step) => write!(f, "{step}"),
+            Self::Conflict(conflict) => write!(f, "{conflict}"),
             Self::Stop { guest } => write!(
                 f,
                 "{guest}: stop in order (not in the configuration); its data stays"
             ),
             Self::Adopt { guest } => write!(f, "{guest}: runs without a host agent, take it over"),
             Self::CreateDisk { guest, mib } => write!(f, "{guest}: make a data disk of {mib} MiB (sparse)"),
-            Self::Start { guest, memory_mib } => write!(f, "{guest}: boot with {memory_mib} MiB"),
+            Self::Start {
+                guest,
+                memory_mib,
+                addresses,
+            } => {
+                write!(f, "{guest}: boot with {memory_mib} MiB")?;
+                addresses
+                    .iter()
+                    .try_for_each(|own| write!(f, ", {own} (private)"))
+            }
+            Self::Forward {
+                guest,
+                name,
+                listen,
+                port,
+            } => write!(f, "{guest}: forward {name}: {listen} to port {port}"),
             Self::Change { guest, what } => write!(f, "{guest}: {what}"),
             Self::NextBoot { guest, what } => {
                 write!(
@@ -86,6 +146,10 @@ impl fmt::Display for Step {
 pub(crate) struct Found {
     /// A host agent runs.
     pub(crate) agent: bool,
+    /// It is older than this program.
+    pub(crate) outdated: bool,
+    /// What is there of the network.
+    pub(crate) network: FoundNetwork,
     /// The image is in the cache.
     pub(crate) image: bool,
     /// What that agent was asked for last.
@@ -97,7 +161,15 @@ pub(crate) struct Found {
 }
 
 /// What leads from `found` to `wanted`; without an image in the cache its files are not compared.
-pub(crate) fn plan(wanted: &HostSpec, recipe: &str, found: &Found) -> Vec<Step> {
+///
+/// # Errors
+/// When no network can be made of `wanted`.
+pub(crate) fn plan(
+    instance: &Name,
+    wanted: &HostSpec,
+    recipe: &str,
+    found: &Found,
+) -> Result<Vec<Step>, WantedError> {
     let mut steps = Vec::new();
     if !found.image {
         steps.push(Step::BuildImage {
@@ -106,20 +178,30 @@ pub(crate) fn plan(wanted: &HostSpec, recipe: &str, found: &Found) -> Vec<Step> 
     }
     if !found.agent {
         steps.push(Step::StartAgent);
+    } else if found.outdated {
+        steps.push(Step::ReplaceAgent);
     }
     let leaving = found
         .running
         .iter()
         .filter(|name| !wanted.guests.contains_key(*name));
     steps.extend(leaving.cloned().map(|guest| Step::Stop { guest }));
+    let network = network::Outlook::of(wanted, found);
+    steps.extend(network.steps(instance, wanted, found)?);
     for (name, config) in &wanted.guests {
         let old = found.spec.as_ref().and_then(|spec| spec.guests.get(name));
-        steps.extend(guest_steps(name, config, old, found));
+        steps.extend(guest_steps(name, config, old, found, network.gives_cards()));
     }
-    steps
+    Ok(steps)
 }
 
-fn guest_steps(name: &Name, wanted: &GuestConfig, old: Option<&GuestConfig>, found: &Found) -> Vec<Step> {
+fn guest_steps(
+    name: &Name,
+    wanted: &GuestConfig,
+    old: Option<&GuestConfig>,
+    found: &Found,
+    cards: bool,
+) -> Vec<Step> {
     let guest = name.clone();
     match (found.running.contains(name), old) {
         (false, _) => {
@@ -127,12 +209,21 @@ fn guest_steps(name: &Name, wanted: &GuestConfig, old: Option<&GuestConfig>, fou
                 guest: guest.clone(),
                 mib: wanted.data_mib,
             };
+            let interface = wanted.interface.iter().filter(|_| cards);
             let start = Step::Start {
                 guest,
                 memory_mib: wanted.memory_mib,
+                addresses: interface.flat_map(|own| own.addresses.clone()).collect(),
             };
+            let forwards = wanted.forwards.iter().map(|forward| Step::Forward {
+                guest: name.clone(),
+                name: forward.name.clone(),
+                listen: forward.listen,
+                port: forward.port,
+            });
             let fresh = !found.disks.contains(name);
-            fresh.then_some(disk).into_iter().chain([start]).collect()
+            let first = fresh.then_some(disk).into_iter().chain([start]);
+            first.chain(forwards).collect()
         }
         (true, None) => vec![Step::Adopt { guest }],
         (true, Some(old)) => {
@@ -154,18 +245,27 @@ fn guest_steps(name: &Name, wanted: &GuestConfig, old: Option<&GuestConfig>, fou
 /// What the guest takes over while it runs.
 fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
     let mut lines = Vec::new();
-    let named = |services: &[Service]| -> BTreeMap<Name, ServiceKind> {
-        services
-            .iter()
-            .map(|s| (s.name.clone(), s.kind.clone()))
-            .collect()
+    let named = |config: &GuestConfig| -> BTreeMap<Name, Service> {
+        let services = config.services.iter();
+        services.map(|s| (s.name.clone(), s.clone())).collect()
     };
-    let (before, after) = (named(&old.services), named(&new.services));
+    let (before, after) = (named(old), named(new));
     compare(&before, &after, |name, change| match change {
         Difference::Added(_) => lines.push(format!("add service {name}")),
         Difference::Removed => lines.push(format!("stop service {name}; its data stays")),
-        Difference::Changed(was, is) => service(name, was, is, &mut lines),
+        Difference::Changed(was, is) => {
+            service(name, &was.kind, &is.kind, &mut lines);
+            if was.limits != is.limits {
+                let (was, is) = (limits(was.limits.as_ref()), limits(is.limits.as_ref()));
+                lines.push(format!("{name}: limits {was} -> {is}"));
+            }
+        }
     });
+    match (&old.tailscale, &new.tailscale) {
+        (None, Some(_)) => lines.push("watch tailscale".to_owned()),
+        (Some(_), None) => lines.push("watch tailscale no more".to_owned()),
+        _ => {}
+    }
     if old.interface != new.interface {
         lines.push(format!("interface: {} -> {}", interface(old), interface(new)));
     }
@@ -198,6 +298,20 @@ fn interface(config: &GuestConfig) -> String {
         dns.join(", ")
     };
     format!("{} (DNS {dns})", addresses.join(", "))
+}
+
+fn limits(limits: Option<&Limits>) -> String {
+    let limits = limits.cloned().unwrap_or_default();
+    let parts = [
+        limits.memory_max_mib.map(|mib| format!("memory {mib} MiB")),
+        limits.cpu_percent.map(|percent| format!("cpu {percent}%")),
+        limits.pids_max.map(|count| format!("tasks {count}")),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "none".to_owned();
+    }
+    parts.join(", ")
 }
 
 fn service(name: &Name, was: &ServiceKind, is: &ServiceKind, lines: &mut Vec<String>) {
@@ -259,109 +373,4 @@ fn compare<K: Ord, V: PartialEq>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-    use sovereign_protocol::spec::Image;
-
-    fn name(text: &str) -> Name {
-        Name::parse(text).unwrap()
-    }
-
-    fn image(digest: &str) -> Image {
-        Image {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            root: "r".into(),
-            agent: "a".into(),
-            digest: digest.into(),
-        }
-    }
-
-    fn spec() -> HostSpec {
-        let path = std::path::Path::new("s.toml");
-        config::parse(path, config::TEMPLATE)
-            .unwrap()
-            .host_spec(&image("d"), None)
-    }
-
-    fn edited(edit: impl FnOnce(&mut GuestConfig)) -> HostSpec {
-        let mut spec = spec();
-        edit(spec.guests.get_mut(&name("sql")).unwrap());
-        spec
-    }
-
-    fn up(running: &[&str]) -> Found {
-        Found {
-            agent: true,
-            image: true,
-            spec: Some(spec()),
-            running: running.iter().map(|text| name(text)).collect(),
-            disks: BTreeSet::from([name("sql")]),
-        }
-    }
-
-    fn lines(wanted: &HostSpec, found: &Found) -> Vec<String> {
-        plan(wanted, "r", found).iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn from_nothing_everything_is_made_and_what_runs_as_wanted_needs_nothing() {
-        assert_eq!(
-            lines(&spec(), &Found::default()),
-            [
-                "build the image r",
-                "start the host agent",
-                "sql: make a data disk of 2048 MiB (sparse)",
-                "sql: boot with 256 MiB"
-            ]
-        );
-        assert_eq!(lines(&spec(), &up(&["sql"])), [""; 0]);
-    }
-
-    #[test]
-    fn guests_come_go_and_are_taken_over() {
-        let orphans = Found {
-            agent: false,
-            spec: None,
-            ..up(&["sql", "old"])
-        };
-        assert_eq!(
-            lines(&spec(), &orphans),
-            [
-                "start the host agent",
-                "old: stop in order (not in the configuration); its data stays",
-                "sql: runs without a host agent, take it over"
-            ]
-        );
-        assert_eq!(lines(&spec(), &up(&[])), ["sql: boot with 256 MiB"]);
-    }
-
-    #[test]
-    fn a_running_guest_is_changed_or_waits_for_its_next_boot() {
-        let wanted = edited(|guest| {
-            guest.memory_mib = 512;
-            guest.image = image("e");
-            guest.forwards[0].listen = "127.0.0.1:9".parse().unwrap();
-            let ServiceKind::Postgres { settings, port } = &mut guest.services[0].kind;
-            settings.clear();
-            settings.insert("work_mem".into(), "5MB".into());
-            *port = 5433;
-        });
-        let mut found = up(&["sql"]);
-        let old = found.spec.as_mut().unwrap().guests.get_mut(&name("sql")).unwrap();
-        let ServiceKind::Postgres { settings, .. } = &mut old.services[0].kind;
-        *settings = BTreeMap::from([("jit".into(), "off".into())]);
-        assert_eq!(
-            lines(&wanted, &found),
-            [
-                "sql: postgres: port 5432 -> 5433",
-                "sql: postgres: set work_mem = 5MB",
-                "sql: postgres: jit back to its default",
-                "sql: forward postgres: 127.0.0.1:15432 to port 5432 -> 127.0.0.1:9 to port 5432",
-                "sql: memory in MiB 256 -> 512; in force after `sovereign down sql` and `sovereign up`",
-                "sql: another image; in force after `sovereign down sql` and `sovereign up`"
-            ]
-        );
-    }
-}
+mod tests;

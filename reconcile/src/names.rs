@@ -17,7 +17,8 @@ const GUEST_CHARS: usize = 8;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// The name of a link: 1 to 15 bytes that the kernel and every tool take as they are.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct LinkName(String);
 
 impl LinkName {
@@ -38,10 +39,30 @@ impl LinkName {
     }
 
     /// The name as `struct ifreq` has it.
-    pub(crate) fn padded(&self) -> [u8; 16] {
+    #[must_use]
+    pub fn padded(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..self.0.len()].copy_from_slice(self.0.as_bytes());
         bytes
+    }
+}
+
+/// Why a text is no [`LinkName`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of a link")]
+pub struct LinkNameError(String);
+
+impl TryFrom<String> for LinkName {
+    type Error = LinkNameError;
+
+    fn try_from(text: String) -> Result<Self, LinkNameError> {
+        Self::parse(&text).ok_or(LinkNameError(text))
+    }
+}
+
+impl From<LinkName> for String {
+    fn from(name: LinkName) -> Self {
+        name.0
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::subnet::HostAddress;
 
-use super::names::{self, LinkName, Mac, Mark};
+use crate::names::{self, LinkName, Mac, Mark};
 
 /// Guests of one bridge, at most.
 pub const GUESTS: usize = 64;

@@ -3,10 +3,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use sovereign_protocol::name::Name;
 
-use super::super::names::{self, Mark};
-use super::super::simulated::Simulated;
-use super::super::wanted::NetworkSpec;
 use super::*;
+use crate::names::{self, Mark};
+use crate::simulated::Simulated;
+use crate::wanted::NetworkSpec;
 
 fn instance() -> Name {
     Name::parse("default").unwrap()
@@ -37,6 +37,21 @@ fn converge(kernel: &mut Simulated, wanted: &Wanted) -> Plan {
             .unwrap_or_else(|error| panic!("{step}: {error}\n{plan}"));
     }
     plan
+}
+
+#[test]
+fn a_plan_for_a_namespace_that_is_not_there_yet_is_the_one_that_will_be_made_in_it() {
+    let wanted = wanted(&["sql"], "192.168.100.1/24", 1500);
+    let before = plan(&wanted, &Observed::fresh());
+    assert_eq!(before, plan(&wanted, &Simulated::new().state));
+    assert!(lines(&before).contains(&"link lo: set up".to_owned()));
+    let json = serde_json::to_value(&before.steps).unwrap();
+    assert_eq!(json[0]["change"], "create_bridge");
+    let text = serde_json::to_string(&Simulated::new().state).unwrap();
+    assert_eq!(
+        serde_json::from_str::<Observed>(&text).unwrap(),
+        Simulated::new().state
+    );
 }
 
 #[test]

@@ -4,26 +4,28 @@ use std::net::IpAddr;
 
 use sovereign_protocol::subnet::HostAddress;
 
-use super::names::{LinkName, Mac};
-use super::observed::{Address, Kind, Link, Observed, Route};
-use super::plan::Step;
+use crate::names::{LinkName, Mac};
+use crate::observed::{Address, Kind, Link, Observed, Route};
+use crate::plan::Step;
 
 /// A namespace that exists in memory only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Simulated {
-    pub(super) state: Observed,
+pub struct Simulated {
+    /// What is there.
+    pub state: Observed,
     last_index: u32,
 }
 
 impl Simulated {
     /// A fresh namespace: `lo`, down.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let mut kernel = Self::default();
         kernel.add("lo", Kind::Loopback, 0);
         kernel
     }
 
-    pub(super) fn add(&mut self, name: &str, kind: Kind, group: u32) -> u32 {
+    /// Adds a link and gives it the next number.
+    pub fn add(&mut self, name: &str, kind: Kind, group: u32) -> u32 {
         self.last_index += 1;
         let index = self.last_index;
         self.state.links.insert(
@@ -44,7 +46,7 @@ impl Simulated {
     }
 
     /// Takes a step, or refuses it with the kernel's word.
-    pub(super) fn apply(&mut self, step: &Step) -> Result<(), &'static str> {
+    pub fn apply(&mut self, step: &Step) -> Result<(), &'static str> {
         match step {
             Step::RemoveLink { index, .. } => self.remove(*index),
             Step::CreateBridge { name, mac, group } => {
@@ -68,14 +70,22 @@ impl Simulated {
         }
     }
 
-    pub(super) fn index(&self, name: &LinkName) -> Result<u32, &'static str> {
+    /// The number of a link.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn index(&self, name: &LinkName) -> Result<u32, &'static str> {
         self.state
             .link(name.as_str())
             .map(|link| link.index)
             .ok_or("ENODEV")
     }
 
-    pub(super) fn remove(&mut self, index: u32) -> Result<(), &'static str> {
+    /// Takes a link away; of a bridge, its ports stay.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove(&mut self, index: u32) -> Result<(), &'static str> {
         self.state
             .links
             .contains_key(&index)
@@ -88,7 +98,8 @@ impl Simulated {
         Ok(())
     }
 
-    pub(super) fn set_down(&mut self, index: u32) {
+    /// Sets a link down.
+    pub fn set_down(&mut self, index: u32) {
         let _ = self.link(index, |link| link.up = false);
         self.state.routes.retain(|route| route.link != index);
     }
@@ -102,12 +113,11 @@ impl Simulated {
         Ok(())
     }
 
-    pub(super) fn add_address(
-        &mut self,
-        link: u32,
-        address: HostAddress,
-        ours: bool,
-    ) -> Result<(), &'static str> {
+    /// Adds an address.
+    ///
+    /// # Errors
+    /// When it is there.
+    pub fn add_address(&mut self, link: u32, address: HostAddress, ours: bool) -> Result<(), &'static str> {
         let (ip, prefix) = (address.ip(), address.prefix());
         let same = |a: &Address| (a.link, a.ip, a.prefix) == (link, ip, prefix);
         if self.state.addresses.iter().any(same) {
@@ -125,7 +135,11 @@ impl Simulated {
         Ok(())
     }
 
-    pub(super) fn remove_address(&mut self, link: u32, address: HostAddress) -> Result<(), &'static str> {
+    /// Takes an address away.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove_address(&mut self, link: u32, address: HostAddress) -> Result<(), &'static str> {
         let (ip, prefix) = (address.ip(), address.prefix());
         let before = self.state.addresses.len();
         let same = |a: &Address| (a.link, a.ip, a.prefix) == (link, ip, prefix);
@@ -147,7 +161,11 @@ impl Simulated {
         self.link(self.index(name)?, change)
     }
 
-    pub(super) fn link(&mut self, index: u32, change: impl FnOnce(&mut Link)) -> Result<(), &'static str> {
+    /// Changes a link.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn link(&mut self, index: u32, change: impl FnOnce(&mut Link)) -> Result<(), &'static str> {
         self.state.links.get_mut(&index).map(change).ok_or("ENODEV")
     }
 }

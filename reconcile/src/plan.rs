@@ -7,14 +7,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::Serialize;
 use sovereign_protocol::subnet::{HostAddress, Subnet};
 
-use super::names::{LinkName, Mac};
-use super::observed::{Kind, Link, Observed};
-use super::wanted::{Bridge, DEFAULT_MTU, Wanted};
+use crate::names::{LinkName, Mac};
+use crate::observed::{Kind, Link, Observed};
+use crate::wanted::{Bridge, DEFAULT_MTU, Wanted};
 
 /// One change. Their order is the order in which they are made.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
 pub enum Step {
     /// Remove a link that carries our mark.
     RemoveLink {
@@ -89,7 +91,7 @@ pub enum Step {
 }
 
 /// Something foreign in the place of something of ours.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Conflict {
     /// Its name.
     pub name: LinkName,
@@ -299,7 +301,7 @@ impl Plan {
 }
 
 fn has_route(observed: &Observed, link: &Link, subnet: Subnet) -> bool {
-    let leads = |route: &super::observed::Route| {
+    let leads = |route: &crate::observed::Route| {
         (route.link, route.network, route.prefix) == (link.index, subnet.network(), subnet.prefix())
     };
     observed.routes.iter().any(leads)

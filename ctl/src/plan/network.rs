@@ -1,0 +1,99 @@
+//! The plan's part about links, addresses and routes: made by the function with which the host agent makes its own.
+
+use std::collections::BTreeSet;
+
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{HostSpec, Namespace};
+use sovereign_reconcile::observed::Observed;
+use sovereign_reconcile::plan::plan;
+use sovereign_reconcile::view::{NetworkMode, NetworkView};
+use sovereign_reconcile::wanted::{NetworkSpec, Wanted, WantedError};
+
+use super::{Found, Step};
+
+/// What is there of the network.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum FoundNetwork {
+    /// No host agent runs and none left one.
+    #[default]
+    Absent,
+    /// There is one, and nobody here can look at it: its host agent has ended, or is of another build.
+    Hidden,
+    /// What the host agent sees.
+    Seen(NetworkView),
+}
+
+/// What the network will be.
+#[derive(Debug)]
+pub(super) enum Outlook<'a> {
+    /// There is none and none is made.
+    None,
+    /// It is made.
+    Made(Namespace),
+    /// It is taken over unseen.
+    Adopted,
+    /// It is there.
+    There(&'a NetworkView),
+}
+
+impl<'a> Outlook<'a> {
+    pub(super) fn of(wanted: &HostSpec, found: &'a Found) -> Self {
+        let made = || match &wanted.network {
+            Some(network) => Self::Made(network.namespace),
+            None => Self::None,
+        };
+        match &found.network {
+            FoundNetwork::Absent => made(),
+            FoundNetwork::Hidden => Self::Adopted,
+            FoundNetwork::Seen(view) => match &view.mode {
+                NetworkMode::Private => Self::There(view),
+                NetworkMode::Undecided => made(),
+                // The host agent tries again only when another network is asked for.
+                NetworkMode::Off(_) => {
+                    let before = found.spec.as_ref().map(|spec| &spec.network);
+                    if before == Some(&wanted.network) {
+                        Self::None
+                    } else {
+                        made()
+                    }
+                }
+            },
+        }
+    }
+
+    /// Whether a guest that boots gets a card.
+    pub(super) fn gives_cards(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    pub(super) fn steps(
+        &self,
+        instance: &Name,
+        wanted: &HostSpec,
+        found: &Found,
+    ) -> Result<Vec<Step>, WantedError> {
+        let fresh = Observed::fresh();
+        let (first, observed, cards) = match self {
+            Self::None => return Ok(Vec::new()),
+            Self::Adopted => return Ok(vec![Step::AdoptNetwork]),
+            Self::Made(namespace) => {
+                let namespace = *namespace;
+                (Some(Step::MakeNetwork { namespace }), &fresh, BTreeSet::new())
+            }
+            Self::There(view) => (None, &view.observed, view.cards.clone()),
+        };
+        // A guest keeps its TAP until its VMM has ended, also when the file gives it no address any more.
+        let kept = |name: &Name| cards.contains(name) && found.running.contains(name);
+        let guests = wanted.guests.iter();
+        let guests = guests.filter(|(name, guest)| guest.interface.is_some() || kept(name));
+        let spec = NetworkSpec {
+            addresses: wanted.network.iter().map(|network| network.address).collect(),
+            guests: guests.map(|(name, _)| name.clone()).collect(),
+            ..NetworkSpec::default()
+        };
+        let plan = plan(&Wanted::private(instance, &spec)?, observed);
+        let steps = plan.steps.into_iter().map(Step::Network);
+        let conflicts = plan.conflicts.into_iter().map(Step::Conflict);
+        Ok(first.into_iter().chain(steps).chain(conflicts).collect())
+    }
+}

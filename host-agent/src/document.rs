@@ -1,0 +1,49 @@
+//! What a guest's agent is told to keep true, out of what the host was asked for. Pure.
+
+use std::collections::BTreeMap;
+
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{Exposed, GuestConfig, GuestSpec, VERSION};
+
+/// The document for a guest; without a card nothing is said about an interface.
+pub(crate) fn guest_spec(
+    name: &Name,
+    config: &GuestConfig,
+    revision: u64,
+    secrets: BTreeMap<String, Exposed>,
+    carded: bool,
+) -> GuestSpec {
+    GuestSpec {
+        version: VERSION,
+        revision,
+        hostname: name.clone(),
+        services: config.services.clone(),
+        secrets,
+        interface: config.interface.clone().filter(|_| carded),
+        tailscale: config.tailscale.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sovereign_protocol::spec::HostSpec;
+
+    #[test]
+    fn all_that_was_asked_for_a_guest_reaches_it_and_an_interface_only_with_a_card() {
+        let document = r#"{"version":1,"network":{"namespace":"auto","address":"10.0.0.1/24"},"guests":{"sql":{
+            "memory_mib":256,"vcpus":1,"data_mib":64,
+            "image":{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"},
+            "services":[{"name":"pg","kind":{"postgres":{"settings":{},"port":5432}},"limits":{"pids_max":99}}],
+            "forwards":[],"interface":{"addresses":["10.0.0.2/24"]},"tailscale":{}}}}"#;
+        let spec = HostSpec::parse(document.as_bytes()).unwrap();
+        let (name, config) = spec.guests.iter().next().unwrap();
+        let told = |carded| guest_spec(name, config, 7, BTreeMap::new(), carded);
+        let all = told(true);
+        assert_eq!((all.version, all.revision, &all.hostname), (VERSION, 7, name));
+        assert_eq!(all.services[0].limits.as_ref().unwrap().pids_max, Some(99));
+        assert_eq!(all.interface, config.interface);
+        assert!(all.interface.is_some() && all.tailscale.is_some());
+        assert_eq!(told(false).interface, None);
+    }
+}

@@ -1,0 +1,12 @@
+//! A network as values: what is wanted, what is there, and the sorted difference. Pure.
+//!
+//! The host agent observes, applies and verifies; ctl only prints the plan. Both make it here, of
+//! the same two values, so what `sovereign plan` shows is what `sovereign up` does.
+
+pub mod names;
+pub mod observed;
+pub mod plan;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
+pub mod view;
+pub mod wanted;

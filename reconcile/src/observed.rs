@@ -1,0 +1,120 @@
+//! What is there: links, addresses and routes of one namespace, as values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::Mac;
+
+/// What a link is, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kind {
+    /// `lo`.
+    Loopback,
+    /// A bridge.
+    Bridge,
+    /// A TAP.
+    Tap,
+    /// Anything else.
+    Other,
+}
+
+/// A link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its number: never used again soon, unlike a name.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its device group.
+    pub group: u32,
+    /// Its hardware address.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it was set up.
+    pub up: bool,
+    /// Whether it has carrier; of a TAP: whether a process holds it.
+    pub carrier: bool,
+    /// The bridge it is a port of.
+    pub controller: Option<u32>,
+}
+
+/// An address on a link.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Address {
+    /// The link.
+    pub link: u32,
+    /// The address.
+    pub ip: IpAddr,
+    /// The length of its subnet in bits.
+    pub prefix: u8,
+    /// Whether it carries our mark.
+    pub ours: bool,
+}
+
+/// A route of the main table that leads straight to a link's own subnet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// The link.
+    pub link: u32,
+    /// The subnet.
+    pub network: IpAddr,
+    /// Its length in bits.
+    pub prefix: u8,
+}
+
+/// The state of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// All links by index.
+    pub links: BTreeMap<u32, Link>,
+    /// All addresses.
+    pub addresses: BTreeSet<Address>,
+    /// Connected routes.
+    pub routes: BTreeSet<Route>,
+}
+
+impl Observed {
+    /// A namespace that was just made: `lo`, down.
+    #[must_use]
+    pub fn fresh() -> Self {
+        let lo = Link {
+            index: 1,
+            name: "lo".to_owned(),
+            kind: Kind::Loopback,
+            group: 0,
+            mac: None,
+            mtu: 65_536,
+            up: false,
+            carrier: false,
+            controller: None,
+        };
+        Self {
+            links: BTreeMap::from([(lo.index, lo)]),
+            ..Self::default()
+        }
+    }
+
+    /// The link of this name.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// Takes a link out, with what is on it.
+    pub fn remove_link(&mut self, index: u32) {
+        self.links.remove(&index);
+        self.addresses.retain(|address| address.link != index);
+        self.routes.retain(|route| route.link != index);
+    }
+
+    /// Takes an address out, whatever mark it carries.
+    pub fn remove_address(&mut self, gone: &Address) {
+        let same = |a: &Address| (a.link, a.ip, a.prefix) == (gone.link, gone.ip, gone.prefix);
+        self.addresses.retain(|address| !same(address));
+    }
+}
