@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use sovereign_protocol::name::Name;
 
+use crate::forward::Mapping;
+
 /// The instance when none is named.
 pub(crate) const DEFAULT_INSTANCE: &str = "default";
 
@@ -94,6 +96,11 @@ It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with 
     /// Run the guest's psql as its superuser; its exit code is ours
     #[command(after_help = "Examples:\n  sovereign psql sql -c 'select 1'\n  sovereign psql sql < dump.sql")]
     Psql(Psql),
+    /// Lead ports of this machine to a guest's services; without a verb, list them
+    #[command(
+        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward list\n  sovereign forward remove sql 15433"
+    )]
+    Forward(Forward),
     /// Print one secret's value, alone
     #[command(
         after_help = "Example:\n  PGPASSWORD=$(sovereign secret sql/postgres) psql -h 127.0.0.1 -p 15432 -U postgres"
@@ -201,6 +208,65 @@ pub(crate) struct Psql {
     pub(crate) args: Vec<String>,
 }
 
+/// Arguments of `forward`.
+#[derive(Debug, Args)]
+pub(crate) struct Forward {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) verb: Option<ForwardVerb>,
+}
+
+/// What can be done with forwards.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ForwardVerb {
+    /// Write a forward into the configuration, and open it if the guest runs
+    #[command(
+        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward add sql 0.0.0.0:15433 --name lan\n  sovereign forward add sql 15434 --temporary\n\n\
+Comments and order of the file stay. A port that somebody has is refused (exit 6), and nothing is written."
+    )]
+    Add(AddForward),
+    /// Show forwards: in the configuration, and as they are now
+    #[command(after_help = "Examples:\n  sovereign forward list\n  sovereign forward list sql --json")]
+    List {
+        /// Only this guest's
+        name: Option<Name>,
+    },
+    /// Take a forward out of the configuration, and close it
+    #[command(
+        after_help = "Examples:\n  sovereign forward remove sql postgres\n  sovereign forward remove sql 15433 --temporary"
+    )]
+    Remove(RemoveForward),
+}
+
+/// Arguments of `forward add`.
+#[derive(Debug, Args)]
+pub(crate) struct AddForward {
+    /// The guest
+    pub(crate) guest: Name,
+    /// Where this machine listens (127.0.0.1 unless an address is named), and the service's port in the guest
+    #[arg(value_name = crate::forward::FORM)]
+    pub(crate) mapping: Mapping,
+    /// The forward's name [default: the service's, with the port when that is taken]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<Name>,
+    /// Only in the running host agent: the configuration stays as it is, and the next `up` takes it back
+    #[arg(long)]
+    pub(crate) temporary: bool,
+}
+
+/// Arguments of `forward remove`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveForward {
+    /// The guest
+    pub(crate) guest: Name,
+    /// The forward's name, its port on this machine, or address and port
+    #[arg(value_name = "NAME|PORT")]
+    pub(crate) which: String,
+    /// Only in the running host agent: the configuration stays as it is, and the next `up` opens it again
+    #[arg(long)]
+    pub(crate) temporary: bool,
+}
+
 /// Arguments of `secret`.
 #[derive(Debug, Args)]
 pub(crate) struct Secret {
@@ -218,12 +284,22 @@ mod tests {
     #[test]
     fn the_definition_is_consistent_and_every_verb_has_an_example() {
         Cli::command().debug_assert();
-        for verb in Cli::command().get_subcommands() {
+        let root = Cli::command();
+        let nested = |verb: &clap::Command| {
+            let own = verb.get_name().to_owned();
+            let below = verb
+                .get_subcommands()
+                .map(|inner| (format!("{own} {}", inner.get_name()), inner.clone()));
+            below.collect::<Vec<_>>()
+        };
+        let verbs = root
+            .get_subcommands()
+            .flat_map(|verb| std::iter::once((verb.get_name().to_owned(), verb.clone())).chain(nested(verb)));
+        for (path, verb) in verbs {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(
-                help.contains(&format!("sovereign {}", verb.get_name())),
-                "{} has no example",
-                verb.get_name()
+                help.contains(&format!("sovereign {path}")),
+                "{path} has no example"
             );
         }
     }

@@ -16,6 +16,9 @@ mod config;
 mod context;
 mod doctor;
 mod error;
+#[cfg(test)]
+mod fake_host;
+mod forward;
 mod image;
 mod link;
 mod picture;

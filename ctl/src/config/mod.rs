@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::error::{CommandError, Kind};
 
 mod addresses;
+pub(crate) mod edit;
 mod limits;
 mod network;
 mod size;
@@ -165,7 +166,11 @@ pub(crate) fn load(context: &Context) -> Result<Settings, CommandError> {
     Ok(parse(&path, &text)?)
 }
 
-fn read(path: &Path) -> Result<String, CommandError> {
+/// The text of a configuration.
+///
+/// # Errors
+/// `Configuration` when it cannot be read, or is too large to be one.
+pub(crate) fn read(path: &Path) -> Result<String, CommandError> {
     let unreadable = |error: std::io::Error| {
         let next = if error.kind() == std::io::ErrorKind::NotFound {
             "sovereign init"
