@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sovereign_protocol::name::Name;
 
 use crate::forward::Mapping;
@@ -106,6 +106,29 @@ It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with 
         after_help = "Example:\n  PGPASSWORD=$(sovereign secret sql/postgres) psql -h 127.0.0.1 -p 15432 -U postgres"
     )]
     Secret(Secret),
+    /// Print a script that completes verbs and flags in a shell
+    #[command(
+        after_help = "Examples:\n  sovereign completions bash > ~/.local/share/bash-completion/completions/sovereign\n  sovereign completions zsh > ~/.zfunc/_sovereign\n  sovereign completions fish > ~/.config/fish/completions/sovereign.fish"
+    )]
+    Completions(Completions),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: ForShell,
+}
+
+/// The shells that are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ForShell {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
 }
 
 /// Arguments of `build`.

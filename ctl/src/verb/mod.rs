@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::error::CommandError;
 
 mod build;
+mod completions;
 mod destroy;
 mod doctor;
 mod down;
@@ -38,6 +39,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Logs(args) => logs::run(context, &args.name).map(done),
         Verb::Exec(args) => exec::run(context, &args.name, args.command, args.user).await,
         Verb::Psql(args) => psql::run(context, args).await,
+        Verb::Completions(args) => completions::run(context, &args).map(done),
         Verb::Secret(args) => secret::run(context, &args.secret).map(done),
     }
 }

@@ -13,9 +13,24 @@ mod plan;
 
 use home::{Home, code, failure, stderr, stdout};
 
-const VERBS: [&str; 16] = [
-    "init", "build", "up", "plan", "down", "destroy", "status", "doctor", "test", "watch", "events", "logs",
-    "exec", "psql", "forward", "secret",
+const VERBS: [&str; 17] = [
+    "init",
+    "build",
+    "up",
+    "plan",
+    "down",
+    "destroy",
+    "status",
+    "doctor",
+    "test",
+    "watch",
+    "events",
+    "logs",
+    "exec",
+    "psql",
+    "forward",
+    "secret",
+    "completions",
 ];
 
 #[test]
@@ -40,6 +55,7 @@ fn usage_errors_are_exit_2_also_as_json() {
         &["up", "--timeout", "0"],
         &["logs", "SQL"],
         &["secret", "sql"],
+        &["completions", "tcsh"],
         &[],
     ] {
         assert_eq!(code(&home.run(args)), 2, "{args:?}");
@@ -242,4 +258,26 @@ fn doctor_ends_in_order_where_nothing_was_ever_made_and_test_says_so_by_its_code
         (code(&corrupt), codes(&corrupt)[0].as_str()),
         (0, "ConfigurationUnreadable")
     );
+}
+
+#[test]
+fn completions_are_scripts_that_the_shells_take() {
+    let home = Home::new();
+    for (shell, check) in [("bash", "bash"), ("zsh", "zsh"), ("fish", "fish")] {
+        let script = home.run(&["completions", shell]);
+        assert_eq!((code(&script), stderr(&script).as_str()), (0, ""), "{shell}");
+        let path = home.path().join(shell);
+        std::fs::write(&path, &script.stdout).unwrap();
+        let Ok(checked) = Command::new(check).arg("-n").arg(&path).output() else {
+            eprintln!("SKIPPED: {shell} is not installed, so its script is not read by it");
+            continue;
+        };
+        assert!(checked.status.success(), "{shell}: {}", stderr(&checked));
+    }
+    let completed = Command::new("bash")
+        .args(["-c", "source ./bash; COMP_WORDS=(sovereign forward a); COMP_CWORD=2; _sovereign sovereign a forward; echo ${COMPREPLY[@]}"])
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&completed).trim(), "add", "{}", stderr(&completed));
 }
