@@ -142,7 +142,7 @@ pub(crate) struct Build {
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Only this guest, beside those that run already
+    /// Only this guest, beside those that run already; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
     /// Only print what would change, as `plan` does
     #[arg(long)]
@@ -158,21 +158,21 @@ pub(crate) struct Up {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
-    /// As for `up`: only this guest
+    /// As for `up`: only this guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `down`.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// Only this guest; the next `up` starts it again
+    /// Only this guest, which the next `up` starts again; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `destroy`.
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// Do not ask
     #[arg(long)]
@@ -193,7 +193,7 @@ pub(crate) struct Events {
     /// Only the last so many
     #[arg(long, value_name = "COUNT")]
     pub(crate) last: Option<u64>,
-    /// Only this guest's
+    /// Only this guest's; `--sql` and `--forge` are short for `--guest sql` and so on
     #[arg(long, value_name = "NAME")]
     pub(crate) guest: Option<Name>,
     /// Go on with what happens, until Ctrl-C
@@ -204,14 +204,14 @@ pub(crate) struct Events {
 /// One guest.
 #[derive(Debug, Args)]
 pub(crate) struct Guest {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
 }
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// The guest's user that runs it [default: root]
     #[arg(long)]
@@ -224,7 +224,7 @@ pub(crate) struct Exec {
 /// Arguments of `psql`.
 #[derive(Debug, Args)]
 pub(crate) struct Psql {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// Arguments for psql
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
@@ -251,7 +251,7 @@ Comments and order of the file stay. A port that somebody has is refused (exit 6
     /// Show forwards: in the configuration, and as they are now
     #[command(after_help = "Examples:\n  sovereign forward list\n  sovereign forward list sql --json")]
     List {
-        /// Only this guest's
+        /// Only this guest's; `--sql` and `--forge` are short for those names
         name: Option<Name>,
     },
     /// Take a forward out of the configuration, and close it
@@ -264,7 +264,7 @@ Comments and order of the file stay. A port that somebody has is refused (exit 6
 /// Arguments of `forward add`.
 #[derive(Debug, Args)]
 pub(crate) struct AddForward {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) guest: Name,
     /// Where this machine listens (127.0.0.1 unless an address is named), and the service's port in the guest
     #[arg(value_name = crate::forward::FORM)]
@@ -280,7 +280,7 @@ pub(crate) struct AddForward {
 /// Arguments of `forward remove`.
 #[derive(Debug, Args)]
 pub(crate) struct RemoveForward {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) guest: Name,
     /// The forward's name, its port on this machine, or address and port
     #[arg(value_name = "NAME|PORT")]

@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 mod agent;
 mod cli;
@@ -27,6 +27,7 @@ mod plan;
 mod progress;
 #[cfg(test)]
 mod schema;
+mod short_form;
 mod verb;
 
 use cli::Cli;
@@ -34,7 +35,8 @@ use context::Context;
 use error::{CommandError, Kind};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args = short_form::expand(std::env::args_os().collect(), &Cli::command());
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

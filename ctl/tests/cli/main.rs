@@ -281,3 +281,30 @@ fn completions_are_scripts_that_the_shells_take() {
         .unwrap();
     assert_eq!(stdout(&completed).trim(), "add", "{}", stderr(&completed));
 }
+
+#[test]
+fn short_forms_of_guest_names_are_in_the_help_of_verbs_that_take_one_and_not_in_the_overview() {
+    let home = Home::new();
+    home.run(&["init"]);
+    assert!(!stdout(&home.run(&["--help"])).contains("--sql"));
+    for verb in [
+        &["up"][..],
+        &["plan"],
+        &["down"],
+        &["destroy"],
+        &["logs"],
+        &["exec"],
+        &["psql"],
+        &["events"],
+        &["forward", "add"],
+        &["forward", "list"],
+        &["forward", "remove"],
+    ] {
+        let help = stdout(&home.run(&[verb, &["--help"]].concat()));
+        assert!(help.contains("--sql"), "{verb:?}: {help}");
+    }
+    let (short, long) = (home.run(&["logs", "--sql"]), home.run(&["logs", "sql"]));
+    assert_eq!((code(&short), stderr(&short)), (code(&long), stderr(&long)));
+    assert_eq!(code(&home.run(&["down", "--forge"])), 0, "nothing runs");
+    assert_eq!(code(&home.run(&["status", "--sql"])), 2);
+}
