@@ -101,6 +101,11 @@ It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with 
         after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward list\n  sovereign forward remove sql 15433"
     )]
     Forward(Forward),
+    /// The host agent itself: show it, end it, or have it started at boot
+    #[command(
+        after_help = "Examples:\n  sovereign host status\n  sovereign host stop      # guests run on; the next `up` adopts them\n  sovereign host install"
+    )]
+    Host(Host),
     /// Print one secret's value, alone
     #[command(
         after_help = "Example:\n  PGPASSWORD=$(sovereign secret sql/postgres) psql -h 127.0.0.1 -p 15432 -U postgres"
@@ -111,6 +116,41 @@ It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with 
         after_help = "Examples:\n  sovereign completions bash > ~/.local/share/bash-completion/completions/sovereign\n  sovereign completions zsh > ~/.zfunc/_sovereign\n  sovereign completions fish > ~/.config/fish/completions/sovereign.fish"
     )]
     Completions(Completions),
+}
+
+/// Arguments of `host`.
+#[derive(Debug, Args)]
+pub(crate) struct Host {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) verb: HostVerb,
+}
+
+/// What can be done with the host agent.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// Have systemd start the host agent at boot, and keep it over `down`
+    #[command(
+        after_help = "Examples:\n  sovereign host install\n  sovereign host install --print\n\n\
+root: a system unit. Other users: a unit of their own, which needs `loginctl enable-linger`.\n\
+Only systemd is supported: without it nothing is changed (exit 6), and --print shows the command for another init.\n\
+To take it back: systemctl disable --now sovereign-INSTANCE, and remove the unit's file."
+    )]
+    Install {
+        /// Only print the unit
+        #[arg(long)]
+        print: bool,
+    },
+    /// Show the running host agent: process, version, since when, sockets, store, network
+    #[command(
+        after_help = "Examples:\n  sovereign host status\n  sovereign host status --json | jq .host.pid"
+    )]
+    Status,
+    /// End the host agent; its guests run on and are adopted by the next one
+    #[command(
+        after_help = "Example:\n  sovereign host stop && sovereign up\n\nTo stop the guests, too: sovereign down. Forwards refuse connections while no host agent runs."
+    )]
+    Stop,
 }
 
 /// Arguments of `completions`.

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) applied: u64,
     /// A port that somebody else has.
     pub(crate) foreign: Option<u16>,
+    /// It was told to stop all guests and end.
+    pub(crate) stopped: bool,
     /// Why there is no network.
     pub(crate) no_network: Option<String>,
 }
@@ -110,6 +112,7 @@ impl Host for FakeHost {
     }
 
     async fn stop(self, _: Context) -> Result<(), Refusal> {
+        self.state().stopped = true;
         Ok(())
     }
 

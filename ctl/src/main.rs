@@ -28,6 +28,8 @@ mod progress;
 #[cfg(test)]
 mod schema;
 mod short_form;
+mod systemd;
+mod unit;
 mod verb;
 
 use cli::Cli;

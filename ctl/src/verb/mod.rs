@@ -12,6 +12,7 @@ mod down;
 mod events;
 mod exec;
 mod forward;
+mod host;
 mod init;
 mod logs;
 mod plan;
@@ -36,6 +37,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Watch => watch::run(context).await.map(done),
         Verb::Events(args) => events::run(context, &args).await.map(done),
         Verb::Forward(args) => forward::run(context, args.verb).await.map(done),
+        Verb::Host(args) => host::run(context, &args.verb).await.map(done),
         Verb::Logs(args) => logs::run(context, &args.name).map(done),
         Verb::Exec(args) => exec::run(context, &args.name, args.command, args.user).await,
         Verb::Psql(args) => psql::run(context, args).await,

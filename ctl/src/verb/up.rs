@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "interrupted; the host agent may run, `sovereign down` stops it",
         "sovereign down",
     );
-    let (link, started) = agent::ensure_current(&context.layout, &binaries).await?;
+    let (link, started) = agent::ensure_current(context, &binaries).await?;
     if started {
         talk("host agent started");
     }

@@ -9,11 +9,12 @@ use serde_json::Value;
 
 mod forward;
 mod home;
+mod host;
 mod plan;
 
 use home::{Home, code, failure, stderr, stdout};
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 18] = [
     "init",
     "build",
     "up",
@@ -29,6 +30,7 @@ const VERBS: [&str; 17] = [
     "exec",
     "psql",
     "forward",
+    "host",
     "secret",
     "completions",
 ];
