@@ -14,17 +14,19 @@ use crate::error::{CommandError, Kind};
 
 mod addresses;
 pub(crate) mod edit;
+mod keys;
 mod limits;
 mod network;
-mod size;
+mod reference;
 mod source;
 mod validate;
+mod values;
 mod written;
+
+pub(crate) use reference::template;
 
 /// The file's name wherever it is looked for.
 pub(crate) const FILE: &str = "sovereign.toml";
-/// What `init` writes.
-pub(crate) const TEMPLATE: &str = include_str!("template.toml");
 /// The largest file that is read, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
 /// The only recipe for now.

@@ -175,7 +175,7 @@ mod tests {
             agent: "a".into(),
             digest: "d".into(),
         };
-        let settings = config::parse(std::path::Path::new("s.toml"), config::TEMPLATE).unwrap();
+        let settings = config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap();
         let host = FakeHost::start(&context.layout, settings.host_spec(&image, None));
         run(&context, &cli::Down { name: None }).await.unwrap();
         let state = host.state();

@@ -21,7 +21,7 @@ fn image() -> Image {
 }
 
 fn written_down(dir: &tempfile::TempDir) -> Context {
-    std::fs::write(dir.path().join(config::FILE), config::TEMPLATE).unwrap();
+    std::fs::write(dir.path().join(config::FILE), config::template()).unwrap();
     Context::in_dir(dir.path())
 }
 
@@ -76,7 +76,7 @@ async fn a_forward_is_opened_and_written_once_and_taken_out_again() {
         "{file}"
     );
     assert!(
-        file.starts_with(config::TEMPLATE.trim_end()),
+        file.starts_with(config::template().trim_end()),
         "comments and all: {file}"
     );
 
@@ -89,7 +89,7 @@ async fn a_forward_is_opened_and_written_once_and_taken_out_again() {
 
     remove(&scene.context, &unasked("15433", false)).await.unwrap();
     assert_eq!(scene.applied(), ["127.0.0.1:15432"]);
-    assert_eq!(scene.file(), config::TEMPLATE);
+    assert_eq!(scene.file(), config::template());
     remove(&scene.context, &unasked("15433", false)).await.unwrap();
     assert_eq!(scene.host.state().applied, 2, "again changes nothing");
 }
@@ -109,7 +109,7 @@ async fn a_port_of_somebody_else_changes_neither_agent_nor_file() {
         error.human()
     );
     assert_eq!(scene.applied(), ["127.0.0.1:15432"], "taken back");
-    assert_eq!(scene.file(), config::TEMPLATE);
+    assert_eq!(scene.file(), config::template());
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -117,7 +117,7 @@ async fn a_temporary_one_is_the_agents_only_and_the_list_says_so() {
     let scene = scene();
     add(&scene.context, &asked("15433", true)).await.unwrap();
     assert_eq!(scene.applied(), ["127.0.0.1:15432", "127.0.0.1:15433"]);
-    assert_eq!(scene.file(), config::TEMPLATE);
+    assert_eq!(scene.file(), config::template());
 
     let settings = config::load(&scene.context).unwrap();
     let live = Live::find(&scene.context).await.unwrap();
@@ -145,7 +145,7 @@ async fn a_temporary_one_is_the_agents_only_and_the_list_says_so() {
 #[tokio::test(flavor = "current_thread")]
 async fn one_that_the_file_moved_is_moved_not_doubled() {
     let scene = scene();
-    let moved = config::TEMPLATE.replace("15432", "15440");
+    let moved = config::template().replace("15432", "15440");
     std::fs::write(scene.dir.path().join(config::FILE), &moved).unwrap();
     add(&scene.context, &asked("15440", false)).await.unwrap();
     assert_eq!(

@@ -11,7 +11,7 @@ fn started(context: &Context) -> FakeHost {
         agent: "a".into(),
         digest: "d".into(),
     };
-    let settings = config::parse(Path::new("s.toml"), config::TEMPLATE).unwrap();
+    let settings = config::parse(Path::new("s.toml"), &config::template()).unwrap();
     FakeHost::start(&context.layout, settings.host_spec(&image, None))
 }
 

@@ -251,7 +251,7 @@ mod tests {
     use sovereign_protocol::condition::Status;
 
     fn settings() -> Settings {
-        config::parse(std::path::Path::new("s.toml"), config::TEMPLATE).unwrap()
+        config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap()
     }
 
     #[test]
