@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use sovereign_protocol::layout::Layout;
 use tokio::net::UnixStream;
 
-use crate::context::{escaped, talk};
+use crate::context::{Context, escaped, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
+use crate::{systemd, unit};
 
 /// A fresh host agent answers within this time, or something is wrong with it.
 const START: Duration = Duration::from_secs(10);
@@ -113,11 +114,12 @@ pub(crate) async fn is_outdated(layout: &Layout, binaries: &Binaries, link: &Lin
 /// # Errors
 /// As [`ensure`]; `Refused` when the running agent is newer.
 pub(crate) async fn ensure_current(
-    layout: &Layout,
+    context: &Context,
     binaries: &Binaries,
 ) -> Result<(Link, bool), CommandError> {
+    let layout = &context.layout;
     let Some(link) = Link::connect_if_running(layout).await? else {
-        return ensure(layout, binaries).await;
+        return ensure(context, binaries).await;
     };
     let ours = env!("CARGO_PKG_VERSION");
     let theirs = escaped(&link.peer_agent);
@@ -133,36 +135,43 @@ pub(crate) async fn ensure_current(
                 process.pid
             ));
             drop(link);
-            process.terminate()?;
-            if tokio::time::timeout(START, process.ended()).await.is_err() {
-                let message = format!("the old host agent (pid {}) does not end", process.pid);
-                return Err(CommandError::new(Kind::TimedOut, "NotReplaced", message)
-                    .next(format!("less {}", layout.log().display())));
-            }
-            ensure(layout, binaries).await
+            process.end(layout).await?;
+            ensure(context, binaries).await
         }
     }
 }
 
-/// Connects to the host agent, and starts it first if none answers. True when it was started.
+/// Connects to the host agent, and starts it first if none answers: an installed one by systemd. True when it was
+/// started.
 ///
 /// # Errors
 /// As [`Link::connect`]; `Unreachable` with the end of its log when it does not come up.
-pub(crate) async fn ensure(layout: &Layout, binaries: &Binaries) -> Result<(Link, bool), CommandError> {
+pub(crate) async fn ensure(context: &Context, binaries: &Binaries) -> Result<(Link, bool), CommandError> {
+    let layout = &context.layout;
     if let Some(link) = Link::connect_if_running(layout).await? {
         return Ok((link, false));
     }
     let log_start = fs::metadata(layout.log()).map_or(0, |log| log.len());
-    let mut child = spawn(layout, &binaries.host)?;
+    let mut child = match unit::is_installed(&context.environment, layout) {
+        true => {
+            systemd::tell(&context.environment, &["start", &unit::name(layout)])?;
+            None
+        }
+        false => Some(spawn(layout, &binaries.host)?),
+    };
     let mut limit = Instant::now() + START;
     let mut ended = None;
     loop {
         if let Some(link) = Link::connect_if_running(layout).await? {
+            let Some(child) = &child else {
+                return Ok((link, true));
+            };
             let listening = Process::listening(layout).await;
             let ours = listening.is_some_and(|process| process.pid.unsigned_abs() == child.id());
             return Ok((link, ours)); // another `up` may have been quicker
         }
         if ended.is_none()
+            && let Some(child) = &mut child
             && let Ok(Some(status)) = child.try_wait()
         {
             ended = Some(status);
@@ -232,6 +241,16 @@ fn log_tail(path: &Path, start: u64) -> String {
     )
 }
 
+/// Of proc_pid_stat(5) and proc_uptime(5): the time since a process began.
+fn age(stat: &str, uptime: &str, ticks_per_second: u64) -> Option<Duration> {
+    // The name in parentheses may hold anything; the start is the 22nd field, the 20th after it.
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    let started: u64 = after_name.split(' ').nth(19)?.parse().ok()?;
+    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    let age = uptime - started as f64 / ticks_per_second as f64;
+    Duration::try_from_secs_f64(age.max(0.0)).ok()
+}
+
 /// A running host agent, held by its pidfd, so that no other process can be taken for it.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -261,13 +280,33 @@ impl Process {
         runs.as_os_str() == gone
     }
 
-    /// Asks it to end; the guests of a host agent outlive it.
+    /// Ends it and sees it gone; its guests run on.
+    ///
+    /// # Errors
+    /// `Refused` when it cannot be told to, `TimedOut` when it does not.
+    pub(crate) async fn end(&self, layout: &Layout) -> Result<(), CommandError> {
+        self.terminate()?;
+        if tokio::time::timeout(START, self.ended()).await.is_err() {
+            let message = format!("the host agent (pid {}) does not end", self.pid);
+            return Err(CommandError::new(Kind::TimedOut, "NotEnded", message)
+                .next(format!("less {}", layout.log().display())));
+        }
+        Ok(())
+    }
+
     fn terminate(&self) -> Result<(), CommandError> {
         use rustix::process::{Signal, pidfd_send_signal};
         pidfd_send_signal(&self.pidfd, Signal::TERM).map_err(|error| {
-            let message = format!("cannot end the old host agent (pid {})", self.pid);
-            CommandError::new(Kind::Refused, "NotReplaced", message).because(error)
+            let message = format!("cannot end the host agent (pid {})", self.pid);
+            CommandError::new(Kind::Refused, "NotEnded", message).because(error)
         })
+    }
+
+    /// How long it has been running; `None` when it is gone.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let uptime = fs::read_to_string("/proc/uptime").ok()?;
+        age(&stat, &uptime, rustix::param::clock_ticks_per_second())
     }
 
     /// Waits for its end, by looking: tokio's AsyncFd cannot be had without `unsafe`. Cancel safe.
@@ -292,7 +331,6 @@ impl Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sovereign_protocol::name::Name;
 
     #[test]
     fn missing_binaries_are_all_named_with_the_command_that_builds_them() {
@@ -312,11 +350,8 @@ mod tests {
     async fn an_agent_that_ends_at_once_is_reported_with_the_end_of_its_log() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            instance: Name::parse("t").unwrap(),
-            run: dir.path().join("run"),
-            state: dir.path().join("state"),
-        };
+        let context = Context::in_dir(dir.path());
+        let layout = &context.layout;
         let host = dir.path().join("sovereign-host");
         fs::write(
             &host,
@@ -331,7 +366,7 @@ mod tests {
             guest: host.clone(),
             host,
         };
-        let error = ensure(&layout, &binaries).await.err().unwrap();
+        let error = ensure(&context, &binaries).await.err().unwrap();
         let text = error.human();
         assert_eq!(error.kind, Kind::Unreachable);
         assert!(
@@ -342,6 +377,27 @@ mod tests {
             text.contains("args: run --detach --instance t --run-dir") && !text.contains("old line"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_age_of_a_process_whatever_its_name() {
+        let fields: Vec<String> = (3..30)
+            .map(|field| {
+                if field == 22 {
+                    "150".to_owned()
+                } else {
+                    "7".to_owned()
+                }
+            })
+            .collect();
+        let stat = format!("12 (a ) b) {}", fields.join(" "));
+        assert_eq!(age(&stat, "10.50 3.00\n", 100), Some(Duration::from_secs(9)));
+        assert_eq!(
+            age(&stat, "1.0 0", 100),
+            Some(Duration::ZERO),
+            "clocks are read one after the other"
+        );
+        assert_eq!(age("12 (short) S", "10.50 3.00\n", 100), None);
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sovereign_protocol::name::Name;
+
+use crate::forward::Mapping;
 
 /// The instance when none is named.
 pub(crate) const DEFAULT_INSTANCE: &str = "default";
@@ -94,11 +96,79 @@ It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with 
     /// Run the guest's psql as its superuser; its exit code is ours
     #[command(after_help = "Examples:\n  sovereign psql sql -c 'select 1'\n  sovereign psql sql < dump.sql")]
     Psql(Psql),
+    /// Lead ports of this machine to a guest's services; without a verb, list them
+    #[command(
+        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward list\n  sovereign forward remove sql 15433"
+    )]
+    Forward(Forward),
+    /// The host agent itself: show it, end it, or have it started at boot
+    #[command(
+        after_help = "Examples:\n  sovereign host status\n  sovereign host stop      # guests run on; the next `up` adopts them\n  sovereign host install"
+    )]
+    Host(Host),
     /// Print one secret's value, alone
     #[command(
         after_help = "Example:\n  PGPASSWORD=$(sovereign secret sql/postgres) psql -h 127.0.0.1 -p 15432 -U postgres"
     )]
     Secret(Secret),
+    /// Print a script that completes verbs and flags in a shell
+    #[command(
+        after_help = "Examples:\n  sovereign completions bash > ~/.local/share/bash-completion/completions/sovereign\n  sovereign completions zsh > ~/.zfunc/_sovereign\n  sovereign completions fish > ~/.config/fish/completions/sovereign.fish"
+    )]
+    Completions(Completions),
+}
+
+/// Arguments of `host`.
+#[derive(Debug, Args)]
+pub(crate) struct Host {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) verb: HostVerb,
+}
+
+/// What can be done with the host agent.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// Have systemd start the host agent at boot, and keep it over `down`
+    #[command(
+        after_help = "Examples:\n  sovereign host install\n  sovereign host install --print\n\n\
+root: a system unit. Other users: a unit of their own, which needs `loginctl enable-linger`.\n\
+Only systemd is supported: without it nothing is changed (exit 6), and --print shows the command for another init.\n\
+To take it back: systemctl disable --now sovereign-INSTANCE, and remove the unit's file."
+    )]
+    Install {
+        /// Only print the unit
+        #[arg(long)]
+        print: bool,
+    },
+    /// Show the running host agent: process, version, since when, sockets, store, network
+    #[command(
+        after_help = "Examples:\n  sovereign host status\n  sovereign host status --json | jq .host.pid"
+    )]
+    Status,
+    /// End the host agent; its guests run on and are adopted by the next one
+    #[command(
+        after_help = "Example:\n  sovereign host stop && sovereign up\n\nTo stop the guests, too: sovereign down. Forwards refuse connections while no host agent runs."
+    )]
+    Stop,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: ForShell,
+}
+
+/// The shells that are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ForShell {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
 }
 
 /// Arguments of `build`.
@@ -112,7 +182,7 @@ pub(crate) struct Build {
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Only this guest, beside those that run already
+    /// Only this guest, beside those that run already; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
     /// Only print what would change, as `plan` does
     #[arg(long)]
@@ -128,21 +198,21 @@ pub(crate) struct Up {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
-    /// As for `up`: only this guest
+    /// As for `up`: only this guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `down`.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// Only this guest; the next `up` starts it again
+    /// Only this guest, which the next `up` starts again; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
 }
 
 /// Arguments of `destroy`.
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// Do not ask
     #[arg(long)]
@@ -163,7 +233,7 @@ pub(crate) struct Events {
     /// Only the last so many
     #[arg(long, value_name = "COUNT")]
     pub(crate) last: Option<u64>,
-    /// Only this guest's
+    /// Only this guest's; `--sql` and `--forge` are short for `--guest sql` and so on
     #[arg(long, value_name = "NAME")]
     pub(crate) guest: Option<Name>,
     /// Go on with what happens, until Ctrl-C
@@ -174,14 +244,14 @@ pub(crate) struct Events {
 /// One guest.
 #[derive(Debug, Args)]
 pub(crate) struct Guest {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
 }
 
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// The guest's user that runs it [default: root]
     #[arg(long)]
@@ -194,11 +264,70 @@ pub(crate) struct Exec {
 /// Arguments of `psql`.
 #[derive(Debug, Args)]
 pub(crate) struct Psql {
-    /// The guest
+    /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) name: Name,
     /// Arguments for psql
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `forward`.
+#[derive(Debug, Args)]
+pub(crate) struct Forward {
+    /// What to do
+    #[command(subcommand)]
+    pub(crate) verb: Option<ForwardVerb>,
+}
+
+/// What can be done with forwards.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ForwardVerb {
+    /// Write a forward into the configuration, and open it if the guest runs
+    #[command(
+        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward add sql 0.0.0.0:15433 --name lan\n  sovereign forward add sql 15434 --temporary\n\n\
+Comments and order of the file stay. A port that somebody has is refused (exit 6), and nothing is written."
+    )]
+    Add(AddForward),
+    /// Show forwards: in the configuration, and as they are now
+    #[command(after_help = "Examples:\n  sovereign forward list\n  sovereign forward list sql --json")]
+    List {
+        /// Only this guest's; `--sql` and `--forge` are short for those names
+        name: Option<Name>,
+    },
+    /// Take a forward out of the configuration, and close it
+    #[command(
+        after_help = "Examples:\n  sovereign forward remove sql postgres\n  sovereign forward remove sql 15433 --temporary"
+    )]
+    Remove(RemoveForward),
+}
+
+/// Arguments of `forward add`.
+#[derive(Debug, Args)]
+pub(crate) struct AddForward {
+    /// The guest; `--sql` and `--forge` are short for those names
+    pub(crate) guest: Name,
+    /// Where this machine listens (127.0.0.1 unless an address is named), and the service's port in the guest
+    #[arg(value_name = crate::forward::FORM)]
+    pub(crate) mapping: Mapping,
+    /// The forward's name [default: the service's, with the port when that is taken]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<Name>,
+    /// Only in the running host agent: the configuration stays as it is, and the next `up` takes it back
+    #[arg(long)]
+    pub(crate) temporary: bool,
+}
+
+/// Arguments of `forward remove`.
+#[derive(Debug, Args)]
+pub(crate) struct RemoveForward {
+    /// The guest; `--sql` and `--forge` are short for those names
+    pub(crate) guest: Name,
+    /// The forward's name, its port on this machine, or address and port
+    #[arg(value_name = "NAME|PORT")]
+    pub(crate) which: String,
+    /// Only in the running host agent: the configuration stays as it is, and the next `up` opens it again
+    #[arg(long)]
+    pub(crate) temporary: bool,
 }
 
 /// Arguments of `secret`.
@@ -218,12 +347,22 @@ mod tests {
     #[test]
     fn the_definition_is_consistent_and_every_verb_has_an_example() {
         Cli::command().debug_assert();
-        for verb in Cli::command().get_subcommands() {
+        let root = Cli::command();
+        let nested = |verb: &clap::Command| {
+            let own = verb.get_name().to_owned();
+            let below = verb
+                .get_subcommands()
+                .map(|inner| (format!("{own} {}", inner.get_name()), inner.clone()));
+            below.collect::<Vec<_>>()
+        };
+        let verbs = root
+            .get_subcommands()
+            .flat_map(|verb| std::iter::once((verb.get_name().to_owned(), verb.clone())).chain(nested(verb)));
+        for (path, verb) in verbs {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(
-                help.contains(&format!("sovereign {}", verb.get_name())),
-                "{} has no example",
-                verb.get_name()
+                help.contains(&format!("sovereign {path}")),
+                "{path} has no example"
             );
         }
     }

@@ -52,6 +52,29 @@ impl Context {
         })
     }
 
+    /// A context whose files all lie in a test's directory.
+    #[cfg(test)]
+    pub(crate) fn in_dir(dir: &std::path::Path) -> Self {
+        let environment = Environment {
+            state_override: Some(dir.join("state")),
+            run_override: Some(dir.to_owned()),
+            ..Environment::default()
+        };
+        let instance = Name::parse("t").expect("a name");
+        let layout = place::layout(&environment, instance).expect("a short directory");
+        std::fs::create_dir_all(&layout.run).expect("a directory of the test's own");
+        Self {
+            config: Some(dir.join(crate::config::FILE)),
+            json: false,
+            layout,
+            environment,
+            interruption: RefCell::new(Interruption {
+                message: String::new(),
+                next: String::new(),
+            }),
+        }
+    }
+
     /// Sets what Ctrl-C says from here on.
     pub(crate) fn when_interrupted(&self, message: impl Into<String>, next: impl Into<String>) {
         *self.interruption.borrow_mut() = Interruption {

@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 mod agent;
 mod cli;
@@ -16,6 +16,9 @@ mod config;
 mod context;
 mod doctor;
 mod error;
+#[cfg(test)]
+mod fake_host;
+mod forward;
 mod image;
 mod link;
 mod picture;
@@ -24,6 +27,9 @@ mod plan;
 mod progress;
 #[cfg(test)]
 mod schema;
+mod short_form;
+mod systemd;
+mod unit;
 mod verb;
 
 use cli::Cli;
@@ -31,7 +37,8 @@ use context::Context;
 use error::{CommandError, Kind};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args = short_form::expand(std::env::args_os().collect(), &Cli::command());
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

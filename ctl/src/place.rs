@@ -25,6 +25,12 @@ pub(crate) struct Environment {
     pub(crate) config_home: Option<PathBuf>,
     /// `XDG_CACHE_HOME`, or its default.
     pub(crate) cache_home: Option<PathBuf>,
+    /// systemd manages this machine.
+    pub(crate) systemd: bool,
+    /// The user lingers: their services run without a session.
+    pub(crate) lingers: bool,
+    /// Where units of this user are written.
+    pub(crate) unit_home: Option<PathBuf>,
     /// `SOVEREIGN_STATE_DIR`: the parent of all instances' state.
     pub(crate) state_override: Option<PathBuf>,
     /// `SOVEREIGN_RUN_DIR`: the parent of all instances' sockets.
@@ -36,11 +42,20 @@ impl Environment {
     pub(crate) fn read() -> Self {
         let home = absolute("HOME");
         let xdg = |name: &str, below: &str| absolute(name).or_else(|| Some(home.as_ref()?.join(below)));
+        let root = rustix::process::geteuid().is_root();
+        let config_home = xdg("XDG_CONFIG_HOME", ".config");
+        let lingers = lingers();
         Self {
-            root: rustix::process::geteuid().is_root(),
-            lasting_runtime: absolute("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir() && lingers()),
+            root,
+            lasting_runtime: absolute("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir() && lingers),
             state_home: xdg("XDG_STATE_HOME", ".local/state"),
-            config_home: xdg("XDG_CONFIG_HOME", ".config"),
+            systemd: Path::new("/run/systemd/system").is_dir(), // sd_booted(3)
+            lingers,
+            unit_home: match root {
+                true => Some("/etc/systemd/system".into()),
+                false => config_home.as_ref().map(|home| home.join("systemd/user")),
+            },
+            config_home,
             cache_home: xdg("XDG_CACHE_HOME", ".cache"),
             state_override: absolute("SOVEREIGN_STATE_DIR"),
             run_override: absolute("SOVEREIGN_RUN_DIR"),

@@ -13,17 +13,20 @@ use crate::context::Context;
 use crate::error::{CommandError, Kind};
 
 mod addresses;
+pub(crate) mod edit;
+mod keys;
 mod limits;
 mod network;
-mod size;
+mod reference;
 mod source;
 mod validate;
+mod values;
 mod written;
+
+pub(crate) use reference::template;
 
 /// The file's name wherever it is looked for.
 pub(crate) const FILE: &str = "sovereign.toml";
-/// What `init` writes.
-pub(crate) const TEMPLATE: &str = include_str!("template.toml");
 /// The largest file that is read, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
 /// The only recipe for now.
@@ -165,7 +168,11 @@ pub(crate) fn load(context: &Context) -> Result<Settings, CommandError> {
     Ok(parse(&path, &text)?)
 }
 
-fn read(path: &Path) -> Result<String, CommandError> {
+/// The text of a configuration.
+///
+/// # Errors
+/// `Configuration` when it cannot be read, or is too large to be one.
+pub(crate) fn read(path: &Path) -> Result<String, CommandError> {
     let unreadable = |error: std::io::Error| {
         let next = if error.kind() == std::io::ErrorKind::NotFound {
             "sovereign init"

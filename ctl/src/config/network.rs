@@ -13,30 +13,21 @@ use super::addresses;
 use super::source::Source;
 use super::validate::parse_name;
 use super::written::{Guest, Network};
-
-/// The host's address on the bridge when the file has none.
-const DEFAULT_ADDRESS: &str = "192.168.100.1/24";
-const NAMESPACES: [&str; 3] = ["auto", "private", "none"];
+use super::{keys, values};
 
 /// The network; `None` for `namespace = "none"`.
 pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<HostNetwork>, Box<Problem>> {
-    let text = written.address.as_deref().unwrap_or(DEFAULT_ADDRESS);
+    let text = written.address.as_deref().unwrap_or(keys::HOST_ADDRESS.default());
     let address = HostAddress::parse(text).map_err(|error| {
         source
             .problem(&["network", "address"], "BadAddress", error.to_string())
-            .accepts(format!("an address with its prefix, such as {DEFAULT_ADDRESS:?}"))
+            .accepts(keys::HOST_ADDRESS.accepted())
     })?;
-    let namespace = match written.namespace.as_deref().unwrap_or("auto") {
-        "auto" => Namespace::Auto,
+    let (known, word) = (("UnknownNamespace", "namespace"), written.namespace.as_deref());
+    let namespace = match values::choice(source, &["network", "namespace"], word, &keys::NAMESPACE, known)? {
         "private" => Namespace::Private,
         "none" => return Ok(None),
-        other => {
-            let problem = format!("there is no namespace {other:?}");
-            return Err(source
-                .problem(&["network", "namespace"], "UnknownNamespace", problem)
-                .near(other, &NAMESPACES)
-                .accepts("\"auto\", \"private\" or \"none\""));
-        }
+        _ => Namespace::Auto,
     };
     Ok(Some(HostNetwork { namespace, address }))
 }
@@ -116,7 +107,7 @@ fn interface(
                     "BadAddress",
                     format!("{text:?} is no address"),
                 )
-                .accepts("addresses of name servers, such as [\"192.168.100.1\"]")
+                .accepts(keys::DNS.accepted())
         })
     });
     Ok(InterfaceSpec {

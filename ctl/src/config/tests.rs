@@ -12,7 +12,7 @@ const GUEST: &str = "[guest.sql]\n[guest.sql.service.postgres]\nkind = \"postgre
 
 #[test]
 fn the_template_is_valid_and_means_what_it_says() {
-    let settings = parse(TEMPLATE).unwrap();
+    let settings = parse(&template()).unwrap();
     let guest = &settings.guests[&Name::parse("sql").unwrap()];
     assert_eq!((guest.memory_mib, guest.vcpus, guest.data_mib), (256, 1, 2048));
     assert_eq!(guest.forwards[0].listen.to_string(), "127.0.0.1:15432");
@@ -146,21 +146,21 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         2,
         "guest.sql.memory",
         "BadSize",
-        "accepted: a number and MiB, GiB or TiB",
+        "accepted: 96 MiB to 1 TiB, as a number and MiB",
     ),
     (
         "[guest.sql]\n\n# x\nmemory = \"8MiB\"\n",
         4,
         "guest.sql.memory",
         "OutOfRange",
-        "96 to",
+        "96 MiB to 1 TiB",
     ),
     (
         "[guest.sql]\ndata = \"1MiB\"\n",
         2,
         "guest.sql.data",
         "OutOfRange",
-        "64 to",
+        "64 MiB to 16 TiB",
     ),
     (
         "[guest.sql]\nvcpus = 0\n",
@@ -261,14 +261,14 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         3,
         "guest.sql.service.db.limits.memory",
         "OutOfRange",
-        "accepted: 16 MiB to 1048576 MiB",
+        "accepted: 16 MiB to 1 TiB",
     ),
     (
         "[guest.sql.service.db]\nkind = \"postgres\"\n[guest.sql.service.db.limits]\ncpu = \"1.5\"\n",
         4,
         "guest.sql.service.db.limits.cpu",
         "OutOfRange",
-        "accepted: 1% to 6400%, such as \"150%\"",
+        "accepted: \"1%\" to \"6400%\", such as \"150%\"",
     ),
     (
         "[guest.sql.service.db]\nkind = \"postgres\"\nlimits = { tasks = 1 }\n",

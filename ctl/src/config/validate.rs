@@ -10,12 +10,10 @@ use sovereign_protocol::spec::{
 
 use super::source::Source;
 use super::written::{self, Written};
-use super::{Guest, Problem, RECIPE, Settings, limits, network, size};
+use super::{Guest, Problem, Settings, keys, limits, network, values};
 
-const DEFAULT_MEMORY_MIB: u32 = 256;
-const DEFAULT_DATA_MIB: u32 = 2048;
-const DEFAULT_VCPUS: u8 = 1;
-const POSTGRES_PORT: u16 = 5432;
+/// A test reads every default by the form of its key.
+const HAS_DEFAULT: &str = "the key has a default that fits";
 
 /// Lines of postgresql.conf that would take PostgreSQL out of the agent's sight.
 const OWNED_SETTINGS: [&str; 6] = [
@@ -28,20 +26,14 @@ const OWNED_SETTINGS: [&str; 6] = [
 ];
 
 pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings, Box<Problem>> {
-    let recipe = written.build.recipe.unwrap_or_else(|| RECIPE.to_owned());
-    if recipe != RECIPE {
-        let problem = source.problem(
-            &["build", "recipe"],
-            "UnknownRecipe",
-            format!("there is no recipe {recipe:?}"),
-        );
-        return Err(problem.near(&recipe, &[RECIPE]).accepts(format!("{RECIPE:?}")));
-    }
+    let recipe = written.build.recipe.as_deref();
+    let known = ("UnknownRecipe", "recipe");
+    let recipe = values::choice(source, &["build", "recipe"], recipe, &keys::IMAGE, known)?;
     let addresses = [
-        ("mirror", &written.build.mirror, "\"http://host/debian\""),
-        ("snapshot", &written.build.snapshot, "\"http://host\""),
+        ("mirror", &written.build.mirror, &keys::MIRROR),
+        ("snapshot", &written.build.snapshot, &keys::SNAPSHOT),
     ];
-    for (key, address, accepted) in addresses {
+    for (name, address, key) in addresses {
         if let Some(address) = address
             .as_deref()
             .filter(|address| !address.starts_with("http://"))
@@ -49,8 +41,8 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
             let text =
                 format!("{address:?} is no such address (packages are checked by signature, not by TLS)");
             return Err(source
-                .problem(&["build", key], "BadMirror", text)
-                .accepts(accepted));
+                .problem(&["build", name], "BadMirror", text)
+                .accepts(key.accepted()));
         }
     }
     let network = network::settings(source, &written.network)?;
@@ -71,7 +63,7 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
         path: source.file().to_owned(),
         mirror: written.build.mirror,
         snapshot: written.build.snapshot,
-        recipe,
+        recipe: recipe.to_owned(),
         network,
         guests,
     };
@@ -82,20 +74,11 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
 
 fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Guest, Box<Problem>> {
     let at = ["guest", name];
-    let memory_mib = size::of(source, &[at[0], name, "memory"], written.memory.as_deref())?;
-    let data_mib = size::of(source, &[at[0], name, "data"], written.data.as_deref())?;
-    let vcpus = match written.vcpus {
-        None => DEFAULT_VCPUS,
-        Some(count) => u8::try_from(count).map_err(|_| {
-            source
-                .problem(
-                    &[at[0], name, "vcpus"],
-                    "OutOfRange",
-                    format!("{count} is no number of CPUs"),
-                )
-                .accepts("1 to 64")
-        })?,
-    };
+    let path = |key: &'static str| [at[0], name, key];
+    let memory = written.memory.as_deref();
+    let memory_mib = values::size(source, &path("memory"), memory, &keys::MEMORY)?;
+    let data_mib = values::size(source, &path("data"), written.data.as_deref(), &keys::DATA)?;
+    let vcpus = values::count(source, &path("vcpus"), written.vcpus, &keys::CPUS)?;
     let mut services = Vec::new();
     for (service, written) in written.service {
         services.push(self::service(source, name, &service, written)?);
@@ -113,9 +96,9 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
         forwards.push(forward);
     }
     Ok(Guest {
-        memory_mib: memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
-        vcpus,
-        data_mib: data_mib.unwrap_or(DEFAULT_DATA_MIB),
+        memory_mib: memory_mib.expect(HAS_DEFAULT),
+        vcpus: vcpus.expect(HAS_DEFAULT),
+        data_mib: data_mib.expect(HAS_DEFAULT),
         services,
         forwards,
         restart: Restart {
@@ -128,21 +111,18 @@ fn guest(source: &Source<'_>, name: &str, written: written::Guest) -> Result<Gue
 }
 
 fn restart(source: &Source<'_>, guest: &str, written: Option<&str>) -> Result<RestartWhen, Box<Problem>> {
-    const KNOWN: [(&str, RestartWhen); 3] = [
-        ("on-failure", RestartWhen::OnFailure),
-        ("always", RestartWhen::Always),
-        ("never", RestartWhen::Never),
-    ];
-    let Some(text) = written else {
-        return Ok(RestartWhen::default());
-    };
-    let known = KNOWN.iter().find(|(word, _)| *word == text);
-    known.map(|(_, when)| *when).ok_or_else(|| {
-        let text_of = format!("there is no restart policy {text:?}");
-        source
-            .problem(&["guest", guest, "restart"], "UnknownPolicy", text_of)
-            .near(text, &KNOWN.map(|(word, _)| word))
-            .accepts("\"on-failure\", \"always\" or \"never\"")
+    let known = ("UnknownPolicy", "restart policy");
+    let word = values::choice(
+        source,
+        &["guest", guest, "restart"],
+        written,
+        &keys::RESTART,
+        known,
+    )?;
+    Ok(match word {
+        "always" => RestartWhen::Always,
+        "never" => RestartWhen::Never,
+        _ => RestartWhen::OnFailure,
     })
 }
 
@@ -154,18 +134,9 @@ fn service(
 ) -> Result<Service, Box<Problem>> {
     let at = |last: &'static str| ["guest", guest, "service", key, last];
     let name = parse_name(source, &["guest", guest, "service", key], key)?;
-    if written.kind != "postgres" {
-        let problem = source.problem(
-            &at("kind"),
-            "UnknownKind",
-            format!("there is no kind of service {:?}", written.kind),
-        );
-        return Err(problem.near(&written.kind, &["postgres"]).accepts("\"postgres\""));
-    }
-    let port = match written.port {
-        None => POSTGRES_PORT,
-        Some(port) => parse_port(source, &at("port"), port)?,
-    };
+    let known = ("UnknownKind", "kind of service");
+    values::choice(source, &at("kind"), Some(&written.kind), &keys::KIND, known)?;
+    let port = values::count(source, &at("port"), written.port, &keys::PORT)?.expect(HAS_DEFAULT);
     let mut settings = BTreeMap::new();
     for (setting, value) in written.settings {
         let path = ["guest", guest, "service", key, "settings", &setting];
@@ -235,7 +206,7 @@ fn forward(
                 "BadAddress",
                 format!("{:?} is no address to listen on", written.listen),
             )
-            .accepts("an address and a port, such as \"127.0.0.1:15432\"")
+            .accepts(keys::FORWARD_LISTEN.accepted())
     })?;
     if listen.port() == 0 {
         return Err(source
@@ -243,10 +214,7 @@ fn forward(
             .accepts("a port from 1 to 65535"));
     }
     let ServiceKind::Postgres { port: own, .. } = service.kind;
-    let port = match written.port {
-        None => own,
-        Some(port) => parse_port(source, &at("port"), port)?,
-    };
+    let port = values::count(source, &at("port"), written.port, &keys::FORWARD_PORT)?.unwrap_or(own);
     if port != own {
         let text = format!(
             "port {port} contradicts service {}, which listens on {own}",
@@ -266,14 +234,6 @@ fn forward(
 
 pub(super) fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
     Name::parse(text).map_err(|error| source.problem(path, "BadName", error.to_string()))
-}
-
-fn parse_port(source: &Source<'_>, path: &[&str], port: i64) -> Result<u16, Box<Problem>> {
-    u16::try_from(port).ok().filter(|port| *port > 0).ok_or_else(|| {
-        source
-            .problem(path, "OutOfRange", format!("{port} is no TCP port"))
-            .accepts("1 to 65535")
-    })
 }
 
 fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {

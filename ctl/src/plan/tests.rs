@@ -20,7 +20,7 @@ fn image(digest: &str) -> Image {
 
 fn spec() -> HostSpec {
     let path = std::path::Path::new("s.toml");
-    config::parse(path, config::TEMPLATE)
+    config::parse(path, &config::template())
         .unwrap()
         .host_spec(&image("d"), None)
 }

@@ -1,10 +1,13 @@
-//! `down`: stops all guests in order, then the host agent, and sees it gone; `down NAME` stops one guest.
+//! `down`: stops all guests in order, then the host agent unless it is installed, and sees them gone; `down NAME`
+//! stops one guest.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::limits::WATCH_HOLD;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{HostSpec, VERSION};
 use sovereign_protocol::status::{GuestStatus, Phase};
 
 use crate::agent::{self, Binaries, Process};
@@ -13,6 +16,7 @@ use crate::clock::seconds;
 use crate::context::{Context, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
+use crate::unit;
 
 /// All guests, PostgreSQL's own stop included.
 const STOP: Duration = Duration::from_secs(60);
@@ -25,7 +29,7 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
         // A host agent that was killed left its guests running: only an agent stops them in order.
         None if guests_remain(layout) => {
             talk("guests run without a host agent; one is started to stop them in order");
-            Some(agent::ensure(layout, &Binaries::find()?).await?.0)
+            Some(agent::ensure(context, &Binaries::find()?).await?.0)
         }
         None => None,
     };
@@ -33,6 +37,9 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
         (None, _) => {
             talk("nothing is running");
             context.done("NotRunning", "nothing is running", "sovereign up")
+        }
+        (Some(link), None) if unit::is_installed(&context.environment, layout) => {
+            guests_only(context, &link).await
         }
         (Some(link), None) => all(context, &link).await,
         (Some(link), Some(name)) => one(context, &link, name).await,
@@ -68,6 +75,29 @@ async fn all(context: &Context, link: &Link) -> Result<(), CommandError> {
             .next(format!("less {}", layout.log().display())));
     }
     finished(context, begun)
+}
+
+/// An installed host agent stays, and nothing is wanted of it.
+async fn guests_only(context: &Context, link: &Link) -> Result<(), CommandError> {
+    let begun = Instant::now();
+    let nothing = HostSpec {
+        version: VERSION,
+        guests: BTreeMap::new(),
+        network: None,
+    };
+    link.apply(&nothing).await?;
+    context.when_interrupted("interrupted; the stop goes on", "sovereign down");
+    let mut cursor = None;
+    while begun.elapsed() < STOP {
+        let guests = link.status().await?.guests;
+        if guests.iter().all(|guest| guest.phase == Phase::Stopped) {
+            talk("the host agent is installed and stays");
+            return finished(context, begun);
+        }
+        cursor = Some(link.watch(cursor, LOOK_AGAIN).await?.cursor);
+    }
+    let message = format!("not all guests have stopped within {} s", STOP.as_secs());
+    Err(CommandError::new(Kind::TimedOut, "NotStopped", message).next("sovereign status"))
 }
 
 async fn one(context: &Context, link: &Link, name: &Name) -> Result<(), CommandError> {
@@ -122,4 +152,34 @@ fn finished(context: &Context, begun: Instant) -> Result<(), CommandError> {
     let evidence = format!("stopped in {}", seconds(begun.elapsed()));
     talk(&evidence);
     context.done("Stopped", &evidence, "sovereign up")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::fake_host::FakeHost;
+    use sovereign_protocol::spec::Image;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_installed_agent_stays_and_nothing_is_wanted_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut context = Context::in_dir(dir.path());
+        context.environment.systemd = true;
+        context.environment.unit_home = Some(dir.path().to_owned());
+        std::fs::write(dir.path().join("sovereign-t.service"), "").unwrap();
+        let image = Image {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            root: "r".into(),
+            agent: "a".into(),
+            digest: "d".into(),
+        };
+        let settings = config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap();
+        let host = FakeHost::start(&context.layout, settings.host_spec(&image, None));
+        run(&context, &cli::Down { name: None }).await.unwrap();
+        let state = host.state();
+        assert!(state.spec.as_ref().unwrap().guests.is_empty());
+        assert!(!state.stopped, "the agent was told to end");
+    }
 }

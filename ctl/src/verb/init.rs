@@ -15,7 +15,7 @@ pub(super) fn run(context: &Context) -> Result<(), CommandError> {
         .write(true)
         .create_new(true)
         .open(&path)
-        .and_then(|mut file| file.write_all(config::TEMPLATE.as_bytes()));
+        .and_then(|mut file| file.write_all(config::template().as_bytes()));
     let (reason, evidence) = match written {
         Ok(()) => ("Written", format!("wrote {shown}")),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {

@@ -5,11 +5,14 @@ use crate::context::Context;
 use crate::error::CommandError;
 
 mod build;
+mod completions;
 mod destroy;
 mod doctor;
 mod down;
 mod events;
 mod exec;
+mod forward;
+mod host;
 mod init;
 mod logs;
 mod plan;
@@ -33,9 +36,12 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Test => doctor::run(context, doctor::Mode::Test).await,
         Verb::Watch => watch::run(context).await.map(done),
         Verb::Events(args) => events::run(context, &args).await.map(done),
+        Verb::Forward(args) => forward::run(context, args.verb).await.map(done),
+        Verb::Host(args) => host::run(context, &args.verb).await.map(done),
         Verb::Logs(args) => logs::run(context, &args.name).map(done),
         Verb::Exec(args) => exec::run(context, &args.name, args.command, args.user).await,
         Verb::Psql(args) => psql::run(context, args).await,
+        Verb::Completions(args) => completions::run(context, &args).map(done),
         Verb::Secret(args) => secret::run(context, &args.secret).map(done),
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "interrupted; the host agent may run, `sovereign down` stops it",
         "sovereign down",
     );
-    let (link, started) = agent::ensure_current(&context.layout, &binaries).await?;
+    let (link, started) = agent::ensure_current(context, &binaries).await?;
     if started {
         talk("host agent started");
     }
@@ -251,7 +251,7 @@ mod tests {
     use sovereign_protocol::condition::Status;
 
     fn settings() -> Settings {
-        config::parse(std::path::Path::new("s.toml"), config::TEMPLATE).unwrap()
+        config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap()
     }
 
     #[test]

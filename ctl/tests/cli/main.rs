@@ -3,104 +3,37 @@
 #![allow(clippy::unwrap_used)] // clippy.toml excepts test functions, not the helpers beside them
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const VERBS: [&str; 15] = [
-    "init", "build", "up", "plan", "down", "destroy", "status", "doctor", "test", "watch", "events", "logs",
-    "exec", "psql", "secret",
+mod forward;
+mod home;
+mod host;
+mod plan;
+
+use home::{Home, code, failure, stderr, stdout};
+
+const VERBS: [&str; 18] = [
+    "init",
+    "build",
+    "up",
+    "plan",
+    "down",
+    "destroy",
+    "status",
+    "doctor",
+    "test",
+    "watch",
+    "events",
+    "logs",
+    "exec",
+    "psql",
+    "forward",
+    "host",
+    "secret",
+    "completions",
 ];
-
-struct Home(tempfile::TempDir);
-
-impl Home {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let mut argv = vec![env!("CARGO_BIN_EXE_sovereign").into()];
-        argv.extend(args.iter().map(Into::into));
-        self.command(&argv).output().unwrap()
-    }
-
-    /// `sovereign` with what has to lie beside it; `before` runs it, such as strace.
-    fn installed(&self, before: &[&str], args: &[&str]) -> Output {
-        let bin = self.path().join("bin");
-        if !bin.exists() {
-            std::fs::create_dir(&bin).unwrap();
-            let own = bin.join("sovereign");
-            std::fs::hard_link(env!("CARGO_BIN_EXE_sovereign"), &own)
-                .or_else(|_| std::fs::copy(env!("CARGO_BIN_EXE_sovereign"), &own).map(drop))
-                .unwrap();
-            for name in ["sovereign-host", "sovereign-init", "sovereign-guest"] {
-                std::fs::write(bin.join(name), name).unwrap();
-            }
-        }
-        let mut argv: Vec<std::ffi::OsString> = before.iter().map(Into::into).collect();
-        argv.push(bin.join("sovereign").into());
-        argv.extend(args.iter().map(Into::into));
-        self.command(&argv).output().unwrap()
-    }
-
-    fn command(&self, argv: &[std::ffi::OsString]) -> Command {
-        let mut command = Command::new(&argv[0]);
-        command
-            .args(&argv[1..])
-            .current_dir(self.path())
-            .env_clear()
-            .stdin(std::process::Stdio::null());
-        for (name, below) in [
-            ("HOME", "home"),
-            ("XDG_CACHE_HOME", "cache"),
-            ("SOVEREIGN_STATE_DIR", "state"),
-            ("SOVEREIGN_RUN_DIR", "run"),
-        ] {
-            command.env(name, self.path().join(below));
-        }
-        command
-    }
-
-    fn state(&self, below: &str) -> std::path::PathBuf {
-        self.path().join("state/default").join(below)
-    }
-
-    fn write_state(&self, below: &str, text: &str) {
-        let path = self.state(below);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// The one object on stdout, with exactly the promised fields.
-fn failure(output: &Output) -> Value {
-    let text = stdout(output);
-    assert_eq!(text.lines().count(), 1, "{text}");
-    let object: Value = serde_json::from_str(&text).unwrap();
-    let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["evidence", "layer", "next", "ok", "reason"]);
-    assert_eq!(object["ok"], false);
-    assert!(!object["next"].as_str().unwrap().is_empty());
-    object
-}
 
 #[test]
 fn every_verb_has_help_with_an_example() {
@@ -124,6 +57,7 @@ fn usage_errors_are_exit_2_also_as_json() {
         &["up", "--timeout", "0"],
         &["logs", "SQL"],
         &["secret", "sql"],
+        &["completions", "tcsh"],
         &[],
     ] {
         assert_eq!(code(&home.run(args)), 2, "{args:?}");
@@ -357,85 +291,51 @@ fn doctor_ends_in_order_where_nothing_was_ever_made_and_test_says_so_by_its_code
     );
 }
 
-/// Calls in strace's record that change something, make a process, or reach out. An image's identity holds the
-/// version of mkfs.erofs, which only the program itself can tell.
-fn changes(record: &str) -> Vec<&str> {
-    let changes = |line: &&str| {
-        let call = line.split_whitespace().nth(1).unwrap_or_default();
-        match call.split('(').next().unwrap_or_default() {
-            "openat" | "open" => ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"]
-                .iter()
-                .any(|flag| line.contains(flag) && !line.contains("/dev/null")),
-            "clone" | "clone3" => !line.contains("CLONE_THREAD") && !line.contains("CLONE_VFORK"),
-            "execve" => !line.contains("mkfs.erofs"),
-            "socket" => !line.contains("AF_UNIX"),
-            "<..." => false, // the rest of a line that was seen
-            _ => true,
-        }
-    };
-    record.lines().skip(1).filter(changes).collect()
+#[test]
+fn completions_are_scripts_that_the_shells_take() {
+    let home = Home::new();
+    for (shell, check) in [("bash", "bash"), ("zsh", "zsh"), ("fish", "fish")] {
+        let script = home.run(&["completions", shell]);
+        assert_eq!((code(&script), stderr(&script).as_str()), (0, ""), "{shell}");
+        let path = home.path().join(shell);
+        std::fs::write(&path, &script.stdout).unwrap();
+        let Ok(checked) = Command::new(check).arg("-n").arg(&path).output() else {
+            eprintln!("SKIPPED: {shell} is not installed, so its script is not read by it");
+            continue;
+        };
+        assert!(checked.status.success(), "{shell}: {}", stderr(&checked));
+    }
+    let completed = Command::new("bash")
+        .args(["-c", "source ./bash; COMP_WORDS=(sovereign forward a); COMP_CWORD=2; _sovereign sovereign a forward; echo ${COMPREPLY[@]}"])
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&completed).trim(), "add", "{}", stderr(&completed));
 }
 
 #[test]
-fn plan_shows_links_and_addresses_and_changes_nothing() {
+fn short_forms_of_guest_names_are_in_the_help_of_verbs_that_take_one_and_not_in_the_overview() {
     let home = Home::new();
     home.run(&["init"]);
-    let traced = "trace=openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,\
-                  symlink,symlinkat,truncate,ftruncate,fallocate,chmod,fchmod,fchmodat,utimensat,mount,unshare,setns,\
-                  clone,clone3,fork,vfork,execve,socket,kill,pidfd_send_signal,mknodat,setxattr";
-    let record = home.path().join("record");
-    let record_to = record.to_str().unwrap();
-    let strace = [
-        "strace",
-        "-f",
-        "-qqq",
-        "-o",
-        record_to,
-        "-e",
-        traced,
-        "-e",
-        "signal=none",
-    ];
-    let planned = home.installed(&strace, &["plan"]);
-    assert_eq!(code(&planned), 0, "{}", stderr(&planned));
-    assert_eq!(
-        stdout(&planned).lines().collect::<Vec<_>>(),
-        [
-            "build the image postgresql-17",
-            "start the host agent",
-            "network: make a private network namespace where that works (auto), else guests get no card",
-            "link sv5pkj: create bridge, address 02:87:bc:c5:a8:42, group 1315857411",
-            "link sv5pkj-sql: create tap, group 1315857411",
-            "link sv5pkj-sql: make port of sv5pkj",
-            "link lo: set up",
-            "link sv5pkj: set up",
-            "link sv5pkj-sql: set up",
-            "address 192.168.100.1/24: add to sv5pkj",
-            "sql: make a data disk of 2048 MiB (sparse)",
-            "sql: boot with 256 MiB, 192.168.100.127/24 (private)",
-            "sql: forward postgres: 127.0.0.1:15432 to port 5432",
-        ]
-    );
-    let text = std::fs::read_to_string(&record).unwrap();
-    assert!(text.contains("sovereign.toml"), "the record shows calls: {text}");
-    assert!(changes(&text).is_empty(), "{:#?}", changes(&text));
-    let mut left: Vec<_> = std::fs::read_dir(home.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    left.sort();
-    assert_eq!(left, ["bin", "record", "sovereign.toml"]);
-
-    let dry = home.installed(&[], &["up", "--dry-run", "--json"]);
-    assert_eq!(code(&dry), 0);
-    let object: Value = serde_json::from_str(&stdout(&dry)).unwrap();
-    assert_eq!(
-        (&object["ok"], &object["reason"]),
-        (&Value::from(true), &Value::from("Planned"))
-    );
-    assert_eq!(object["steps"][9]["change"], "add_address");
-    // The same record of something that does change: the test can fail.
-    home.installed(&strace, &["init", "--config", "other.toml"]);
-    let text = std::fs::read_to_string(&record).unwrap();
-    assert!(changes(&text).iter().any(|line| line.contains("other.toml")));
+    assert!(!stdout(&home.run(&["--help"])).contains("--sql"));
+    for verb in [
+        &["up"][..],
+        &["plan"],
+        &["down"],
+        &["destroy"],
+        &["logs"],
+        &["exec"],
+        &["psql"],
+        &["events"],
+        &["forward", "add"],
+        &["forward", "list"],
+        &["forward", "remove"],
+    ] {
+        let help = stdout(&home.run(&[verb, &["--help"]].concat()));
+        assert!(help.contains("--sql"), "{verb:?}: {help}");
+    }
+    let (short, long) = (home.run(&["logs", "--sql"]), home.run(&["logs", "sql"]));
+    assert_eq!((code(&short), stderr(&short)), (code(&long), stderr(&long)));
+    assert_eq!(code(&home.run(&["down", "--forge"])), 0, "nothing runs");
+    assert_eq!(code(&home.run(&["status", "--sql"])), 2);
 }
