@@ -4,6 +4,7 @@
 //! SKIPPED. It opens no AF_VSOCK socket: that happens in guests only.
 
 mod clock;
+mod fleet;
 mod image;
 mod interrupt;
 mod machine;
@@ -16,6 +17,7 @@ mod size;
 mod vm;
 mod vsock;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,7 +28,7 @@ use places::Places;
 use report::Report;
 
 /// The parts, in the order in which they run.
-const PARTS: [&str; 4] = ["size", "rpc", "vsock", "product"];
+const PARTS: [&str; 5] = ["size", "rpc", "vsock", "product", "fleet"];
 
 /// One run, as JSON.
 #[derive(Serialize)]
@@ -48,12 +50,17 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     sovereign_tests::guard::refuse_vsock(); // of this process and of all that it starts
-    if let [verb, vhost, front] = &std::env::args_os().skip(1).collect::<Vec<_>>()[..]
-        && verb == vsock::VERB
-    {
-        return vsock::serve_device(vhost.as_ref(), front.as_ref());
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match &words[..] {
+        [verb, vhost, front] if verb == vsock::VERB => {
+            return vsock::serve_device(vhost.as_ref(), front.as_ref());
+        }
+        [verb, count] if verb == fleet::VERB => {
+            return fleet::run(count.to_str().context("not a number")?.parse()?);
+        }
+        _ => {}
     }
-    let (places, parts) = places::arguments(std::env::args_os().skip(1))?;
+    let (places, parts) = places::arguments(words.into_iter())?;
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
         anyhow::bail!("no part {unknown}; there are {}", PARTS.join(", "));
@@ -74,6 +81,7 @@ fn measure(part: &str, places: &Places, report: &mut Report) {
         "size" => report.part(part, size::measure(places)),
         "rpc" => report.part(part, rpc::measure()),
         "vsock" => report.part(part, vsock::measure(places)),
+        "fleet" => report.part(part, fleet::measure()),
         _ => {
             if let Err(error) = product::measure(places, report) {
                 report.skip(part, format!("{error:#}"));
