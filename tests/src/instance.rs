@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::name::Name;
 
 use crate::guard;
 use crate::seat::{Seat, Who};
@@ -200,6 +201,28 @@ impl Instance {
     /// As [`Self::status`].
     pub fn guest(&self) -> Result<Value> {
         Ok(self.status()?["guests"][0].take())
+    }
+
+    /// The instance's name.
+    ///
+    /// # Errors
+    /// Never: it is a name.
+    pub fn name(&self) -> Result<Name> {
+        Ok(Name::parse(&self.name)?)
+    }
+
+    /// `LAYER CODE` of each finding of `doctor`, lowest layer first.
+    ///
+    /// # Errors
+    /// When it prints no JSON.
+    pub fn findings(&self) -> Result<Vec<String>> {
+        let diagnosis: Value = serde_json::from_slice(&self.run(&["doctor", "--json"])?.stdout)?;
+        let found = diagnosis["findings"].as_array().context("no findings")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(found
+            .iter()
+            .map(|finding| format!("{} {}", text(&finding["layer"]), text(&finding["code"])))
+            .collect())
     }
 
     /// Asks again until the guest satisfies `wanted`.

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use sovereign_tests::net::can_run;
 use sovereign_tests::{Instance, Who};
@@ -18,17 +18,6 @@ fn says(guest: &Value, layer: &str, reason: &str) -> bool {
 
 fn exec(instance: &Instance, line: &str) -> Command {
     instance.command(&["exec", "sql", "--", "sh", "-c", line])
-}
-
-fn findings(instance: &Instance) -> Result<Vec<String>> {
-    let output = instance.run(&["doctor", "--json"])?;
-    let diagnosis: Value = serde_json::from_slice(&output.stdout)?;
-    let found = diagnosis["findings"].as_array().context("no findings")?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Ok(found
-        .iter()
-        .map(|finding| format!("{} {}", text(&finding["layer"]), text(&finding["code"])))
-        .collect())
 }
 
 #[test]
@@ -74,7 +63,7 @@ fn the_hosts_disk_is_full(instance: &Instance) -> Result<()> {
         says(guest, "vmm", "HostDiskFull")
     })?;
     ensure!(stuck["ready"] == "False", "{stuck:#}");
-    let found = findings(instance)?;
+    let found = instance.findings()?;
     ensure!(found == ["vmm HostDiskFull"], "{found:?}");
     std::fs::remove_file(filler)?;
     instance.wait("a guest that goes on", SHOWS, |guest| {
@@ -107,7 +96,7 @@ fn instance_says_full(instance: &Instance, mut fill: Command) -> Result<()> {
     instance.wait("a full data disk", SHOWS, |guest| {
         guest["ready"] == "False" && says(guest, "disk", "Full")
     })?;
-    let found = findings(instance)?;
+    let found = instance.findings()?;
     ensure!(
         found.first().is_some_and(|first| first == "disk Full"),
         "{found:?}"

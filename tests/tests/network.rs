@@ -1,10 +1,11 @@
 //! Floor 3: a guest's network: made, healed, changed while it runs, and gone; for each kind of user.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use sovereign_tests::net::can_run;
+use sovereign_host_agent::net::names;
+use sovereign_tests::net::{can_run, inside};
 use sovereign_tests::{Instance, Who};
 
 /// The guest looks at its network when the kernel tells of a change; emulated, that takes a moment.
@@ -74,7 +75,8 @@ fn private(instance: &Instance) -> Result<()> {
 
     // Another subnet, address and name server: the guest runs on, and nothing of the old is left.
     let keys = "address = \"10.77.0.9\"\ndns = [\"10.77.0.1\"]";
-    instance.configure_network("namespace = \"private\"\naddress = \"10.77.0.1/16\"", keys)?;
+    let network = "namespace = \"private\"\naddress = \"10.77.0.1/16\"";
+    instance.configure_network(network, keys)?;
     instance.ok(&["up"])?;
     let moved = instance.guest()?;
     ensure!(is(&moved, "interface", "Configured", "10.77.0.9/16"), "{moved:#}");
@@ -90,9 +92,57 @@ fn private(instance: &Instance) -> Result<()> {
     );
     ensure!(!addresses.contains(address), "{addresses}");
 
+    a_foreign_bridge_is_named_and_left_alone(instance)?;
+    tailscale_is_watched_when_it_is_wanted(instance, network, keys)?;
     instance.ok(&["down"])?;
     ensure!(instance.processes().is_empty(), "{:?}", instance.processes());
     Ok(())
+}
+
+/// Somebody takes our bridge away and puts another of its name there: not ours to remove.
+fn a_foreign_bridge_is_named_and_left_alone(instance: &Instance) -> Result<()> {
+    let bridge = names::bridge(&instance.name()?);
+    let helper = instance.process(&["sovereign-host netns"])?;
+    inside(
+        helper,
+        &format!("ip link set {bridge} name gone group 0; ip link add {bridge} type bridge"),
+    )?;
+    let found = until(instance, |found| {
+        found.first().is_some_and(|first| first == "tap NetworkFailed")
+    })?;
+    ensure!(found.len() == 1, "{found:?}");
+    inside(helper, &format!("ip link delete {bridge}; ip link delete gone"))?;
+    until(instance, <[String]>::is_empty)?;
+    reaches(instance, "10.77.0.1")
+}
+
+/// The image has no tailscaled: that is said, and the guest is ready all the same.
+fn tailscale_is_watched_when_it_is_wanted(instance: &Instance, network: &str, keys: &str) -> Result<()> {
+    instance.configure_network(network, &format!("{keys}\n[guest.sql.tailscale]"))?;
+    instance.ok(&["up"])?;
+    let found = until(instance, |found| !found.is_empty())?;
+    ensure!(
+        found.len() == 1 && found[0].starts_with("tailscale "),
+        "{found:?}"
+    );
+    ensure!(instance.guest()?["ready"] == "True");
+    instance.configure_network(network, keys)?;
+    instance.ok(&["up"])?;
+    until(instance, <[String]>::is_empty)?;
+    Ok(())
+}
+
+/// Diagnoses again until the findings are as wanted.
+fn until(instance: &Instance, wanted: impl Fn(&[String]) -> bool) -> Result<Vec<String>> {
+    let begun = Instant::now();
+    loop {
+        let found = instance.findings()?;
+        if wanted(&found) {
+            return Ok(found);
+        }
+        ensure!(begun.elapsed() < SOON, "{found:?}");
+        std::thread::sleep(Duration::from_millis(100)); // polls a process
+    }
 }
 
 /// What was taken away is there again by itself, and the journal tells both.
