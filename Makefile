@@ -45,6 +45,8 @@ check: rust
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	cargo test --workspace --exclude sovereign-tests --locked
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo test --manifest-path fuzz/Cargo.toml --target-dir $(TARGET) --locked
 
 deny: rust
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked

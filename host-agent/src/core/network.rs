@@ -88,12 +88,6 @@ impl World {
         carded.map(|(name, _)| name.clone()).collect()
     }
 
-    /// True when guests are to have cards.
-    #[must_use]
-    pub fn networked(&self) -> bool {
-        self.network.mode == Mode::Private
-    }
-
     pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
         let key = Key::new(Layer::Tap, "network");
         match event {

@@ -637,3 +637,189 @@ fn a_guest_does_not_speak_for_the_host() {
     let offset = host_key(Layer::Clock, &sql(), "offset");
     assert_eq!(world.feed.verdict(&offset).unwrap().reason, "Off");
 }
+
+#[test]
+fn a_world_goes_on_where_the_last_agent_ended() {
+    let mut last = ready_world();
+    last.step(happened(5, 1..=2), 10);
+    let (all, read) = (whole_journal(&last), last.read().clone());
+    assert_eq!(read[&sql()].revision, 2);
+    let mut journal = Journal::new(7, HOST_EVENTS);
+    for event in all.clone() {
+        journal.restore(event, 0);
+    }
+    let mut world = World::resume(9, journal, read.clone(), 3, Some(spec(5432)));
+    assert_eq!(whole_journal(&world), all);
+    assert_eq!((world.read(), world.revision()), (&read, 3));
+    assert_eq!(world.spec(), Some(&spec(5432)));
+    assert!(world.wants(&spec(5432)) && !world.wants(&spec(5433)));
+    world.step(Event::Applied(spec(5432)), 1);
+    assert_eq!(world.revision(), 3, "what is wanted already is no change");
+    world.step(happened(5, 1..=2), 2);
+    let again = whole_journal(&world);
+    let told = again.iter().filter(|event| event.key.subject == "sql/postgres");
+    assert_eq!(told.count(), 2, "what was read before is not told again");
+}
+
+#[test]
+fn only_what_serves_has_open_forwards_and_they_lead_to_the_wanted_ports() {
+    let mut world = World::new(1);
+    world.step(Event::Applied(spec(5432)), 0);
+    assert_eq!(world.serving(), []);
+    let mut world = ready_world();
+    assert_eq!(world.serving(), [sql()]);
+    let postgres = Name::parse("postgres").unwrap();
+    assert_eq!(world.forward_ports(&sql()), BTreeMap::from([(postgres, 5432)]));
+    assert_eq!(world.step(Event::Tick, 1), [], "nothing is switched twice");
+    let of = |world: &World| world.report(&sql(), 1, |_| String::new()).guests[0].forwards[0].status;
+    assert_eq!(of(&world), Status::Unknown);
+    world.step(
+        Event::Forward(sql(), "other".into(), Verdict::no("PortUnavailable", "")),
+        1,
+    );
+    assert_eq!(of(&world), Status::Unknown, "another forward's");
+    world.step(
+        Event::Forward(sql(), "postgres".into(), Verdict::yes("Listening", "")),
+        1,
+    );
+    assert_eq!(of(&world), Status::True);
+    assert_eq!(
+        world.ready(&sql(), 1),
+        Status::True,
+        "a port in use leaves the guest ready"
+    );
+}
+
+fn networked(address: &str) -> HostSpec {
+    let mut networked = spec(5432);
+    networked.network = Some(sovereign_protocol::spec::HostNetwork {
+        namespace: Namespace::Auto,
+        address: address.parse().unwrap(),
+    });
+    networked
+}
+
+#[test]
+fn a_network_is_tried_until_it_is_there_and_again_only_when_it_is_another() {
+    let decides = |world: &mut World, spec: &HostSpec| {
+        let effects = world.step(Event::Applied(spec.clone()), 0);
+        effects.contains(&Effect::DecideNetwork(Namespace::Auto))
+    };
+    let (one, two) = (networked("10.0.0.1/24"), networked("10.0.1.1/24"));
+    let mut world = World::new(1);
+    assert!(!decides(&mut world, &spec(5432)));
+    assert!(decides(&mut world, &one));
+    assert!(decides(&mut world, &one), "nobody has said yet");
+    world.step(Event::NetworkMode(Mode::Off("no tun".into())), 0);
+    assert!(!decides(&mut world, &one) && decides(&mut world, &two));
+    let opened = world.step(Event::NetworkMode(Mode::Private), 0);
+    assert_eq!(opened, [Effect::OpenNetwork]);
+    assert!(!decides(&mut world, &one) && !decides(&mut world, &two));
+    let mut without = World::new(1);
+    assert_eq!(without.step(Event::NetworkMode(Mode::Off("x".into())), 0), []);
+}
+
+#[test]
+fn a_tap_is_wanted_for_who_has_a_card_or_will_have_one() {
+    let interface = || Some(sovereign_protocol::interface::InterfaceSpec::default());
+    let mut carded = spec(5432);
+    carded.guests.get_mut(&sql()).unwrap().interface = interface();
+    let mut world = World::new(1);
+    world.step(Event::Applied(spec(5432)), 0);
+    assert!(world.carded().is_empty());
+    world.step(Event::Applied(carded.clone()), 0);
+    assert_eq!(world.carded(), BTreeSet::from([sql()]));
+
+    let Event::Booted {
+        guest, boot_id, vmm, ..
+    } = booted()
+    else {
+        unreachable!()
+    };
+    let machine = Machine::wanted(&carded.guests[&sql()], true);
+    world.step(
+        Event::Booted {
+            guest,
+            boot_id,
+            vmm,
+            machine,
+        },
+        1,
+    );
+    world.step(Event::Applied(spec(5432)), 2);
+    assert_eq!(
+        world.carded(),
+        BTreeSet::from([sql()]),
+        "its VMM has the TAP still"
+    );
+    let nobody = HostSpec {
+        guests: BTreeMap::new(),
+        ..spec(5432)
+    };
+    world.step(Event::Applied(nobody), 3);
+    assert_eq!(world.carded(), BTreeSet::from([sql()]), "it stops with its card");
+    world.step(exit(ExitReason::PoweredOff), 4);
+    assert!(world.carded().is_empty());
+}
+
+#[test]
+fn a_guest_that_booted_before_its_network_says_so() {
+    let mut carded = networked("10.0.0.1/24");
+    carded.guests.get_mut(&sql()).unwrap().interface =
+        Some(sovereign_protocol::interface::InterfaceSpec::default());
+    let mut world = World::new(1);
+    world.step(Event::Applied(carded), 0);
+    world.step(Event::NetworkMode(Mode::Private), 0);
+    world.step(booted(), 10_000); // without a card
+    let card = host_key(Layer::Tap, &sql(), "card");
+    assert_eq!(world.feed.verdict(&card).unwrap().reason, "NoCard");
+}
+
+#[test]
+fn a_guest_wanted_again_while_it_stops_starts_after_its_end() {
+    let mut world = ready_world();
+    let nobody = HostSpec {
+        guests: BTreeMap::new(),
+        ..spec(5432)
+    };
+    world.step(Event::Applied(nobody), 1);
+    world.step(Event::Applied(spec(5432)), 2);
+    world.step(booted(), 3); // of an adoption, say: it stops all the same
+    assert_eq!(
+        world.report(&sql(), 3, |_| String::new()).guests[0].phase,
+        Phase::Stopping
+    );
+    let effects = world.step(exit(ExitReason::PoweredOff), 4);
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::Start(..))),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn an_end_takes_a_guests_own_conditions_and_leaves_those_of_others() {
+    let (mut world, other) = two();
+    world.step(Event::SessionUp(other.clone(), "hello".into()), 0);
+    world.step(exit(ExitReason::Crashed), 1);
+    assert_eq!(world.guest_conditions(&other, 1).count(), 1);
+    let left: Vec<Key> = world.guest_conditions(&sql(), 1).map(|c| c.key).collect();
+    assert_eq!(left, [host_key(Layer::Vmm, &sql(), "vmm")]);
+}
+
+#[test]
+fn what_a_vmm_says_is_told_apart() {
+    let Event::Booted { vmm, .. } = booted() else {
+        unreachable!()
+    };
+    for (state, reason) in [
+        (VmmState::Says("running".into()), Some("Running")),
+        (VmmState::Says("paused".into()), Some("Paused")),
+        (VmmState::Says("io-error".into()), Some("Stuck")),
+        (VmmState::Stopped, Some("Stopped")),
+        (VmmState::Silent('D'), Some("Silent")),
+        (VmmState::Starting, None),
+    ] {
+        let verdict = crate::core::vmm_verdict(&state, &vmm);
+        assert_eq!(verdict.as_ref().map(|v| v.reason.as_str()), reason, "{state:?}");
+    }
+}
