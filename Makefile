@@ -2,12 +2,13 @@
 # make build   the four binaries, in target/sovereign/
 # make down    stops it; data stays
 # make test    everything that CI checks
+# make mutants changes the code that decides, bit by bit, and says which change no test saw; takes hours
 #
 # Debian and Ubuntu packages are installed as root; otherwise the one command is printed.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: up build down test check deny system packages rust
+.PHONY: up build down test check deny system mutants packages rust
 .DEFAULT_GOAL := build
 
 ROOT     := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -53,6 +54,10 @@ deny: rust
 	cargo deny check bans licenses sources
 	@if cargo deny fetch db >/dev/null 2>&1; then cargo deny --offline check advisories; \
 	else echo "SKIPPED: cargo deny check advisories (the advisory database cannot be fetched from here)" >&2; fi
+
+mutants: rust
+	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
+	nice cargo mutants --output $(TARGET) --cap-lints true
 
 system: packages build
 	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked

@@ -33,19 +33,22 @@ pub(crate) fn codec_request(data: &[u8]) {
     }
 }
 
+/// What was read is written so that it reads the same; the kind of a tarpc error that nobody knows becomes "other".
+fn assert_stable<T: serde::Serialize + for<'de> serde::Deserialize<'de>>(data: &[u8]) {
+    if let Ok(read) = codec::decode::<T>(data) {
+        let written = codec::encode(&read).expect("what was read can be written");
+        let again: T = codec::decode(&written).expect("it was just written");
+        assert_eq!(
+            codec::encode(&again).expect("what was read can be written"),
+            written
+        );
+        assert_eq!(written.len(), data.len());
+    }
+}
+
 pub(crate) fn codec_response(data: &[u8]) {
-    if let Ok(response) = codec::decode::<Response<GuestResponse>>(data) {
-        assert_eq!(
-            codec::encode(&response).expect("what was read can be written"),
-            data
-        );
-    }
-    if let Ok(response) = codec::decode::<Response<HostResponse>>(data) {
-        assert_eq!(
-            codec::encode(&response).expect("what was read can be written"),
-            data
-        );
-    }
+    assert_stable::<Response<GuestResponse>>(data);
+    assert_stable::<Response<HostResponse>>(data);
     // As the host takes them in: whatever a guest sent is within the limits.
     if let Ok(changes) = codec::decode::<v1::Changes>(data) {
         let changes = Changes::from(changes);
