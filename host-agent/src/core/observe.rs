@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::event::{self, Events};
-use sovereign_protocol::feed::Changes;
+use sovereign_protocol::feed::{Changes, Feed};
 use sovereign_protocol::limits::GUEST_CONDITIONS;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{Forward, GuestConfig};
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use crate::shim::contract::VmmState;
@@ -82,6 +83,11 @@ impl World {
             Event::SpecApplied(name, revision) => {
                 if let Some(guest) = self.guests.get_mut(&name) {
                     guest.applied_revision = revision;
+                }
+                let agent = self.feed.verdict(&host_key(Layer::Session, &name, "agent"));
+                if agent.is_some_and(|verdict| verdict.reason == "SpecRefused") {
+                    let verdict = Verdict::yes("Answered", format!("revision {revision} is taken"));
+                    self.set(Layer::Session, &name, "agent", verdict, now_ms);
                 }
             }
             Event::SpecRefused(name, why) => {
@@ -231,6 +237,21 @@ impl World {
     fn set(&mut self, layer: Layer, guest: &Name, subject: &str, verdict: Verdict, now_ms: u64) {
         self.feed
             .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
+    }
+}
+
+/// Takes back what was said of forwards that the guest has no more.
+pub(super) fn forget_forwards(feed: &mut Feed, guest: &Name, config: &GuestConfig, now_ms: u64) {
+    let key = |forward: &Forward| host_key(Layer::Forward, guest, forward.name.as_str());
+    let wanted: BTreeSet<Key> = config.forwards.iter().map(key).collect();
+    let prefix = format!("{guest}/");
+    let known = feed.snapshot(now_ms).map(|condition| condition.key);
+    let gone: Vec<Key> = known
+        .filter(|key| key.layer == Layer::Forward && key.subject.starts_with(&prefix))
+        .filter(|key| !wanted.contains(key))
+        .collect();
+    for key in &gone {
+        feed.remove(key);
     }
 }
 

@@ -12,6 +12,7 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 
 use super::backoff::{Backoff, Next};
 use super::network::{Mode, Network};
+use super::observe::forget_forwards;
 use super::wedge::Wedge;
 use crate::net::NetworkEvent;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
@@ -312,6 +313,7 @@ impl World {
                     ));
                 }
             }
+            forget_forwards(&mut self.feed, &name, &guest.config, now_ms);
             guest.wanted = true;
             if matches!(guest.phase, Phase::Stopped | Phase::Failed | Phase::CrashLoop) {
                 guest.backoff.forget();
