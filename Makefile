@@ -2,12 +2,13 @@
 # make build   the four binaries, in target/sovereign/
 # make down    stops it; data stays
 # make test    everything that CI checks
+# make bench   speed and size beside peers measured in the same run; docs/benchmarks.md
 #
 # Debian and Ubuntu packages are installed as root; otherwise the one command is printed.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: up build down test check deny system packages rust
+.PHONY: up build down test check deny system bench bench-check packages rust
 .DEFAULT_GOAL := build
 
 ROOT     := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -27,10 +28,10 @@ down:
 # flags away from build scripts and procedural macros.
 build: rust
 	@cargo build --release -p sovereign-ctl -p sovereign-host-agent
-	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(GUEST) -p sovereign-guest-agent
+	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest --target $(GUEST) -p sovereign-guest-agent
 	@mkdir -p $(OUT)
 	@for program in $(TARGET)/release/sovereign $(TARGET)/release/sovereign-host \
-	    $(TARGET)/$(GUEST)/release/sovereign-init $(TARGET)/$(GUEST)/release/sovereign-guest; do \
+	    $(TARGET)/$(GUEST)/guest/sovereign-init $(TARGET)/$(GUEST)/guest/sovereign-guest; do \
 	    to=$(OUT)/$$(basename $$program); \
 	    cmp -s $$program $$to && continue; \
 	    cp $$program $$to.new; mv $$to.new $$to; \
@@ -54,6 +55,27 @@ deny: rust
 
 system: packages build
 	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked
+
+# benches/ is a workspace of its own: peers such as tonic never enter the product's lock file. PARTS chooses among
+# its parts, such as `make bench PARTS="size rpc"`.
+BENCH     := $(TARGET)/bench
+BENCHES   := --manifest-path $(ROOT)benches/Cargo.toml --target-dir $(BENCH)/build --locked
+VHOST     := vhost-device-vsock
+bench: packages build
+	@cargo build --release $(BENCHES) -p runner
+	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest --target $(GUEST) $(BENCHES) -p empty -p probe
+	@[ -x $(BENCH)/peers/bin/$(VHOST) ] || \
+	    cargo install $(VHOST) --version =0.3.0 --locked --root $(BENCH)/peers || \
+	    echo "the peer $(VHOST) cannot be installed from here" >&2
+	@TMPDIR="$$(mktemp -d /tmp/svb.XXXX)"; export TMPDIR; trap 'rm -rf "$$TMPDIR"' EXIT; \
+	SOVEREIGN_BIN=$(OUT) $(BENCH)/build/release/runner --product $(OUT) --statics $(BENCH)/build/$(GUEST)/guest \
+	    --device $(BENCH)/peers/bin/$(VHOST) --out $(BENCH) $(PARTS)
+
+# What CI would check of benches/; not part of `make test`, because its peers take minutes to build.
+bench-check: rust
+	cargo fmt --manifest-path $(ROOT)benches/Cargo.toml --all --check
+	cargo clippy $(BENCHES) --workspace --all-targets -- -D warnings
+	cargo test $(BENCHES) --workspace
 
 # command:package; erofs-utils and debootstrap are needed for images, qemu for guests.
 NEEDS := qemu-system-x86_64:qemu-system-x86 mkfs.erofs:erofs-utils debootstrap:debootstrap

@@ -157,6 +157,8 @@ const CUT_OFF: &str = "HandshakeFailed";
 /// How often such a connection is tried again, and after which pause.
 const DYING: u32 = 10;
 const DYING_PAUSE: Duration = Duration::from_millis(50);
+/// The reason when a connection broke after it was open.
+pub(crate) const LOST: &str = "ConnectionLost";
 /// The reason when nobody listens at the control socket.
 pub(crate) const NOT_RUNNING: &str = "NotRunning";
 
@@ -252,7 +254,7 @@ fn late(what: &str, limit: Duration) -> CommandError {
 fn lost(what: &str) -> CommandError {
     CommandError::new(
         Kind::Unreachable,
-        "ConnectionLost",
+        LOST,
         format!("the host agent went away during {what}"),
     )
 }

@@ -71,6 +71,8 @@ pub struct Engine {
     store: Writer,
     /// What of the journal was handed to the store.
     saved: Cursor,
+    /// How many displaced events the store was told of.
+    saved_displaced: u64,
     saved_read: BTreeMap<Name, Cursor>,
     resumed: Option<HostSpec>,
     network: Option<OpenNetwork>,
@@ -173,6 +175,7 @@ impl Engine {
             anchor,
             store: Writer::start(store).context("cannot start the store's thread")?,
             saved,
+            saved_displaced: 0,
             saved_read: kept.read,
             resumed: spec,
             network: None,
@@ -282,6 +285,9 @@ impl Engine {
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if self.world.is_stopping() {
+            return Err(Refusal::Conflict("the host agent is stopping".to_owned()));
+        }
         if !self.world.wants(&spec) {
             let revision = self.world.revision() + 1;
             let kept = self
@@ -310,8 +316,10 @@ impl Engine {
             let fresh = self.world.events(Start::After(self.saved), now_ms, 0);
             let read = self.world.read();
             let changed = |(name, cursor): &(&Name, &Cursor)| self.saved_read.get(*name) != Some(*cursor);
+            let (displaced_count, displaced) = self.world.displaced(self.saved_displaced);
             let batch = Batch {
                 wanted: None,
+                displaced: displaced.into_iter().collect(),
                 events: fresh
                     .events
                     .into_iter()
@@ -330,6 +338,7 @@ impl Engine {
                 return;
             }
             self.saved = fresh.cursor;
+            self.saved_displaced = displaced_count;
             self.saved_read.clone_from(read);
         }
     }
@@ -389,7 +398,10 @@ impl Engine {
         let (card, tap) = self.card(&name, config).await;
         let wanted = match self.document(&name, config, revision) {
             Ok(wanted) => wanted,
-            Err(error) => return self.report(Event::SpecRefused(name, format!("{error:#}"))).await,
+            Err(error) => {
+                let record = guest::start_failed(&error);
+                return self.report(Event::Ended(name, record)).await; // else nobody would ever see its end
+            }
         };
         let shim = ShimConfig {
             card,
@@ -593,3 +605,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -57,12 +57,7 @@ pub fn start(
         let guest = config.guest.clone();
         let record = match run(&config, tap, wanted, &target_sender, &events).await {
             Ok(record) => record,
-            Err(error) => ExitRecord {
-                boot_id: String::new(),
-                reason: ExitReason::StartFailed,
-                evidence: format!("{error:#}"),
-                wall_ns: wall_ns(),
-            },
+            Err(error) => start_failed(&error),
         };
         target_sender.send_replace(None);
         tracing::info!(%guest, reason = ?record.reason, evidence = %record.evidence.escape_debug(), "guest ended");
@@ -71,6 +66,17 @@ pub fn start(
     Handle {
         wanted: wanted_sender,
         target,
+    }
+}
+
+/// The record of a boot that never began.
+#[must_use]
+pub fn start_failed(error: &anyhow::Error) -> ExitRecord {
+    ExitRecord {
+        boot_id: String::new(),
+        reason: ExitReason::StartFailed,
+        evidence: format!("{error:#}"),
+        wall_ns: wall_ns(),
     }
 }
 

@@ -17,7 +17,7 @@ use sovereign_protocol::v1::{self, Document};
 use tarpc::{ClientMessage, Response, client, context};
 use tokio::sync::{mpsc, watch};
 
-use crate::core::Event;
+use crate::core::{Allowance, Event};
 use crate::timekeeper::Timekeeper;
 
 /// Between dials that nobody answered.
@@ -26,6 +26,11 @@ const DIAL_PAUSE: Duration = Duration::from_millis(25);
 pub(crate) const PING: Duration = Duration::from_secs(2);
 /// Pings without an answer that end a session.
 const MISSES: u32 = 3;
+/// A guest that always has something to say is heard so often at once, and then this often: what it says costs the host's
+/// processor and disk. Nothing is lost by it but what the guest's own journal cannot hold.
+const ANSWERS: (u32, u64) = (64, 1_000);
+/// Sessions that a guest takes and ends at once.
+const SESSIONS: (u32, u64) = (16, 1_000);
 
 /// Where a guest's agent is, and what proves it.
 #[derive(Debug, Clone)]
@@ -66,6 +71,7 @@ pub async fn keep(
     mut wanted: watch::Receiver<Wanted>,
     events: mpsc::Sender<Event>,
 ) {
+    let mut sessions = Paced::new(SESSIONS);
     loop {
         let (stream, session) = dial_until_answered(&guest, &target, &events).await;
         let evidence = format!("agent {} speaks version {}", session.peer_agent, session.version);
@@ -82,6 +88,21 @@ pub async fn keep(
             return;
         }
         tokio::time::sleep(DIAL_PAUSE).await;
+        sessions.spend().await;
+    }
+}
+
+/// An allowance on the runtime's clock.
+struct Paced(Allowance, tokio::time::Instant);
+
+impl Paced {
+    fn new((burst, every_ms): (u32, u64)) -> Self {
+        Self(Allowance::new(burst, every_ms), tokio::time::Instant::now())
+    }
+
+    async fn spend(&mut self) {
+        let now_ms = u64::try_from(self.1.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tokio::time::sleep(Duration::from_millis(self.0.spend(now_ms))).await;
     }
 }
 
@@ -134,12 +155,13 @@ async fn serve(
         .await
         .context("the clock cannot be measured")?;
     events.send(Event::Clock(guest.clone(), clock)).await?;
+    let (carried, reaches) = watch::channel(None);
     // Each arm only ever ends with an error, which ends the session; losing the others is the point.
     tokio::select! {
-        ended = carry_conditions(guest, &watching, events) => ended,
+        ended = carry_conditions(guest, &watching, events, &carried) => ended,
         ended = carry_events(guest, &watching, events) => ended,
         ended = keep_time(guest, &mut time, events) => ended,
-        ended = push(guest, &calls, wanted, events) => ended,
+        ended = push(guest, &calls, wanted, events, reaches) => ended,
     }
 }
 
@@ -152,7 +174,9 @@ async fn carry_conditions(
     guest: &Name,
     client: &GuestClient,
     events: &mpsc::Sender<Event>,
+    carried: &watch::Sender<Option<Cursor>>,
 ) -> anyhow::Result<std::convert::Infallible> {
+    let mut answers = Paced::new(ANSWERS);
     let mut cursor: Option<Cursor> = None;
     let hold_ms = u32::try_from(WATCH_HOLD.as_millis()).unwrap_or(u32::MAX);
     loop {
@@ -165,7 +189,24 @@ async fn carry_conditions(
         if !changes.is_empty() {
             events.send(Event::Conditions(guest.clone(), changes)).await?;
         }
+        carried.send_replace(cursor);
+        answers.spend().await;
     }
+}
+
+/// Waits until the conditions that hold now were carried up by the watch.
+async fn caught_up(
+    client: &GuestClient,
+    reaches: &mut watch::Receiver<Option<Cursor>>,
+) -> anyhow::Result<()> {
+    let after = reaches.borrow().map(v1::Cursor::from);
+    let now = call(CALL, |context| client.watch(context, after, 0)).await?;
+    let now = Cursor::from(now.cursor);
+    let has = |seen: &Option<Cursor>| {
+        seen.is_some_and(|seen| seen.incarnation == now.incarnation && seen.revision >= now.revision)
+    };
+    tokio::time::timeout(CALL, reaches.wait_for(has)).await??;
+    Ok(())
 }
 
 async fn carry_events(
@@ -173,6 +214,7 @@ async fn carry_events(
     client: &GuestClient,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<std::convert::Infallible> {
+    let mut answers = Paced::new(ANSWERS);
     let mut start = Start::Oldest;
     let hold_ms = u32::try_from(WATCH_HOLD.as_millis()).unwrap_or(u32::MAX);
     loop {
@@ -185,6 +227,7 @@ async fn carry_events(
         if !happened.events.is_empty() || happened.lost > 0 {
             events.send(Event::Happened(guest.clone(), happened)).await?;
         }
+        answers.spend().await;
     }
 }
 
@@ -218,6 +261,7 @@ async fn push(
     client: &GuestClient,
     wanted: &mut watch::Receiver<Wanted>,
     events: &mpsc::Sender<Event>,
+    mut reaches: watch::Receiver<Option<Cursor>>,
 ) -> anyhow::Result<std::convert::Infallible> {
     loop {
         let now = wanted.borrow_and_update().clone();
@@ -231,6 +275,10 @@ async fn push(
             let applied = call(CALL, |context| client.apply(context, document))
                 .await
                 .context("apply")?;
+            // Else "applied" could be heard with conditions from before it.
+            caught_up(client, &mut reaches)
+                .await
+                .context("the conditions do not follow")?;
             let event = match applied {
                 Ok(applied) => Event::SpecApplied(guest.clone(), applied.revision),
                 Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),
@@ -267,25 +315,138 @@ mod tests {
     use sovereign_protocol::v1::Ping;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    /// Takes the first request and answers it.
+    async fn answer(far: &mut tokio::io::DuplexStream, response: GuestResponse) {
+        let length = far.read_u32().await.unwrap();
+        far.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        let answer = Response {
+            request_id: 0,
+            message: Ok(response),
+        };
+        let bytes = codec::encode(&answer).unwrap();
+        far.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
+        far.write_all(&bytes).await.unwrap();
+    }
+
     #[tokio::test]
     async fn an_answer_to_another_method_is_an_error_and_no_panic() {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let client = client(Box::new(near));
         let ping = call(CALL, |context| client.ping(context, Ping { host_sent_ns: 1 }));
-        let (answer, ()) = tokio::join!(ping, async {
-            let length = far.read_u32().await.unwrap();
-            far.read_exact(&mut vec![0; length as usize]).await.unwrap();
-            let wrong = Response {
-                request_id: 0,
-                message: Ok(GuestResponse::Shutdown(Ok(()))),
-            };
-            let bytes = codec::encode(&wrong).unwrap();
-            far.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
-            far.write_all(&bytes).await.unwrap();
+        let (answered, ()) = tokio::join!(ping, async {
+            answer(&mut far, GuestResponse::Shutdown(Ok(()))).await;
         });
         assert_eq!(
-            answer.unwrap_err().to_string(),
+            answered.unwrap_err().to_string(),
             "the peer answered what was not asked"
         );
+    }
+
+    #[tokio::test]
+    async fn who_has_caught_up_has_seen_what_held_when_he_asked() {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        let client = client(Box::new(near));
+        let at = |revision| Cursor {
+            incarnation: 7,
+            revision,
+        };
+        let (carried, mut reaches) = watch::channel(Some(at(3)));
+        let mut caught = std::pin::pin!(caught_up(&client, &mut reaches));
+        let guest = async {
+            let changes = Changes {
+                cursor: at(5),
+                reset: false,
+                conditions: Vec::new(),
+                removed: Vec::new(),
+            };
+            answer(&mut far, GuestResponse::Watch(changes.into())).await;
+            std::future::pending::<()>().await
+        };
+        tokio::pin!(guest);
+        for seen in [
+            None,
+            Some(at(4)),
+            Some(Cursor {
+                incarnation: 8,
+                revision: 9,
+            }),
+        ] {
+            carried.send_replace(seen);
+            tokio::select! {
+                early = &mut caught => panic!("{seen:?} is not it: {early:?}"),
+                () = &mut guest => {}
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+        }
+        carried.send_replace(Some(at(5)));
+        tokio::select! {
+            caught = &mut caught => caught.unwrap(),
+            () = &mut guest => {}
+        }
+    }
+
+    /// Answers every request at once, with a journal that never ends.
+    async fn babble(mut far: tokio::io::DuplexStream) -> anyhow::Result<()> {
+        let mut seq = 0;
+        loop {
+            let length = far.read_u32().await?;
+            let mut request = vec![0; length as usize];
+            far.read_exact(&mut request).await?;
+            let ClientMessage::Request(request) = codec::decode::<ClientMessage<GuestRequest>>(&request)?
+            else {
+                continue;
+            };
+            let event = |seq| v1::Event {
+                seq,
+                layer: v1::Layer::Service,
+                subject: "postgres".to_owned(),
+                from: None,
+                to: None,
+                age_ms: 0,
+            };
+            let events = v1::Events {
+                cursor: v1::Cursor {
+                    incarnation: 1,
+                    revision: seq + 2,
+                },
+                wall_ms: 0,
+                lost: 0,
+                events: (seq + 1..=seq + 2).map(event).collect(),
+            };
+            seq += 2;
+            let answer = Response {
+                request_id: request.id,
+                message: Ok(GuestResponse::Events(events)),
+            };
+            let bytes = codec::encode(&answer)?;
+            far.write_u32(u32::try_from(bytes.len())?).await?;
+            far.write_all(&bytes).await?;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_never_stops_talking_is_heard_at_a_steady_pace() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let client = client(Box::new(near));
+        let (sender, mut events) = mpsc::channel(1);
+        let guest = Name::parse("sql").unwrap();
+        let begun = tokio::time::Instant::now();
+        let carried = carry_events(&guest, &client, &sender);
+        let heard = async {
+            let mut at = Vec::new();
+            while begun.elapsed() < Duration::from_secs(10) && at.len() < 1_000 {
+                assert!(matches!(events.recv().await, Some(Event::Happened(..))));
+                at.push(begun.elapsed().as_secs());
+            }
+            at
+        };
+        let heard = tokio::select! {
+            heard = heard => heard,
+            ended = carried => panic!("{ended:?}"),
+            ended = babble(far) => panic!("{ended:?}"),
+        };
+        let at_once = heard.iter().filter(|at| **at == 0).count();
+        assert!((64..=65).contains(&at_once), "{heard:?}");
+        assert!((74..=75).contains(&heard.len()), "{heard:?}");
     }
 }

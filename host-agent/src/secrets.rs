@@ -46,8 +46,10 @@ impl Secrets {
             return Ok(value.clone());
         }
         let value = Exposed(Secret::new(random_hex::<16>()?));
-        self.values.insert(key, value.clone());
-        files::replace(&self.path, &serde_json::to_vec_pretty(&self.values)?)?;
+        let mut values = self.values.clone();
+        values.insert(key, value.clone());
+        files::replace(&self.path, &serde_json::to_vec_pretty(&values)?)?;
+        self.values = values; // not before: a value that is not kept must not be used
         Ok(value)
     }
 }
@@ -65,6 +67,18 @@ mod tests {
         let again = Secrets::load(&path).unwrap().password(&guest, &service).unwrap();
         assert_eq!(first, again);
         assert_eq!(first.0.reveal().len(), 32);
+
+        let beside = dir.path().join("secrets.json.new");
+        std::fs::create_dir(&beside).unwrap(); // now nothing can be written
+        let (mut secrets, other) = (Secrets::load(&path).unwrap(), Name::parse("other").unwrap());
+        for _ in 0..2 {
+            assert!(
+                secrets.password(&guest, &other).is_err(),
+                "a value that is not kept"
+            );
+        }
+        std::fs::remove_dir(&beside).unwrap();
+        assert!(secrets.password(&guest, &other).is_ok());
 
         std::fs::write(&path, "{").unwrap();
         assert!(

@@ -3,7 +3,7 @@
 //! One thread owns the file. Everything that waits goes into one transaction; a commit is on disk before it is
 //! acknowledged. A kill can leave a commit that was stored and not acknowledged: whoever asked repeats it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::event::Event;
 use sovereign_protocol::feed::Cursor;
-use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::name::Name;
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -104,6 +103,8 @@ pub struct Batch {
     pub wanted: Option<(u64, Wanted)>,
     /// New events, with wall times as in [`Kept::events`].
     pub events: Vec<(Event, u64)>,
+    /// Numbers of events that the journal keeps no longer: without them the store would only ever grow.
+    pub displaced: BTreeSet<u64>,
     /// How far guests' journals were read.
     pub read: BTreeMap<Name, Cursor>,
 }
@@ -112,15 +113,17 @@ impl Batch {
     /// True when there is nothing to keep.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.wanted.is_none() && self.events.is_empty() && self.read.is_empty()
+        self.wanted.is_none() && self.events.is_empty() && self.displaced.is_empty() && self.read.is_empty()
     }
 
     fn merge(&mut self, later: Self) {
         self.wanted = later.wanted.or(self.wanted.take());
         self.events.extend(later.events);
+        self.displaced.extend(later.displaced);
         self.read.extend(later.read);
-        let surplus = self.events.len().saturating_sub(HOST_EVENTS);
-        self.events.drain(..surplus);
+        // What was displaced before it was written needs neither: so this is bounded as the journal is.
+        let displaced = &mut self.displaced;
+        self.events.retain(|(event, _)| !displaced.remove(&event.seq));
     }
 }
 
@@ -248,14 +251,15 @@ impl Store {
                 Wanted::Nothing => meta.remove("spec").map_err(failed)?,
             };
         }
-        if let Some((last, _)) = batch.events.last() {
+        if !batch.events.is_empty() || !batch.displaced.is_empty() {
             let mut events = change.open_table(EVENTS).map_err(failed)?;
             for (event, wall_ms) in &batch.events {
                 let bytes = serde_json::to_vec(&StoredEvent::of(event, *wall_ms))?;
                 events.insert(event.seq, bytes.as_slice()).map_err(failed)?;
             }
-            let oldest = last.seq.saturating_sub(HOST_EVENTS as u64);
-            events.retain_in(..=oldest, |_, _| false).map_err(failed)?;
+            for seq in &batch.displaced {
+                events.remove(seq).map_err(failed)?;
+            }
         }
         if !batch.read.is_empty() {
             let mut read = change.open_table(READ).map_err(failed)?;

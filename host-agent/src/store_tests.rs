@@ -58,14 +58,30 @@ fn what_was_kept_is_there_for_the_next_agent() {
 }
 
 #[test]
-fn the_journal_stays_bounded() {
+fn what_the_journal_displaced_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("state.redb")).unwrap();
-    let most = HOST_EVENTS as u64;
-    store.keep(&batch(1..=most)).unwrap();
-    store.keep(&batch(most + 1..=most + 5)).unwrap();
-    let events = store.load().unwrap().events;
-    assert_eq!((events.len() as u64, events[0].0.seq), (most, 6));
+    store.keep(&batch(1..=5)).unwrap();
+    let displaced = Batch {
+        displaced: BTreeSet::from([1, 4, 99]),
+        ..Batch::default()
+    };
+    assert!(!displaced.is_empty());
+    store.keep(&displaced).unwrap();
+    let seqs = || -> Vec<u64> {
+        let events = store.load().unwrap().events;
+        events.iter().map(|(event, _)| event.seq).collect()
+    };
+    assert_eq!(seqs(), [2, 3, 5]);
+
+    let mut waiting = batch(6..=8); // while the disk is full, say
+    waiting.merge(Batch {
+        displaced: BTreeSet::from([2, 7]),
+        ..Batch::default()
+    });
+    assert_eq!((waiting.events.len(), waiting.displaced.len()), (2, 1));
+    store.keep(&waiting).unwrap();
+    assert_eq!(seqs(), [3, 5, 6, 8]);
 }
 
 #[test]

@@ -77,3 +77,30 @@ impl BootRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_this_version_within_its_limit_is_read() {
+        let record = BootRecord {
+            version: 1,
+            boot_id: "b".to_owned(),
+            key: BootKey::generate().unwrap(),
+            wall_ns: 1,
+            seed: "00".to_owned(),
+            port: AGENT_PORT,
+            format_data: true,
+        };
+        let mut bytes = serde_json::to_vec(&record).unwrap();
+        bytes.resize(BOOT_RECORD_BYTES, b' ');
+        assert_eq!(BootRecord::parse(&bytes).unwrap(), record);
+        bytes.push(b' ');
+        let error = BootRecord::parse(&bytes).unwrap_err();
+        assert!(matches!(error, BootRecordError::TooLong(_)), "{error}");
+        let next = serde_json::to_vec(&BootRecord { version: 2, ..record }).unwrap();
+        let error = BootRecord::parse(&next).unwrap_err();
+        assert!(matches!(error, BootRecordError::Version(2)), "{error}");
+    }
+}

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::{BULK_CHUNK_BYTES, BULK_OPEN_BYTES};
 use crate::name::Name;
+use crate::operation::OperationId;
 
 /// What a bulk stream leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,10 @@ pub enum Open {
         port: u16,
     },
     /// A command in the guest. Lane 0 is its input, lanes 1 and 2 are its outputs, `Exit` ends it.
+    /// It runs once: asked for again it is refused while it runs, and then is `Exit` alone.
     Exec {
+        /// The same id is the same operation.
+        operation: OperationId,
         /// Program and arguments.
         argv: Vec<String>,
         /// The guest's user that runs it, `root` if none is named.
@@ -258,6 +262,26 @@ mod tests {
             write_frame(&mut a, &frame).await.unwrap();
             assert_eq!(read_frame(&mut b).await.unwrap(), frame);
         }
+    }
+
+    #[tokio::test]
+    async fn an_opening_message_survives_the_way_and_has_a_limit() {
+        let (mut a, mut b) = duplex(1 << 20);
+        let operation = OperationId::generate().unwrap();
+        let open = |letters: usize| Open::Exec {
+            operation: operation.clone(),
+            argv: vec!["x".repeat(letters)],
+            user: None,
+        };
+        let frame = serde_json::to_vec(&open(0)).unwrap().len();
+        let longest = open(BULK_OPEN_BYTES - frame);
+        write_message(&mut a, &longest).await.unwrap();
+        assert_eq!(read_message::<Open, _>(&mut b).await.unwrap(), longest);
+        let over = open(BULK_OPEN_BYTES - frame + 1);
+        assert!(write_message(&mut a, &over).await.is_err());
+        a.write_u32(BULK_OPEN_BYTES as u32 + 1).await.unwrap();
+        let error = read_message::<Open, _>(&mut b).await.unwrap_err();
+        assert!(error.to_string().contains("over its limit"), "{error}");
     }
 
     #[tokio::test]

@@ -179,6 +179,26 @@ mod tests {
         assert!(encode(&vec![0u8; FRAME_BYTES]).is_err());
     }
 
+    #[tokio::test]
+    async fn a_message_survives_the_transport() {
+        use futures::{SinkExt, StreamExt};
+        type Answer = tarpc::Response<String>;
+        let (near, far) = tokio::io::duplex(16);
+        let mut near = transport::<_, Answer, Answer>(near);
+        let mut far = transport::<_, Answer, Answer>(far);
+        let sent = tarpc::Response {
+            request_id: 7,
+            message: Ok("all of it".to_owned()),
+        };
+        let (written, read) = tokio::join!(near.send(sent), far.next());
+        written.unwrap();
+        let read = read.unwrap().unwrap();
+        assert_eq!(
+            (read.request_id, read.message.unwrap().as_str()),
+            (7, "all of it")
+        );
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_codec_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::EVIDENCE_CHARS;
+use crate::limits::{EVIDENCE_CHARS, REASON_CHARS, SUBJECT_CHARS};
 
 /// A layer of the stack below a service, lowest first (DESIGN section 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -93,17 +93,17 @@ impl Status {
 pub struct Key {
     /// The layer.
     pub layer: Layer,
-    /// The subject in it, such as a service's name or a mount point.
+    /// The subject in it, such as a service's name or a mount point; at most [`SUBJECT_CHARS`], no control characters.
     pub subject: String,
 }
 
 impl Key {
-    /// Names a subject of a layer.
+    /// Names a subject of a layer; a guest may have sent it, so it is cut to its limit and cleaned.
     #[must_use]
     pub fn new(layer: Layer, subject: impl Into<String>) -> Self {
         Self {
             layer,
-            subject: subject.into(),
+            subject: within(subject.into(), SUBJECT_CHARS),
         }
     }
 }
@@ -113,20 +113,20 @@ impl Key {
 pub struct Verdict {
     /// Whether it holds.
     pub status: Status,
-    /// A code for programs, in CamelCase, such as `Ready` or `CrashLoop`.
+    /// A code for programs, in CamelCase, such as `Ready` or `CrashLoop`; at most [`REASON_CHARS`].
     pub reason: String,
     /// What was seen, for people; at most [`EVIDENCE_CHARS`] characters, no control characters.
     pub evidence: String,
 }
 
 impl Verdict {
-    /// A finding; the evidence is cut to its limit and stripped of control characters.
+    /// A finding; its texts are cut to their limits and stripped of control characters.
     #[must_use]
     pub fn new(status: Status, reason: impl Into<String>, evidence: impl AsRef<str>) -> Self {
         Self {
             status,
-            reason: reason.into(),
-            evidence: clean(evidence.as_ref()),
+            reason: within(reason.into(), REASON_CHARS),
+            evidence: clean(evidence.as_ref(), EVIDENCE_CHARS),
         }
     }
 
@@ -149,11 +149,19 @@ impl Verdict {
     }
 }
 
-/// One line without control characters, cut to [`EVIDENCE_CHARS`].
-fn clean(text: &str) -> String {
+/// The text itself where it is good, which it is but for hostile guests.
+fn within(text: String, most: usize) -> String {
+    match text.len() <= most && !text.contains(char::is_control) {
+        true => text,
+        false => clean(&text, most),
+    }
+}
+
+/// One line without control characters, cut to so many characters.
+fn clean(text: &str, most: usize) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .take(EVIDENCE_CHARS)
+        .take(most)
         .collect()
 }
 
@@ -235,10 +243,38 @@ mod tests {
     }
 
     #[test]
+    fn subject_and_reason_of_a_guest_are_bounded_as_well() {
+        let long = format!("a\x1b{}", "ä".repeat(2_000));
+        let key = Key::new(Layer::Disk, long.as_str());
+        let verdict = Verdict::no(long.as_str(), "");
+        assert_eq!(key.subject.chars().count(), SUBJECT_CHARS);
+        assert_eq!(verdict.reason.chars().count(), REASON_CHARS);
+        assert!(key.subject.starts_with("a ä") && verdict.reason.starts_with("a ä"));
+        assert_eq!(Key::new(Layer::Disk, "a\nb").subject, "a b");
+        let most = "x".repeat(SUBJECT_CHARS);
+        assert_eq!(Key::new(Layer::Disk, most.as_str()).subject, most);
+    }
+
+    #[test]
     fn false_wins_over_unknown_over_true() {
         use Status::{False, True, Unknown};
         assert_eq!(True.and(True), True);
         assert_eq!(True.and(Unknown), Unknown);
         assert_eq!(Unknown.and(False), False);
+    }
+
+    #[test]
+    fn clock_forwards_tailscale_and_what_waits_for_another_boot_are_advisory() {
+        let advisory = [Layer::Clock, Layer::Forward, Layer::Tailscale];
+        for layer in [Layer::Vmm, Layer::Session, Layer::Disk, Layer::Service]
+            .into_iter()
+            .chain(advisory)
+        {
+            assert_eq!(layer.advisory(), advisory.contains(&layer), "{layer}");
+            assert_eq!(layer.advisory_for("x"), layer.advisory(), "{layer}");
+            let machine = layer.advisory() || layer == Layer::Vmm;
+            assert_eq!(layer.advisory_for(MACHINE), machine, "{layer}");
+        }
+        assert_eq!(format!("{:>6}", Layer::Vmm), "   vmm");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure: `now_ms` is the caller's monotonic clock in milliseconds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,6 @@ pub struct Events {
 
 #[derive(Debug, Clone)]
 struct Kept {
-    seq: u64,
     key: Key,
     from: Option<Status>,
     to: Option<Verdict>,
@@ -59,12 +58,24 @@ struct Kept {
 }
 
 /// The last transitions, oldest first.
+///
+/// A host's journal holds the events of all its guests. When it is full, the guest that takes most of it makes room with
+/// its own oldest event: one that never stops talking displaces its own history, not that of others.
 #[derive(Debug)]
 pub struct Journal {
     incarnation: u64,
     next: u64,
     capacity: usize,
-    ring: VecDeque<Kept>,
+    kept: BTreeMap<u64, Kept>,
+    /// The numbers in `kept` by owner, oldest first; no queue is empty.
+    shares: BTreeMap<String, VecDeque<u64>>,
+    /// How many were displaced so far, and the last of them.
+    displaced: (u64, VecDeque<u64>),
+}
+
+/// Whose the event is: the guest of `sql/postgres`; the agent's own is nobody's.
+fn owner(key: &Key) -> &str {
+    key.subject.split_once('/').map_or("", |(guest, _)| guest)
 }
 
 impl Journal {
@@ -75,30 +86,27 @@ impl Journal {
             incarnation,
             next: 1,
             capacity,
-            ring: VecDeque::new(),
+            kept: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            displaced: (0, VecDeque::new()),
         }
     }
 
     /// Appends a transition that happened at `at_ms`.
     pub fn append(&mut self, key: Key, from: Option<Status>, to: Option<Verdict>, at_ms: u64) {
-        self.push(Kept {
-            seq: self.next,
-            key,
-            from,
-            to,
-            at_ms: signed(at_ms),
-        });
+        let at_ms = signed(at_ms);
+        self.push(self.next, Kept { key, from, to, at_ms });
     }
 
     /// Takes back an event that was kept elsewhere, with its age at `now_ms`; events come in order of `seq`.
     pub fn restore(&mut self, event: Event, now_ms: u64) {
-        self.push(Kept {
-            seq: event.seq.max(self.next),
+        let kept = Kept {
             key: event.key,
             from: event.from,
             to: event.to,
             at_ms: signed(now_ms).saturating_sub(signed(event.age_ms)),
-        });
+        };
+        self.push(event.seq.max(self.next), kept);
     }
 
     /// Leaves out `count` numbers: they may have been read by somebody before they could be kept.
@@ -106,12 +114,45 @@ impl Journal {
         self.next = self.next.saturating_add(count);
     }
 
-    fn push(&mut self, kept: Kept) {
-        if self.ring.len() == self.capacity {
-            self.ring.pop_front();
+    fn push(&mut self, seq: u64, kept: Kept) {
+        self.next = seq.saturating_add(1);
+        self.shares
+            .entry(owner(&kept.key).to_owned())
+            .or_default()
+            .push_back(seq);
+        self.kept.insert(seq, kept);
+        if self.kept.len() > self.capacity {
+            self.displace();
         }
-        self.next = kept.seq.saturating_add(1);
-        self.ring.push_back(kept);
+    }
+
+    /// The oldest event of who has most; among equals, of who has the oldest.
+    fn displace(&mut self) {
+        let most = self.shares.iter_mut().max_by_key(|(_, seqs)| {
+            let oldest = seqs.front().copied().unwrap_or(u64::MAX);
+            (seqs.len(), u64::MAX - oldest)
+        });
+        let Some((owner, Some(seq))) = most.map(|(owner, seqs)| (owner.clone(), seqs.pop_front())) else {
+            return;
+        };
+        self.shares
+            .retain(|name, seqs| *name != owner || !seqs.is_empty());
+        self.kept.remove(&seq);
+        let (count, last) = &mut self.displaced;
+        *count += 1;
+        last.push_back(seq);
+        if last.len() > self.capacity {
+            last.pop_front();
+        }
+    }
+
+    /// How many events were displaced so far, and the numbers of those after the first `seen`, as far as they are known.
+    #[must_use]
+    pub fn displaced(&self, seen: u64) -> (u64, Vec<u64>) {
+        let (count, last) = &self.displaced;
+        let fresh = usize::try_from(count.saturating_sub(seen)).unwrap_or(usize::MAX);
+        let known = last.len().saturating_sub(fresh);
+        (*count, last.iter().skip(known).copied().collect())
     }
 
     /// Where the journal stands now.
@@ -130,20 +171,23 @@ impl Journal {
         let seen = match start {
             Start::After(cursor) if cursor.incarnation == self.incarnation => cursor.revision.min(last),
             Start::After(_) | Start::Oldest => 0,
-            Start::Last(count) => last.saturating_sub(count),
+            Start::Last(0) => last,
+            Start::Last(count) => {
+                let before = usize::try_from(count).unwrap_or(usize::MAX);
+                self.kept.keys().rev().nth(before).copied().unwrap_or(0)
+            }
         };
-        let first = self.ring.front().map_or(self.next, |kept| kept.seq);
-        let from = self.ring.partition_point(|kept| kept.seq <= seen);
-        let kept = self.ring.iter().skip(from).take(most);
-        let events: Vec<Event> = kept.map(|kept| kept.event(now_ms)).collect();
+        let kept = self.kept.range(seen.saturating_add(1)..).take(most);
+        let events: Vec<Event> = kept.map(|(seq, kept)| kept.event(*seq, now_ms)).collect();
+        let revision = events.last().map_or(last, |event| event.seq);
         let lost = match start {
-            Start::After(_) => first.saturating_sub(seen + 1),
+            Start::After(_) => self.lost(seen, revision),
             Start::Oldest | Start::Last(_) => 0,
         };
         Events {
             cursor: Cursor {
                 incarnation: self.incarnation,
-                revision: events.last().map_or(last, |event| event.seq),
+                revision,
             },
             wall_ms,
             lost,
@@ -152,10 +196,20 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// Events after `seen` up to `read` that are no longer kept.
+    fn lost(&self, seen: u64, read: u64) -> u64 {
+        let first = self.kept.keys().next().copied().unwrap_or(self.next);
+        let displaced = self.displaced.1.iter();
+        let between = displaced.filter(|seq| **seq > first.max(seen) && **seq <= read);
+        first.saturating_sub(seen.saturating_add(1)) + between.count() as u64
+    }
+}
+
 impl Kept {
-    fn event(&self, now_ms: u64) -> Event {
+    fn event(&self, seq: u64, now_ms: u64) -> Event {
         Event {
-            seq: self.seq,
+            seq,
             key: self.key.clone(),
             from: self.from,
             to: self.to.clone(),
@@ -256,5 +310,39 @@ mod tests {
         assert_eq!((events.events[0].age_ms, events.events[1].age_ms), (1_100, 50));
         let raced = journal.read(after(9), 9, 200, 0); // it read 9 before the journal was cut off after 5
         assert_eq!((seqs(&raced), raced.lost), (vec![16], 0));
+    }
+
+    #[test]
+    fn who_talks_most_displaces_its_own_history_only() {
+        let mut journal = Journal::new(7, 10);
+        let tell = |journal: &mut Journal, subject: &str| {
+            journal.append(Key::new(Layer::Service, subject), None, None, 0);
+        };
+        for subject in ["agent", "quiet/a", "quiet/b", "other/a"] {
+            tell(&mut journal, subject);
+        }
+        let before = journal.cursor();
+        for _ in 0..1_000 {
+            tell(&mut journal, "loud/a");
+        }
+        let all = journal.read(Start::Oldest, 99, 0, 0);
+        assert_eq!(seqs(&all), [1, 2, 3, 4, 999, 1_000, 1_001, 1_002, 1_003, 1_004]);
+        let behind = journal.read(Start::After(before), 99, 0, 0);
+        assert_eq!(
+            (behind.events.len(), behind.lost),
+            (6, 10),
+            "as many as are still known"
+        );
+        assert_eq!(seqs(&journal.read(Start::Last(7), 9, 0, 0))[0], 4);
+        let half = journal.read(after(989), 1, 0, 0);
+        assert_eq!((seqs(&half), half.lost), (vec![999], 9));
+        let (count, last) = journal.displaced(990);
+        assert_eq!((count, last), (994, vec![995, 996, 997, 998]));
+
+        for _ in 0..10 {
+            tell(&mut journal, "third/a");
+        }
+        let all = journal.read(Start::Oldest, 99, 0, 0);
+        assert_eq!(seqs(&all), [1, 2, 3, 4, 1_002, 1_003, 1_004, 1_012, 1_013, 1_014]);
     }
 }

@@ -315,4 +315,48 @@ mod tests {
         feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
         assert!(feed.snapshot(1_001).all(|c| c.verdict.status == Status::Unknown));
     }
+
+    #[test]
+    fn a_removal_alone_is_a_change_and_kept_as_long_as_the_limit_says() {
+        let mut feed = Feed::new(7, 16);
+        for n in 0..TOMBSTONES {
+            feed.observe(key(n), Verdict::yes("Ready", ""), 1_000, 0);
+        }
+        let before = feed.cursor();
+        assert!(feed.remove(&key(0)) && !feed.remove(&key(0)));
+        assert_eq!(feed.since(Some(before), 0).removed, [key(0)]);
+        for n in 1..TOMBSTONES {
+            feed.remove(&key(n));
+        }
+        let changes = feed.since(Some(before), 0);
+        assert_eq!((changes.reset, changes.removed.len()), (false, TOMBSTONES));
+    }
+
+    #[test]
+    fn since_begins_again_with_another_status_only() {
+        let mut feed = Feed::new(7, 16);
+        feed.observe(key(1), Verdict::yes("Ready", "a"), 1_000, 0);
+        feed.observe(key(1), Verdict::yes("Ready", "b"), 1_000, 100);
+        assert_eq!(feed.snapshot(100).next().unwrap().since_ms, 100);
+        feed.observe(key(1), Verdict::no("Down", ""), 1_000, 300);
+        assert_eq!(feed.snapshot(300).next().unwrap().since_ms, 0);
+        assert_eq!(feed.verdict(&key(1)).unwrap().reason, "Down");
+        assert_eq!(feed.verdict(&key(2)), None);
+    }
+
+    #[test]
+    fn changes_are_empty_only_when_each_part_is() {
+        let mut feed = Feed::new(7, 16);
+        let empty = feed.since(Some(feed.cursor()), 0);
+        assert!(empty.is_empty());
+        assert!(
+            !feed.since(None, 0).is_empty(),
+            "a reset without conditions empties the reader"
+        );
+        feed.observe(key(1), Verdict::yes("Ready", ""), 1_000, 0);
+        let listed = feed.since(Some(empty.cursor), 0);
+        assert!(!listed.is_empty());
+        feed.remove(&key(1));
+        assert!(!feed.since(Some(listed.cursor), 0).is_empty());
+    }
 }

@@ -483,4 +483,26 @@ mod tests {
         let (dialed, accepted) = tokio::join!(dial(&mut a, &ours, Channel::Guest), accept(&mut b, &yours));
         assert!(dialed.is_ok() && accepted.is_ok());
     }
+
+    #[test]
+    fn keys_are_fresh_long_and_not_shown() {
+        let (one, two) = (BootKey::generate().unwrap(), BootKey::generate().unwrap());
+        assert_ne!(one, two);
+        assert_eq!(one.0.len(), 64);
+        assert_eq!(format!("{one:?}"), "BootKey(***)");
+    }
+
+    #[tokio::test]
+    async fn a_hello_may_be_as_long_as_its_limit_and_no_longer() {
+        let (mut a, mut b) = duplex(2 * HELLO_BYTES);
+        write_hello(&mut a, &[b'x'; HELLO_BYTES]).await.unwrap();
+        assert_eq!(read_hello(&mut b).await.unwrap().len(), HELLO_BYTES);
+        let error = write_hello(&mut a, &[b'x'; HELLO_BYTES + 1]).await.unwrap_err();
+        assert!(matches!(error, HandshakeError::TooLong(4097)), "{error}");
+        a.write_u32(HELLO_BYTES as u32 + 1).await.unwrap();
+        assert!(matches!(
+            read_hello(&mut b).await,
+            Err(HandshakeError::TooLong(4097))
+        ));
+    }
 }

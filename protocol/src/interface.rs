@@ -266,6 +266,14 @@ mod tests {
         }
         let good = ["10.0.0.2/24", "10.9.9.9/32", "10.8.8.0/31", "fd00::/64"];
         assert_eq!(spec(&good, Some("10.0.0.1")).check(), Ok(()));
+
+        let many: Vec<String> = (2..=ADDRESSES + 2).map(|n| format!("10.0.0.{n}/24")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(spec(&many[1..], None).check(), Ok(()));
+        assert_eq!(spec(&many, None).check().unwrap_err().0, "addresses");
+        let mut servers = spec(&["10.0.0.2/24"], None);
+        servers.dns = vec!["1.1.1.1".parse().unwrap(); NAME_SERVERS];
+        assert_eq!(servers.check(), Ok(()));
     }
 
     proptest! {

@@ -98,3 +98,44 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next version must find what this one wrote.
+    #[test]
+    fn everything_stays_where_it_is() {
+        let sql = Name::parse("sql").unwrap();
+        let layout = Layout {
+            instance: Name::parse("t").unwrap(),
+            run: "/r".into(),
+            state: "/s".into(),
+        };
+        let paths = [
+            layout.control(),
+            layout.netns(),
+            layout.guest_run(&sql),
+            layout.lock(),
+            layout.secrets(),
+            layout.log(),
+            layout.store(),
+            layout.data_disk(&sql),
+            layout.console(&sql),
+            layout.exit_record(&sql),
+        ];
+        let expected = [
+            "/r/control.sock",
+            "/r/netns.sock",
+            "/r/sql",
+            "/s/lock",
+            "/s/secrets.json",
+            "/s/host.log",
+            "/s/state.redb",
+            "/s/guests/sql/data.img",
+            "/s/guests/sql/console.log",
+            "/s/guests/sql/exit.json",
+        ];
+        assert_eq!(paths.map(|path| path.display().to_string()), expected);
+    }
+}

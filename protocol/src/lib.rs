@@ -19,6 +19,7 @@ pub mod layers;
 pub mod layout;
 pub mod limits;
 pub mod name;
+pub mod operation;
 pub mod record;
 pub mod secret;
 pub mod service;

@@ -27,6 +27,12 @@ pub const WATCH_HOLD: Duration = Duration::from_secs(8);
 pub const TOMBSTONES: usize = 1_024;
 /// Conditions that one feed holds.
 pub const CONDITIONS: usize = 4_096;
+/// Conditions that a host takes from one guest.
+pub const GUEST_CONDITIONS: usize = 256;
+/// Characters of a condition's subject; on the host the guest's name stands before it.
+pub const SUBJECT_CHARS: usize = 256;
+/// Characters of a condition's reason.
+pub const REASON_CHARS: usize = 64;
 /// Characters of a condition's evidence.
 pub const EVIDENCE_CHARS: usize = 512;
 /// Bytes of the path of a Unix socket (`sun_path` without its final zero).
@@ -55,6 +61,10 @@ pub const EVENTS_BATCH: usize = 256;
 pub const ADDRESSES: usize = 8;
 /// Name servers of a guest; resolv.conf(5) reads no more (MAXNS).
 pub const NAME_SERVERS: usize = 3;
+/// Results of operations that are kept.
+pub const OPERATIONS: usize = 64;
+/// For how long.
+pub const OPERATION_KEPT: Duration = Duration::from_secs(600);
 /// Memory of a guest, in MiB.
 pub const MEMORY_MIB: RangeInclusive<u32> = 96..=1 << 20;
 /// Virtual CPUs of a guest.

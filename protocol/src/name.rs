@@ -95,5 +95,12 @@ mod tests {
         ] {
             assert!(Name::parse(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(Name::parse("sql").unwrap().as_str(), "sql");
+        let shown = Name::parse(&"x".repeat(1_000)).unwrap_err().text;
+        assert_eq!(
+            shown.len(),
+            2 * NAME_CHARS,
+            "a hostile text does not fill the message"
+        );
     }
 }

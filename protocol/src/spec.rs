@@ -526,4 +526,128 @@ mod tests {
         let error = GuestSpec::parse(&serde_json::to_vec(&future).unwrap()).unwrap_err();
         assert!(matches!(error, SpecError::Version(2)));
     }
+
+    fn host() -> HostSpec {
+        let interface = |address: &str| InterfaceSpec {
+            addresses: vec![address.parse().unwrap()],
+            ..InterfaceSpec::default()
+        };
+        let config = |listen: &str, address: &str| GuestConfig {
+            memory_mib: 96,
+            vcpus: 1,
+            data_mib: 64,
+            image: Image {
+                kernel: "k".into(),
+                initramfs: "i".into(),
+                root: "r".into(),
+                agent: "a".into(),
+                digest: "d".into(),
+            },
+            services: guest().services,
+            forwards: vec![Forward {
+                name: Name::parse("postgres").unwrap(),
+                service: None,
+                listen: listen.parse().unwrap(),
+                port: 5432,
+            }],
+            restart: Restart::default(),
+            interface: Some(interface(address)),
+            tailscale: None,
+        };
+        let name = |text| Name::parse(text).unwrap();
+        HostSpec {
+            version: VERSION,
+            guests: BTreeMap::from([
+                (name("one"), config("127.0.0.1:1", "10.0.0.2/24")),
+                (name("two"), config("127.0.0.1:2", "10.0.0.3/24")),
+            ]),
+            network: Some(HostNetwork {
+                namespace: Namespace::Auto,
+                address: "10.0.0.1/24".parse().unwrap(),
+            }),
+        }
+    }
+
+    /// What is said of a changed host spec; the unchanged one is good.
+    fn said(change: impl FnOnce(&mut HostSpec, &mut GuestConfig)) -> String {
+        let mut spec = host();
+        let two = Name::parse("two").unwrap();
+        let mut config = spec.guests.remove(&two).unwrap();
+        change(&mut spec, &mut config);
+        spec.guests.insert(two, config);
+        let parsed = HostSpec::parse(&serde_json::to_vec(&spec).unwrap());
+        parsed.map_or_else(|error| error.to_string(), |read| format!("{}", read == spec))
+    }
+
+    #[test]
+    fn a_host_spec_is_checked_whole_and_limits_are_within() {
+        assert_eq!(said(|_, _| {}), "true");
+        assert_eq!(
+            said(|_, two| (two.memory_mib, two.vcpus, two.data_mib) = (1 << 20, 64, 16 << 20)),
+            "true"
+        );
+        let limits = Limits {
+            memory_max_mib: Some(1 << 20),
+            cpu_percent: Some(6_400),
+            pids_max: Some(1 << 22),
+        };
+        assert_eq!(said(|_, two| two.services[0].limits = Some(limits)), "true");
+        assert_eq!(
+            said(|_, two| two.memory_mib = 95),
+            "guests.two.memory_mib: 95 is not from 96 to 1048576"
+        );
+        assert!(said(|_, two| two.data_mib = (16 << 20) + 1).contains("data_mib"));
+    }
+
+    #[test]
+    fn addresses_belong_to_one_guest_of_the_network() {
+        let at = |address: &'static str| {
+            said(move |_, two| two.interface.as_mut().unwrap().addresses = vec![address.parse().unwrap()])
+        };
+        let key = "guests.two.interface.addresses: ";
+        assert_eq!(
+            at("10.0.1.3/24"),
+            format!("{key}10.0.1.3/24 is not in 10.0.0.0/24")
+        );
+        assert_eq!(
+            at("10.0.0.3/16"),
+            format!("{key}10.0.0.3/16 is not in 10.0.0.0/24")
+        );
+        assert_eq!(at("10.0.0.1/24"), format!("{key}10.0.0.1 is the host's own"));
+        assert_eq!(at("10.0.0.2/24"), format!("{key}10.0.0.2 is guest one's as well"));
+        assert_eq!(
+            said(|spec, _| spec.network = None),
+            "guests.one.interface.addresses: there is no network"
+        );
+    }
+
+    #[test]
+    fn a_forward_leads_from_its_own_port_to_a_service() {
+        let two = "guests.two.forwards: ";
+        assert_eq!(
+            said(|_, two| two.forwards[0].port = 0),
+            format!("{two}port 0 cannot be forwarded")
+        );
+        assert_eq!(
+            said(|_, two| two.forwards[0].listen.set_port(0)),
+            format!("{two}port 0 cannot be forwarded")
+        );
+        assert_eq!(
+            said(|_, two| two.forwards[0].listen.set_port(1)),
+            format!("{two}127.0.0.1:1 is also forwarded to guest one")
+        );
+        assert!(said(|_, two| two.forwards[0].name = Name::parse("web").unwrap()).contains("no service web"));
+    }
+
+    #[test]
+    fn a_setting_has_the_name_of_one() {
+        let set = |key: &str| {
+            let settings = BTreeMap::from([(key.to_owned(), "1".to_owned())]);
+            said(|_, two| two.services[0].kind = ServiceKind::Postgres { settings, port: 5432 })
+        };
+        assert_eq!(set("auto_explain.log_min_duration"), "true");
+        for bad in ["", "a b", "a=b\nc"] {
+            assert!(set(bad).contains("not one line"), "{bad:?}");
+        }
+    }
 }

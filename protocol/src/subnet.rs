@@ -299,6 +299,7 @@ mod tests {
         assert!(HostAddress::parse("10.0.0.0/8").is_err());
         assert!(HostAddress::parse("127.0.0.1/8").is_err());
         assert_eq!(net.broadcast(), Some([192, 168, 100, 255].into()));
+        assert_eq!((net.prefix(), guest.prefix()), (24, 24));
         assert_eq!(subnet("fd00::/64").broadcast(), None);
     }
 

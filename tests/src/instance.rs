@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::name::Name;
 
 use crate::guard;
+use crate::seat::{Seat, Who};
 
 /// An instance with one PostgreSQL guest named `sql`; stopped when dropped.
 pub struct Instance {
     dir: tempfile::TempDir,
+    seat: Seat,
     name: String,
     port: u16,
 }
@@ -23,11 +26,21 @@ impl Instance {
     /// # Errors
     /// When a directory cannot be made or no port is free.
     pub fn new() -> Result<Self> {
+        Self::run_by(Who::Ourselves)
+    }
+
+    /// As [`Self::new`], for a user.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; what an ordinary user needs is made by root.
+    pub fn run_by(who: Who) -> Result<Self> {
         guard::refuse_vsock();
         // What is orphaned below us stays below us: the harness ends nothing that it did not start.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        let dir = tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?;
         let instance = Self {
-            dir: tempfile::Builder::new().prefix("sv").tempdir_in("/tmp")?,
+            seat: Seat::new(who, dir.path(), binaries())?,
+            dir,
             name: format!("t{}", random_hex::<4>()?),
             port: free_port()?,
         };
@@ -42,7 +55,7 @@ impl Instance {
     pub fn go_through(&self, steps: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let done = steps(self);
         if done.is_err() {
-            show(&self.state());
+            show(&self.state_from_here());
         }
         done
     }
@@ -52,15 +65,35 @@ impl Instance {
     /// # Errors
     /// The system's own.
     pub fn configure(&self, memory: &str, settings: &str) -> Result<()> {
-        let text = format!(
-            "[guest.sql]\nmemory = \"{memory}\"\ndata = \"512MiB\"\n\n\
-             [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n\n\
-             [guest.sql.service.postgres.settings]\n{settings}\n\n\
-             [[guest.sql.forward]]\nname = \"postgres\"\nlisten = \"127.0.0.1:{}\"\nport = 5432\n",
+        self.write(&format!(
+            "[guest.sql]\nmemory = \"{memory}\"\ndata = \"512MiB\"\n\n{}\n\
+             [guest.sql.service.postgres.settings]\n{settings}\n",
+            self.service()
+        ))
+    }
+
+    /// Writes the configuration with this network, and these keys of the guest.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn configure_network(&self, network: &str, guest: &str) -> Result<()> {
+        self.write(&format!(
+            "[network]\n{network}\n\n[guest.sql]\nmemory = \"256MiB\"\ndata = \"512MiB\"\n{guest}\n\n{}",
+            self.service()
+        ))
+    }
+
+    /// PostgreSQL and its forward.
+    fn service(&self) -> String {
+        format!(
+            "[[guest.sql.forward]]\nname = \"postgres\"\nlisten = \"127.0.0.1:{}\"\nport = 5432\n\n\
+             [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n",
             self.port
-        );
-        std::fs::write(self.path("sovereign.toml"), text)?;
-        Ok(())
+        )
+    }
+
+    fn write(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.path("sovereign.toml"), text)?)
     }
 
     /// A path in the instance's directory.
@@ -81,13 +114,7 @@ impl Instance {
     /// When the binaries were not built (`make build`).
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = binaries().join("sovereign");
-        assert!(
-            program.is_file(),
-            "{} is missing: run `make build`",
-            program.display()
-        );
-        let mut command = Command::new(program);
+        let mut command = self.seat.command("sovereign");
         command
             .arg("--config")
             .arg(self.path("sovereign.toml"))
@@ -154,6 +181,12 @@ impl Instance {
         self.path("state").join(&self.name)
     }
 
+    /// The state directory where the product has one of its own; for files that a test makes there.
+    #[must_use]
+    pub fn state_from_here(&self) -> PathBuf {
+        self.seat.seen_from_here(&self.state())
+    }
+
     /// `status --json`.
     ///
     /// # Errors
@@ -168,6 +201,28 @@ impl Instance {
     /// As [`Self::status`].
     pub fn guest(&self) -> Result<Value> {
         Ok(self.status()?["guests"][0].take())
+    }
+
+    /// The instance's name.
+    ///
+    /// # Errors
+    /// Never: it is a name.
+    pub fn name(&self) -> Result<Name> {
+        Ok(Name::parse(&self.name)?)
+    }
+
+    /// `LAYER CODE` of each finding of `doctor`, lowest layer first.
+    ///
+    /// # Errors
+    /// When it prints no JSON.
+    pub fn findings(&self) -> Result<Vec<String>> {
+        let diagnosis: Value = serde_json::from_slice(&self.run(&["doctor", "--json"])?.stdout)?;
+        let found = diagnosis["findings"].as_array().context("no findings")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(found
+            .iter()
+            .map(|finding| format!("{} {}", text(&finding["layer"]), text(&finding["code"])))
+            .collect())
     }
 
     /// Asks again until the guest satisfies `wanted`.
@@ -225,7 +280,7 @@ impl Drop for Instance {
             eprintln!("{}: down failed", self.name);
         }
         if std::thread::panicking() {
-            show(&self.path("state").join(&self.name));
+            show(&self.state_from_here());
         }
     }
 }

@@ -6,5 +6,7 @@
 pub mod guard;
 pub mod instance;
 pub mod net;
+pub mod seat;
 
 pub use instance::Instance;
+pub use seat::Who;

@@ -245,7 +245,7 @@ pub(super) const TAILSCALE: Key = Key {
     path: "guest.NAME.tailscale",
     form: Form::Words("an empty table"),
     absent: Absent::Words("not there"),
-    about: "watch tailscaled in the guest, which is ready only when that runs; `postgresql-17` has none yet",
+    about: "watch tailscaled in the guest; nobody waits for it; `postgresql-17` has none yet",
     shown: Shown::ExampleTable,
 };
 pub(super) const FORWARD_NAME: Key = Key {

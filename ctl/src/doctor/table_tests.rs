@@ -27,7 +27,7 @@ const WELL: &[&str] = &[
 ];
 
 /// Codes that only stand in the journal and are no condition.
-const JOURNAL_ONLY: &[&str] = &["EventsLost", "Failed", "Fight"];
+const JOURNAL_ONLY: &[&str] = &["EventsLost", "Failed", "Fight", "TooManyConditions"];
 
 /// Where verdicts are made of a code that is not written beside them, and the file that holds the codes.
 ///

@@ -1,10 +1,11 @@
 //! `destroy`: removes what a stopped guest left: data disk, logs, secrets.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::name::Name;
 
 use super::secret;
@@ -17,6 +18,11 @@ pub(super) async fn run(context: &Context, args: &Destroy) -> Result<(), Command
     let Destroy { name, yes } = args;
     if Link::connect_if_running(&context.layout).await?.is_some() {
         let message = format!("the host agent runs; {name} can only be destroyed when all is stopped");
+        return Err(CommandError::new(Kind::Refused, "Running", message).next("sovereign down"));
+    }
+    let _lock = nobody_else(&context.layout)?;
+    if runs(&context.layout, name) {
+        let message = format!("{name} runs, without a host agent; a guest that runs is not destroyed");
         return Err(CommandError::new(Kind::Refused, "Running", message).next("sovereign down"));
     }
     let dir = context.layout.guest_state(name);
@@ -41,6 +47,34 @@ pub(super) async fn run(context: &Context, args: &Destroy) -> Result<(), Command
     let evidence = format!("removed {} and its secrets", dir.display());
     talk(&evidence);
     context.done("Destroyed", &evidence, "sovereign up")
+}
+
+/// The lock of the host agent: none begins while data go. `None` when nothing ever ran.
+fn nobody_else(layout: &Layout) -> Result<Option<File>, CommandError> {
+    let path = layout.lock();
+    let file = match OpenOptions::new().write(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let message = format!("cannot open {}", path.display());
+            return Err(CommandError::new(Kind::Internal, "Io", message).because(error));
+        }
+    };
+    file.try_lock().map_err(|_| {
+        CommandError::new(
+            Kind::Refused,
+            "Running",
+            "a host agent is just starting or ending",
+        )
+        .next("sovereign down")
+    })?;
+    Ok(Some(file))
+}
+
+/// Its shim outlives a host agent that was killed.
+fn runs(layout: &Layout, name: &Name) -> bool {
+    let socket = layout.guest_run(name).join(SHIM_SOCKET);
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 fn confirmed(dir: &Path, name: &Name) -> Result<bool, CommandError> {

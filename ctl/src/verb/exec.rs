@@ -6,6 +6,7 @@ use serde_json::json;
 use sovereign_protocol::bulk::{self, Frame, LANE_ERR, LANE_MAIN, LANE_OUT, Open};
 use sovereign_protocol::limits::BULK_CHUNK_BYTES;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::operation::OperationId;
 use sovereign_protocol::transport::BoxStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -24,11 +25,22 @@ pub(super) async fn run(
     argv: Vec<String>,
     user: Option<String>,
 ) -> Result<u8, CommandError> {
+    let operation = OperationId::generate().map_err(|error| {
+        CommandError::new(Kind::Internal, "NoRandomness", "cannot name the command").because(error)
+    })?;
     let open = Open::Guest {
         guest: name.clone(),
-        open: Box::new(Open::Exec { argv, user }),
+        open: Box::new(Open::Exec {
+            operation,
+            argv,
+            user,
+        }),
     };
-    let stream = link::open_bulk(&context.layout, &open).await?;
+    let stream = match link::open_bulk(&context.layout, &open).await {
+        // It is the same operation: should it run already, it does not run twice.
+        Err(error) if error.reason == link::LOST => link::open_bulk(&context.layout, &open).await?,
+        opened => opened?,
+    };
     context.when_interrupted(
         "interrupted; the connection to the command is closed",
         "sovereign status",
@@ -38,14 +50,16 @@ pub(super) async fn run(
     } else {
         Sink::Through
     };
-    let status = converse(stream, tokio::io::stdin(), &mut sink)
-        .await
-        .map_err(|error| {
-            let message = format!("the command in {name} was cut off");
-            CommandError::new(Kind::Unreachable, "Aborted", message)
+    let status = match converse(stream, tokio::io::stdin(), &mut sink).await {
+        Ok(status) => status,
+        Err(error) => {
+            let end = how_it_ended(context, &open).await;
+            let message = format!("the command in {name} was cut off; {end}");
+            return Err(CommandError::new(Kind::Unreachable, "Aborted", message)
                 .because(error)
-                .in_layer("session")
-        })?;
+                .in_layer("session"));
+        }
+    };
     if let Sink::Kept(kept) = sink {
         let evidence = format!("the command ended with exit code {status}");
         let more = [
@@ -57,6 +71,19 @@ pub(super) async fn run(
         context.done_with("Exited", &evidence, "sovereign status", &more)?;
     }
     Ok(status)
+}
+
+/// What became of a command whose stream broke: its guest keeps the exit code for a while.
+async fn how_it_ended(context: &Context, open: &Open) -> String {
+    let asked = async {
+        let stream = link::open_bulk(&context.layout, open).await.ok()?;
+        let mut nothing = Sink::Kept(Kept::default());
+        converse(stream, tokio::io::empty(), &mut nothing).await.ok()
+    };
+    match asked.await {
+        Some(status) => format!("it ended with exit code {status}"),
+        None => "how it ended is not known".to_owned(),
+    }
 }
 
 /// Where outputs go.

@@ -178,6 +178,35 @@ fn logs_are_escaped() {
     assert_eq!(stdout(&home.run(&["logs", "sql"])), "boot\n\\x1b[2Jx\n");
 }
 
+/// A host agent that was killed leaves its guests running, and their disks in use.
+#[test]
+fn destroy_leaves_a_guest_that_runs_without_an_agent_and_waits_for_no_lock() {
+    let home = Home::new();
+    home.write_state("guests/sql/data.img", "data");
+    home.write_state("lock", "");
+    let run = home.path().join("run/default/sql");
+    std::fs::create_dir_all(&run).unwrap();
+    let shim = std::os::unix::net::UnixListener::bind(run.join("shim.sock")).unwrap();
+    let refused = || {
+        let output = home.run(&["destroy", "sql", "--yes"]);
+        assert_eq!(code(&output), 6, "{}", stderr(&output));
+        assert!(
+            stderr(&output).ends_with("next: sovereign down\n"),
+            "{}",
+            stderr(&output)
+        );
+        assert!(home.state("guests/sql/data.img").exists());
+    };
+    refused();
+    drop(shim);
+    let lock = std::fs::File::open(home.state("lock")).unwrap();
+    lock.lock().unwrap(); // as an agent does before it listens
+    refused();
+    drop(lock);
+    assert_eq!(code(&home.run(&["destroy", "sql", "--yes"])), 0);
+    assert!(!home.state("guests/sql").exists());
+}
+
 #[test]
 fn destroy_asks_and_then_removes_the_guest_and_its_secrets_only() {
     let home = Home::new();

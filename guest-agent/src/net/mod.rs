@@ -60,12 +60,10 @@ pub async fn run(files: Files, mut orders: mpsc::Receiver<Order>, requests: mpsc
             _ = keeper.news.wait() => None,
             () = sleep_until(next) => None,
         };
-        let mut events = Vec::new();
-        if let Some(order) = order {
-            events.push(keeper.obey(order));
-        }
-        events.push(keeper.turn().await);
-        for event in events {
+        let taken = order.map(|order| keeper.obey(order));
+        // What is true now is told before the answer: who hears "applied" finds no older condition.
+        let seen = keeper.turn().await;
+        for event in std::iter::once(seen).chain(taken) {
             if send(&requests, event).await.is_err() {
                 return;
             }

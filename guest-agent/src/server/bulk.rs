@@ -4,7 +4,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -14,6 +14,7 @@ use sovereign_protocol::bulk::{
     write_message,
 };
 use sovereign_protocol::limits::{BULK_CHUNK_BYTES, BULK_OPEN};
+use sovereign_protocol::operation::{Begun, OperationId, Operations};
 use sovereign_protocol::transport::BoxStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -22,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use crate::users::{self, User};
-use crate::{log, places};
+use crate::{clock, log, places};
 
 /// Frames of a command's output that may wait for the stream.
 const FRAMES: usize = 8;
@@ -30,7 +31,7 @@ const FRAMES: usize = 8;
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Serves one stream to its end.
-pub(super) async fn serve(mut stream: BoxStream, places: &Arc<Semaphore>) {
+pub(super) async fn serve(mut stream: BoxStream, places: &Arc<Semaphore>, commands: &Commands) {
     let opened = timeout(BULK_OPEN, read_message::<Open, _>(&mut stream)).await;
     let open = match opened {
         Ok(Ok(open)) => open,
@@ -42,9 +43,46 @@ pub(super) async fn serve(mut stream: BoxStream, places: &Arc<Semaphore>) {
     };
     match open {
         Open::Tcp { port } => tcp(stream, port).await,
-        Open::Exec { argv, user } => exec(stream, &argv, user.as_deref()).await,
+        Open::Exec {
+            operation,
+            argv,
+            user,
+        } => match begin(commands, &operation) {
+            Begun::Fresh => {
+                let status = exec(stream, &argv, user.as_deref()).await;
+                keep(commands, &operation, status);
+            }
+            Begun::Running => refuse(stream, format!("operation {operation} still runs")).await,
+            Begun::Ended(status) => tell_end(stream, status).await,
+        },
         Open::Guest { .. } => refuse(stream, "a guest has no guests".to_owned()).await,
     }
+}
+
+/// Commands that run, and the exit codes of the last ones.
+pub(super) type Commands = Mutex<Operations<u32>>;
+
+fn begin(commands: &Commands, operation: &OperationId) -> Begun<u32> {
+    let mut commands = commands.lock().unwrap_or_else(PoisonError::into_inner);
+    commands.begin(operation, clock::boot_ms())
+}
+
+fn keep(commands: &Commands, operation: &OperationId, status: Option<u32>) {
+    let mut commands = commands.lock().unwrap_or_else(PoisonError::into_inner);
+    match status {
+        Some(status) => commands.ended(operation, status, clock::boot_ms()),
+        None => commands.never_ran(operation),
+    }
+}
+
+/// The command is not run again; its outputs went with its own stream.
+async fn tell_end(mut stream: BoxStream, status: u32) {
+    let told = async {
+        write_message(&mut stream, &Answer::Opened).await?;
+        write_frame(&mut stream, &Frame::Exit { status }).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(BULK_OPEN, told).await; // a peer that is gone asks again
 }
 
 async fn refuse(mut stream: BoxStream, reason: String) {
@@ -73,18 +111,25 @@ async fn tcp(mut stream: BoxStream, port: u16) {
     }
 }
 
-async fn exec(mut stream: BoxStream, argv: &[String], user: Option<&str>) {
-    let child = match spawn(argv, user) {
+/// Runs a command to its end; its exit code, or `None` when it could not be begun.
+async fn exec(mut stream: BoxStream, argv: &[String], user: Option<&str>) -> Option<u32> {
+    let mut child = match spawn(argv, user) {
         Ok(child) => child,
-        Err(reason) => return refuse(stream, reason).await,
+        Err(reason) => {
+            refuse(stream, reason).await;
+            return None;
+        }
     };
     let group = Group::of(&child);
-    if write_message(&mut stream, &Answer::Opened).await.is_ok()
-        && let Err(error) = carry_command(stream, child).await
-    {
+    let carried = async {
+        write_message(&mut stream, &Answer::Opened).await?;
+        carry_command(stream, &mut child).await
+    };
+    if let Err(error) = carried.await {
         log::line("a command was cut off", &[("error", &error)]);
     }
     drop(group);
+    Some(child.wait().await.map_or(255, exit_code))
 }
 
 fn spawn(argv: &[String], user: Option<&str>) -> Result<Child, String> {
@@ -145,7 +190,7 @@ impl Drop for Group {
     }
 }
 
-async fn carry_command(stream: BoxStream, mut child: Child) -> io::Result<()> {
+async fn carry_command(stream: BoxStream, child: &mut Child) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(stream);
     let (frames, queue) = mpsc::channel(FRAMES);
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -174,7 +219,7 @@ async fn output(
 
 /// Both outputs and then the exit status, as frames.
 async fn run_to_end(
-    mut child: Child,
+    child: &mut Child,
     stdout: Option<impl AsyncRead + Unpin>,
     stderr: Option<impl AsyncRead + Unpin>,
     frames: mpsc::Sender<Frame>,

@@ -47,6 +47,7 @@ pub struct Server {
     unauthenticated: Arc<Semaphore>,
     rpc: Arc<Semaphore>,
     bulk: Arc<Semaphore>,
+    commands: Arc<bulk::Commands>,
 }
 
 impl Server {
@@ -59,6 +60,7 @@ impl Server {
             unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED)),
             rpc: Arc::new(Semaphore::new(RPC_CONNECTIONS)),
             bulk: Arc::new(Semaphore::new(BULK_STREAMS)),
+            commands: Arc::default(),
         }
     }
 
@@ -123,7 +125,7 @@ impl Server {
                 };
                 rpc::serve(stream, self.engine.clone()).await;
             }
-            Channel::Bulk => bulk::serve(stream, &self.bulk).await,
+            Channel::Bulk => bulk::serve(stream, &self.bulk, &self.commands).await,
             Channel::Control => log::line(
                 "a peer asked for the control channel, which is the host agent's",
                 &[],

@@ -9,6 +9,7 @@ use sovereign_protocol::codec;
 use sovereign_protocol::condition::{Key, Layer, Verdict};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::{BootKey, dial};
+use sovereign_protocol::operation::OperationId;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::service::GuestClient;
 use sovereign_protocol::transport::bind_unix;
@@ -265,6 +266,7 @@ async fn frames(mut stream: DuplexStream) -> Vec<Frame> {
 
 fn exec(script: &str) -> Open {
     Open::Exec {
+        operation: OperationId::generate().unwrap(),
         argv: vec!["sh".into(), "-c".into(), script.into()],
         user: None,
     }
@@ -332,6 +334,70 @@ async fn a_command_ends_with_its_stream() {
     tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
 }
 
+/// The exit code that a stream ends with, and whether anything came before it.
+async fn end(stream: DuplexStream) -> (Option<u32>, bool) {
+    let frames = frames(stream).await;
+    let status = match frames.last() {
+        Some(Frame::Exit { status }) => Some(*status),
+        _ => None,
+    };
+    (status, frames.len() > 1)
+}
+
+#[tokio::test]
+async fn a_command_that_is_asked_for_again_is_not_run_again() {
+    let fixture = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let count = dir.path().join("count");
+    let script = format!("echo once >> {}; read end; exit 3", count.display());
+    let command = exec(&script);
+    let (mut stream, _) = fixture.bulk(&command).await;
+    let (_, answer) = fixture.bulk(&command).await;
+    assert!(matches!(answer, Answer::Refused { reason } if reason.contains("still runs")));
+    bulk::write_frame(&mut stream, &Frame::End { lane: 0 })
+        .await
+        .unwrap();
+    assert_eq!(end(stream).await, (Some(3), true));
+    let (stream, answer) = fixture.bulk(&command).await;
+    assert_eq!(answer, Answer::Opened);
+    assert_eq!(end(stream).await, (Some(3), false));
+    assert_eq!(std::fs::read_to_string(count).unwrap(), "once\n");
+
+    // Cut off in the middle: its end is what the cut made of it, and it does not run again either.
+    let cut = exec("echo begun; exec sleep 60");
+    let (mut stream, _) = fixture.bulk(&cut).await;
+    bulk::read_frame(&mut stream).await.unwrap();
+    drop(stream);
+    let ended = async {
+        loop {
+            let (stream, answer) = fixture.bulk(&cut).await;
+            if answer == Answer::Opened {
+                return end(stream).await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
+    assert_eq!(ended, (Some(137), false));
+
+    // What never ran may be asked for again.
+    let Open::Exec { operation, .. } = exec("") else {
+        unreachable!()
+    };
+    for _ in 0..2 {
+        let (operation, argv) = (operation.clone(), Vec::new());
+        let user = None;
+        let (_, answer) = fixture
+            .bulk(&Open::Exec {
+                operation,
+                argv,
+                user,
+            })
+            .await;
+        assert!(matches!(answer, Answer::Refused { reason } if reason == "argv is empty"));
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_opened_is_refused_with_its_reason() {
     let fixture = fixture();
@@ -342,6 +408,7 @@ async fn what_cannot_be_opened_is_refused_with_its_reason() {
     for (open, want) in [
         (
             Open::Exec {
+                operation: OperationId::generate().unwrap(),
                 argv: vec![],
                 user: None,
             },
@@ -349,6 +416,7 @@ async fn what_cannot_be_opened_is_refused_with_its_reason() {
         ),
         (
             Open::Exec {
+                operation: OperationId::generate().unwrap(),
                 argv: vec!["/nonexistent".into()],
                 user: None,
             },
@@ -356,6 +424,7 @@ async fn what_cannot_be_opened_is_refused_with_its_reason() {
         ),
         (
             Open::Exec {
+                operation: OperationId::generate().unwrap(),
                 argv: vec!["true".into()],
                 user: Some("no-such-user".into()),
             },

@@ -3,6 +3,7 @@
 //! [`World::step`] takes an event and the time and says what to do; [`World::report`] says
 //! what is true. Nothing here waits, sleeps or fails.
 
+mod allowance;
 mod backoff;
 mod network;
 mod observe;
@@ -10,6 +11,7 @@ mod report;
 mod wedge;
 mod world;
 
+pub use allowance::Allowance;
 pub use backoff::{Backoff, Next};
 pub use network::Mode;
 pub(crate) use observe::vmm_verdict;

@@ -1,15 +1,19 @@
 //! What the adapters saw, taken into the world.
 
+use std::collections::BTreeSet;
+
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
-use sovereign_protocol::event::Events;
+use sovereign_protocol::event::{self, Events};
 use sovereign_protocol::feed::{Changes, Feed};
+use sovereign_protocol::limits::GUEST_CONDITIONS;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::GuestConfig;
 use sovereign_protocol::status::{Phase, VmmStatus};
 
 use crate::shim::contract::VmmState;
+use crate::shim::qmp::IO_ERROR;
 
-use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, World, host_key, host_owned};
+use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, OFFSET, World, host_key, host_owned};
 
 /// A forward that is not wanted any more is no condition.
 pub(super) fn forget_forwards(feed: &mut Feed, guest: &Name, old: &GuestConfig, new: &GuestConfig) {
@@ -102,7 +106,7 @@ impl World {
             Event::Conditions(name, changes) => self.merge(&name, changes, now_ms),
             Event::Happened(name, events) => self.record(&name, events, now_ms),
             Event::Clock(name, verdict) => {
-                let key = host_key(Layer::Clock, &name, "offset");
+                let key = host_key(Layer::Clock, &name, OFFSET);
                 self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
             }
             Event::Forward(name, forward, verdict) => {
@@ -134,7 +138,8 @@ impl World {
         );
         let unseen: Vec<_> = self
             .guest_conditions(name, now_ms)
-            .filter(|c| !host_owned(c.key.layer) && c.verdict.status != Status::Unknown)
+            .filter(|c| c.verdict.status != Status::Unknown)
+            .filter(|c| !host_owned(c.key.layer, own(&c.key.subject)))
             .collect();
         for condition in unseen {
             let evidence = format!(
@@ -148,35 +153,60 @@ impl World {
     }
 
     fn merge(&mut self, name: &Name, changes: Changes, now_ms: u64) {
-        if changes.reset {
-            let listed: Vec<Key> = changes
-                .conditions
-                .iter()
-                .map(|c| host_key(c.key.layer, name, &c.key.subject))
-                .collect();
-            let gone: Vec<Key> = self
-                .guest_conditions(name, now_ms)
-                .map(|c| c.key)
-                .filter(|key| {
-                    !host_owned(key.layer) && key.subject != format!("{name}/offset") && !listed.contains(key)
-                })
-                .collect();
-            for key in gone {
-                self.feed.remove(&key);
-            }
-        }
-        for condition in changes
+        let theirs = |key: &Key| !host_owned(key.layer, &key.subject);
+        let mut known: BTreeSet<Key> = self
+            .guest_conditions(name, now_ms)
+            .map(|c| c.key)
+            .filter(|key| !host_owned(key.layer, own(&key.subject)))
+            .collect();
+        let mut gone: BTreeSet<Key> = changes
+            .removed
+            .iter()
+            .filter(|key| theirs(key))
+            .map(|key| host_key(key.layer, name, &key.subject))
+            .collect();
+        let told: Vec<_> = changes
             .conditions
             .into_iter()
-            .filter(|c| !host_owned(c.key.layer))
-        {
+            .filter(|c| theirs(&c.key))
+            .collect();
+        if changes.reset {
+            gone.extend(known.iter().cloned());
+            for condition in &told {
+                gone.remove(&host_key(condition.key.layer, name, &condition.key.subject));
+            }
+        }
+        for key in &gone {
+            self.feed.remove(key);
+            known.remove(key);
+        }
+        let mut crowded = false;
+        for condition in told {
             let key = host_key(condition.key.layer, name, &condition.key.subject);
+            if !known.contains(&key) && known.len() >= GUEST_CONDITIONS {
+                crowded = true;
+                continue;
+            }
+            known.insert(key.clone());
             let observed_ms = now_ms.saturating_sub(condition.age_ms);
             self.feed
                 .mirror(key, condition.verdict, condition.valid_ms, observed_ms);
         }
-        for key in changes.removed.iter().filter(|key| !host_owned(key.layer)) {
-            self.feed.remove(&host_key(key.layer, name, &key.subject));
+        if crowded {
+            self.tell_crowded(name, now_ms);
+        }
+    }
+
+    /// Once a boot: a guest that reports too much does so again and again.
+    fn tell_crowded(&mut self, name: &Name, now_ms: u64) {
+        let Some(guest) = self.guests.get_mut(name) else {
+            return;
+        };
+        if !std::mem::replace(&mut guest.crowded, true) {
+            let key = host_key(Layer::Session, name, "conditions");
+            let text = format!("the guest reports more than {GUEST_CONDITIONS}; the rest is not taken");
+            let verdict = Verdict::unknown("TooManyConditions", text);
+            self.feed.journal_mut().append(key, None, Some(verdict), now_ms);
         }
     }
 
@@ -201,7 +231,8 @@ impl World {
             let text = format!("{lost} events of the guest were no longer kept");
             journal.append(key, None, Some(Verdict::unknown("EventsLost", text)), now_ms);
         }
-        for event in fresh.into_iter().filter(|event| !host_owned(event.key.layer)) {
+        let theirs = |event: &event::Event| !host_owned(event.key.layer, &event.key.subject);
+        for event in fresh.into_iter().filter(theirs) {
             let key = host_key(event.key.layer, name, &event.key.subject);
             journal.append(key, event.from, event.to, now_ms.saturating_sub(event.age_ms));
         }
@@ -211,6 +242,11 @@ impl World {
         self.feed
             .observe(host_key(layer, guest, subject), verdict, LASTING_MS, now_ms);
     }
+}
+
+/// The subject within its guest.
+pub(super) fn own(subject: &str) -> &str {
+    subject.split_once('/').map_or(subject, |(_, own)| own)
 }
 
 fn running(vmm: &VmmStatus) -> Verdict {
@@ -231,6 +267,10 @@ pub(crate) fn vmm_verdict(state: &VmmState, vmm: &VmmStatus) -> Option<Verdict> 
         VmmState::Says(word) if word == "paused" => {
             Verdict::unknown("Paused", "QMP says paused: nothing in the guest can answer")
         }
+        VmmState::Says(word) if word == IO_ERROR => Verdict::no(
+            "HostDiskFull",
+            "the host's disk is full: the guest stands still, loses nothing, and goes on by itself when there is room",
+        ),
         VmmState::Says(word) => Verdict::no("Stuck", format!("QMP says {word}")),
         VmmState::Stopped => Verdict::unknown("Stopped", "its process is stopped (SIGSTOP): send it SIGCONT"),
         VmmState::Silent(letter) => Verdict::no(

@@ -5,6 +5,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::status::{ConditionStatus, ForwardStatus, GuestStatus, SCHEMA, StatusReport};
 
 use super::World;
+use super::observe::own;
 use super::world::Guest;
 
 impl World {
@@ -107,11 +108,6 @@ impl World {
         }
         observed
     }
-}
-
-/// The subject within its guest.
-fn own(subject: &str) -> &str {
-    subject.split_once('/').map_or(subject, |(_, own)| own)
 }
 
 fn condition_report(

@@ -109,6 +109,8 @@ pub(super) struct Guest {
     backoff: Backoff,
     serving: bool,
     pub(super) wedge: Wedge,
+    /// It reports more conditions than are taken, which was told.
+    pub(super) crowded: bool,
 }
 
 /// All guests and the feed of their conditions.
@@ -179,7 +181,8 @@ impl World {
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Applied(spec) => self.apply(spec, now_ms, &mut effects),
+            Event::Applied(spec) if !self.stopping => self.apply(spec, now_ms, &mut effects),
+            Event::Applied(_) => {}
             Event::StopAll => self.stop_all(&mut effects),
             Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
@@ -214,6 +217,12 @@ impl World {
         self.feed.journal().read(start, EVENTS_BATCH, now_ms, wall_ms)
     }
 
+    /// The journal's displaced events; see [`Journal::displaced`].
+    #[must_use]
+    pub fn displaced(&self, seen: u64) -> (u64, Vec<u64>) {
+        self.feed.journal().displaced(seen)
+    }
+
     /// Where feed and journal stand.
     #[must_use]
     pub fn cursors(&self) -> (Cursor, Cursor) {
@@ -244,6 +253,12 @@ impl World {
     pub fn serving(&self) -> Vec<Name> {
         let serving = self.guests.iter().filter(|(_, guest)| guest.serving);
         serving.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// True when a stop was asked for: nothing new is wanted any more.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// True when a stop was asked for and no guest runs any more.
@@ -400,6 +415,7 @@ impl World {
         guest.machine = None;
         self.network.running.remove(name);
         guest.wedge.ended();
+        guest.crowded = false;
         guest.applied_revision = 0;
         guest.start_at_ms = None;
         for key in stale {
@@ -473,6 +489,7 @@ impl Guest {
             backoff: Backoff::default(),
             serving: false,
             wedge: Wedge::default(),
+            crowded: false,
         }
     }
 
@@ -492,12 +509,16 @@ impl Guest {
 /// A clock measurement says nothing about the clock after this time.
 pub(super) const CLOCK_VALID_MS: u64 = 200_000;
 
-/// Layers that the host judges itself, whatever a guest may claim.
-pub(super) fn host_owned(layer: Layer) -> bool {
-    matches!(
-        layer,
-        Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward
-    )
+/// The subject of a guest's clock as the host measured it, in [`Layer::Clock`].
+pub(super) const OFFSET: &str = "offset";
+
+/// What the host judges itself, whatever a guest may claim; the subject is the guest's own.
+pub(super) fn host_owned(layer: Layer, subject: &str) -> bool {
+    match layer {
+        Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward => true,
+        Layer::Clock => subject == OFFSET,
+        _ => false,
+    }
 }
 
 pub(super) fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {

@@ -4,25 +4,30 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines, Take};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{FramedRead, LinesCodec};
 
 use super::contract::ExitReason;
 
 /// QEMU opens its socket within this time.
 const CONNECT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
-/// All that one boot's QMP may send: events are rare and small.
-const TOTAL_BYTES: u64 = 64 << 20;
+/// The longest line: events and the answers to what we ask are small. There is no other limit, as a boot may last years.
+const LINE_BYTES: usize = 64 << 10;
 
 /// The one client that QMP admits.
 #[derive(Debug)]
 pub struct Qmp {
-    lines: Lines<BufReader<Take<OwnedReadHalf>>>,
+    lines: FramedRead<OwnedReadHalf, LinesCodec>,
     write: OwnedWriteHalf,
 }
+
+/// The run state of a machine that waits for room on the host: of its own, QEMU stops for ENOSPC only (`werror=enospc`).
+pub const IO_ERROR: &str = "io-error";
 
 /// What QEMU told by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,13 +57,17 @@ impl Qmp {
         let stream = tokio::time::timeout(CONNECT, connecting)
             .await
             .context("QEMU opened no QMP socket in time")?;
-        let (read, write) = stream.into_split();
-        let mut qmp = Self {
-            lines: BufReader::new(read.take(TOTAL_BYTES)).lines(),
-            write,
-        };
+        let mut qmp = Self::over(stream);
         qmp.execute("qmp_capabilities").await?;
         Ok(qmp)
+    }
+
+    fn over(stream: UnixStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self {
+            lines: FramedRead::new(read, LinesCodec::new_with_max_length(LINE_BYTES)),
+            write,
+        }
     }
 
     /// Sends a command; its answer comes among the events and is ignored.
@@ -73,9 +82,9 @@ impl Qmp {
             .with_context(|| format!("cannot send {command} to QEMU"))
     }
 
-    /// The next event; `None` when QEMU has closed. Cancel safe.
+    /// The next event; `None` when QEMU has closed, or sends no line within its limit. Cancel safe.
     pub async fn next(&mut self) -> Option<QmpEvent> {
-        let line = self.lines.next_line().await.ok()??;
+        let line = self.lines.next().await?.ok()?;
         Some(parse(&line))
     }
 }
@@ -97,7 +106,7 @@ fn parse(line: &str) -> QmpEvent {
         }),
         Some("STOP") => QmpEvent::State("paused".to_owned()),
         Some("RESUME") => QmpEvent::State("running".to_owned()),
-        Some("BLOCK_IO_ERROR") => QmpEvent::State("io-error".to_owned()),
+        Some("BLOCK_IO_ERROR") if value["data"]["action"] == "stop" => QmpEvent::State(IO_ERROR.to_owned()),
         _ => QmpEvent::Other,
     }
 }
@@ -105,6 +114,31 @@ fn parse(line: &str) -> QmpEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two seconds apart, answers add up: a boot that lasts must not run into a limit.
+    #[tokio::test]
+    async fn lines_have_a_limit_and_their_number_has_none() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut qmp = Qmp::over(near);
+        let speak = async {
+            let mut line = vec![b' '; LINE_BYTES - 1];
+            line.push(b'\n');
+            for _ in 0..1_100 {
+                far.write_all(&line).await.unwrap(); // 69 MiB
+            }
+            far.write_all(&vec![b'x'; 2 * LINE_BYTES]).await.unwrap();
+        };
+        let hear = async {
+            let mut heard = 0;
+            while let Some(event) = qmp.next().await {
+                assert_eq!(event, QmpEvent::Other);
+                heard += 1;
+            }
+            heard
+        };
+        let ((), heard) = tokio::join!(speak, hear);
+        assert_eq!(heard, 1_100);
+    }
 
     #[test]
     fn events_are_read_and_nonsense_is_ignored() {
@@ -125,6 +159,13 @@ mod tests {
         assert_eq!(parse(r#"{"event":"STOP"}"#), QmpEvent::State("paused".into()));
         let asked = r#"{"return": {"status": "io-error", "singlestep": false, "running": false}}"#;
         assert_eq!(parse(asked), QmpEvent::State("io-error".into()));
+        let error =
+            |action: &str| json!({"event": "BLOCK_IO_ERROR", "data": {"action": action, "nospace": true}});
+        assert_eq!(
+            parse(&error("stop").to_string()),
+            QmpEvent::State(IO_ERROR.into())
+        );
+        assert_eq!(parse(&error("report").to_string()), QmpEvent::Other, "it runs on");
         for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
             assert_eq!(parse(line), QmpEvent::Other);
         }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::accel;
 use super::console::{Console, panic_line};
 use super::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig, VmmState};
-use super::qmp::{Qmp, QmpEvent};
+use super::qmp::{self, Qmp, QmpEvent};
 use super::{boot_segment, qemu, vmm};
 use crate::clock::wall_ns;
 use crate::files;
@@ -32,6 +32,8 @@ use crate::vsock;
 const GUEST_CID: u64 = 3;
 /// QMP is asked this often whether it is alive, and counts as silent when it has not answered by the next time.
 const PULSE: Duration = Duration::from_secs(2);
+/// A machine that waits for room goes on when the host's disk has this much.
+const ROOM_BYTES: u64 = 16 << 20;
 /// Messages that a slow agent may have open.
 const MESSAGES: usize = 64;
 /// The agent has this long to take the last message.
@@ -160,6 +162,9 @@ async fn watch_vmm(
                 if !answered {
                     tell(state, silent(pid));
                 }
+                if waits_for_room(&state.borrow()) && has_room(&config.paths.data_disk) {
+                    let _ = tokio::time::timeout(PULSE, qmp.execute("cont")).await; // the write is made again
+                }
                 answered = false;
                 let _ = tokio::time::timeout(PULSE, qmp.execute("query-status")).await; // a full socket is silence
             },
@@ -185,6 +190,16 @@ fn tell(state: &watch::Sender<VmmState>, now: VmmState) {
             true
         }
     });
+}
+
+/// The host's disk is full, and the machine stands still until there is room.
+fn waits_for_room(state: &VmmState) -> bool {
+    matches!(state, VmmState::Says(word) if word == qmp::IO_ERROR)
+}
+
+/// Enough for more than the write that failed: a machine that stops again at once would only fill the journal.
+fn has_room(path: &std::path::Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|seen| seen.f_bavail.saturating_mul(seen.f_frsize) >= ROOM_BYTES)
 }
 
 /// Why QMP does not answer, as far as the process's own state tells it.

@@ -251,8 +251,7 @@ impl VhostUserBackendReqHandler for Backend {
     fn set_vring_base(&self, index: u32, base: u32) -> VhostResult<()> {
         let index = ring_index(index)?;
         let base = u16::try_from(base).map_err(|_| VhostError::InvalidParam)?;
-        self.shared
-            .with(|guest| guest.rings[index].queue.set_next_avail(base));
+        self.shared.with(|guest| guest.place_ring(index, base));
         Ok(())
     }
 

@@ -64,9 +64,9 @@ pub(super) struct Guest {
     scratch: Vec<u8>,
     /// Bytes held for readers, over all connections.
     pub(super) held: usize,
-    /// The next GET_VRING_BASE is a pause, not a reset.
-    pub(super) paused: bool,
-    /// How often the guest's driver went away.
+    /// Where the two data rings were taken from us, until they come back.
+    left_at: [Option<u16>; 2],
+    /// How often a new driver came, or QEMU went away.
     pub(super) resets: u64,
     pub(super) stopped: bool,
     /// The status last published.
@@ -99,7 +99,7 @@ impl Guest {
             lingering: VecDeque::new(),
             scratch: Vec::new(),
             held: 0,
-            paused: false,
+            left_at: [None; 2],
             resets: 0,
             stopped: false,
             told: Status::default(),
@@ -205,16 +205,27 @@ impl Guest {
 
     // ---- rings ---------------------------------------------------------------------------
 
-    /// GET_VRING_BASE: once per ring on a reset and on a pause.
+    /// GET_VRING_BASE: once per ring, on a reset and on a pause in the same words. Streams wait:
+    /// [`Self::place_ring`] shows which it was.
     pub(super) fn stop_ring(&mut self, index: usize) -> u16 {
-        // QEMU disables rings before it takes them: set up is what counts, not running.
-        let was_up = self.rings[index].queue.ready();
         self.rings[index].stop();
-        if !self.paused && (index == RX || index == TX) {
-            self.resets += u64::from(was_up && index == RX);
+        let base = self.rings[index].queue.next_avail();
+        if let Some(left) = self.left_at.get_mut(index) {
+            *left = Some(base);
+        }
+        base
+    }
+
+    /// SET_VRING_BASE: after a pause a ring goes on where it was left; a new driver begins anew,
+    /// and nothing of the old one lives on. (A ring that was left at 0 has carried nothing.)
+    pub(super) fn place_ring(&mut self, index: usize, base: u16) {
+        let left = self.left_at.get_mut(index).and_then(Option::take);
+        if left.is_some_and(|left| left != base) {
+            self.left_at = [None; 2];
+            self.resets += 1;
             self.end_all();
         }
-        self.rings[index].queue.next_avail()
+        self.rings[index].queue.set_next_avail(base);
     }
 
     /// QEMU hung up or the device ends: nothing of it can be trusted any more.
@@ -224,7 +235,7 @@ impl Guest {
             ring.stop();
             *ring = Ring::new();
         }
-        self.paused = false;
+        self.left_at = [None; 2];
         self.end_all();
         self.memory = None;
         self.regions.clear();

@@ -109,7 +109,7 @@ pub enum DialError {
 pub struct Status {
     /// The guest's driver is up: a dial can be answered.
     pub driver_up: bool,
-    /// How often the driver went away since the device started; each ended all streams.
+    /// How often a new driver came, or QEMU went away, since the device started; each ended all streams.
     pub resets: u64,
 }
 
@@ -214,18 +214,6 @@ impl Device {
             Phase::Dead(End::GuestReset) => Err(DialError::Reset),
             Phase::Open | Phase::Dialing | Phase::Dead(End::Closed) => Ok(stream),
         }
-    }
-
-    /// Announces that the guest is about to be paused (QMP `stop`), which QEMU tells the device
-    /// in the same words as a reset: streams now outlive it, and wait.
-    pub fn announce_pause(&self) {
-        self.owner.shared.with(|guest| guest.paused = true);
-    }
-
-    /// Announces that the guest runs again (after QMP `cont` returned): from here on stopping
-    /// rings is a reset.
-    pub fn announce_resume(&self) {
-        self.owner.shared.with(|guest| guest.paused = false);
     }
 
     /// The device's state, and every change of it. Copy the value out at once: while it is

@@ -13,6 +13,7 @@ use sovereign_protocol::handshake::random_hex;
 
 use crate::guard;
 use crate::instance::kill;
+use crate::seat::NOBODY;
 
 mod agent;
 mod links;
@@ -22,8 +23,6 @@ pub use agent::Agent;
 pub use links::{Links, WANT, world};
 pub use picture::{Picture, holders, inside, namespace_of};
 
-/// A user id that no machine gives to anybody; nothing is written to its user database.
-const NOBODY: u32 = 65_432;
 /// What an agent does must show within this time.
 pub const SOON: Duration = Duration::from_secs(20);
 

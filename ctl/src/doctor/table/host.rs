@@ -32,6 +32,11 @@ const CONTINUE: Fix = Fix {
     automatic: false,
     risk: "whoever stopped it may have had a reason, such as a debugger; a guest's clock is corrected afterwards",
 };
+const ROOM: Fix = Fix {
+    run: "du -xh --max-depth=1 {state} && df -h {state}",
+    automatic: false,
+    risk: "it only shows what takes the room; what may be deleted is yours to know",
+};
 const KILL_VMM: Fix = Fix {
     run: "kill -KILL {pid}",
     automatic: false,
@@ -281,13 +286,21 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Vmm,
-        "Stuck",
+        "HostDiskFull",
         Fault,
-        "The virtual machine of {guest} stands still with an error of its own, such as a host disk that is full.",
+        "The host's disk is full: {guest} stands still, loses nothing, and goes on by itself when there is room.",
         check(
             "df -h {state}",
-            "there is room left, and `sovereign status` says Running",
+            "more than 16 MiB are free, and two seconds later `sovereign status` still says so",
         ),
+        ROOM,
+    ),
+    entry(
+        Vmm,
+        "Stuck",
+        Fault,
+        "The virtual machine of {guest} stands still with an error of its own.",
+        check("{sovereign} status", "layer vmm says Running a few seconds later"),
         RESTART,
     ),
     entry(

@@ -1,0 +1,43 @@
+//! Ctrl-C and SIGTERM stop what would outlive this program: the host agent of the measured instance.
+//!
+//! Everything else that is started here dies with this process (`sovereign-host become-vmm`).
+
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+static STOP: Mutex<Option<Command>> = Mutex::new(None);
+
+/// What is run when a signal comes; `None` when there is nothing to stop.
+pub(crate) fn stop_with(command: Option<Command>) {
+    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = command;
+}
+
+/// Waits for a signal on a thread of its own.
+///
+/// # Errors
+/// The system's own.
+pub(crate) fn watch() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::spawn(move || {
+        let told = runtime.block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            tokio::select! {
+                told = tokio::signal::ctrl_c() => told,
+                _ = terminate.recv() => Ok(()),
+            }
+        });
+        if told.is_ok() {
+            let command = STOP.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(mut command) = command {
+                eprintln!("interrupted: stopping the measured instance");
+                let _ = command.stdout(Stdio::null()).status(); // nobody is left to be told
+            }
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}
