@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sovereign_protocol::name::Name;
 
 use crate::forward::Mapping;
+use crate::image::LockUse;
 
 /// The instance when none is named.
 pub(crate) const DEFAULT_INSTANCE: &str = "default";
@@ -53,7 +54,9 @@ pub(crate) enum Verb {
     #[command(after_help = "Example:\n  sovereign init")]
     Init,
     /// Build the guest image, or find it in the cache
-    #[command(after_help = "Example:\n  sovereign build --locked")]
+    #[command(
+        after_help = "Examples:\n  sovereign build\n  sovereign build --keep-lock && git add sovereign.lock\n  sovereign build --locked\n  sovereign build --update && sovereign down && sovereign up"
+    )]
     Build(Build),
     /// Bring guests up as the configuration says, and wait until they are ready
     #[command(after_help = "Examples:\n  sovereign up\n  sovereign up sql --timeout 30")]
@@ -171,12 +174,37 @@ pub(crate) enum ForShell {
     Fish,
 }
 
-/// Arguments of `build`.
-#[derive(Debug, Args)]
-pub(crate) struct Build {
+/// Whether the lock must be followed exactly.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Locked {
     /// Fail (exit 3) where a locked package is gone, rather than take its successor
     #[arg(long)]
     pub(crate) locked: bool,
+}
+
+impl Locked {
+    /// How the lock is treated.
+    pub(crate) fn lock_use(self) -> LockUse {
+        if self.locked {
+            LockUse::Exact
+        } else {
+            LockUse::Followed
+        }
+    }
+}
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// As for `up`
+    #[command(flatten)]
+    pub(crate) locked: Locked,
+    /// Take the archive's present packages and write the lock anew; running guests take the image at their next boot
+    #[arg(long, conflicts_with = "locked")]
+    pub(crate) update: bool,
+    /// Write sovereign.lock beside the configuration, if there is none: from then on builds follow it
+    #[arg(long)]
+    pub(crate) keep_lock: bool,
 }
 
 /// Arguments of `up`.
@@ -192,7 +220,7 @@ pub(crate) struct Up {
     pub(crate) timeout: u64,
     /// As for `build`
     #[command(flatten)]
-    pub(crate) build: Build,
+    pub(crate) locked: Locked,
 }
 
 /// Arguments of `plan`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use sovereign_protocol::spec::Image;
-use sovereign_rootfs::{Arch, Artifacts, Build, Error, LockError, Progress};
+use sovereign_rootfs::{Arch, Artifacts, Build, Error, Lock, LockError, Progress};
 
 use crate::agent::Binaries;
 use crate::clock::seconds;
@@ -15,6 +15,17 @@ use crate::error::{CommandError, Kind};
 /// The lock's name beside the configuration; without that file the cache keeps one.
 const LOCK: &str = "sovereign.lock";
 
+/// How the lock is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LockUse {
+    /// Followed; what is gone everywhere is resolved anew into a local lock.
+    Followed,
+    /// Followed exactly, or there is no image.
+    Exact,
+    /// Resolved anew and written.
+    Renewed,
+}
+
 /// A finished image.
 #[derive(Debug)]
 pub(crate) struct Built {
@@ -24,6 +35,10 @@ pub(crate) struct Built {
     pub(crate) kernel_version: String,
     /// False when everything came from the cache.
     pub(crate) fresh: bool,
+    /// The lock that was followed.
+    pub(crate) lock: PathBuf,
+    /// What a renewed lock has changed; nothing when it was not renewed, or is as before.
+    pub(crate) change: Option<String>,
 }
 
 /// Builds the image or finds it in the cache; tells its progress on stderr.
@@ -34,13 +49,25 @@ pub(crate) async fn make(
     context: &Context,
     settings: &Settings,
     binaries: &Binaries,
-    locked: bool,
+    lock: LockUse,
 ) -> Result<Built, CommandError> {
     let inputs = Inputs::new(context, settings, binaries)?;
     let job = move || {
         let mut teller = Teller::default();
-        let built = sovereign_rootfs::build(&inputs.request(locked), &mut |progress| teller.tell(&progress));
-        built.map(finished).map_err(failed)
+        let request = inputs.request(lock);
+        let path = request.lock_file();
+        let before = Lock::load(&path).ok().flatten();
+        let artifacts =
+            sovereign_rootfs::build(&request, &mut |progress| teller.tell(&progress)).map_err(failed)?;
+        let after = Lock::load(&path).ok().flatten();
+        let change = || before?.difference(&after?);
+        Ok(Built {
+            kernel_version: artifacts.kernel_version.clone(),
+            fresh: artifacts.built,
+            image: image(artifacts),
+            change: (lock == LockUse::Renewed).then(change).flatten(),
+            lock: path,
+        })
     };
     // On a thread of its own, so that Ctrl-C ends `up` at once; results are renamed into place.
     tokio::task::spawn_blocking(job).await.map_err(|error| {
@@ -63,8 +90,36 @@ pub(crate) fn find(
     binaries: &Binaries,
 ) -> Result<Option<Image>, CommandError> {
     let inputs = Inputs::new(context, settings, binaries)?;
-    let found = sovereign_rootfs::find(&inputs.request(false), &mut |_| {});
-    Ok(found.map_err(failed)?.map(|artifacts| finished(artifacts).image))
+    let found = sovereign_rootfs::find(&inputs.request(LockUse::Followed), &mut |_| {});
+    Ok(found.map_err(failed)?.map(image))
+}
+
+/// Where the lock that one keeps with the configuration is, there or not.
+pub(crate) fn kept_lock(settings: &Settings) -> PathBuf {
+    settings.path.parent().unwrap_or(Path::new("")).join(LOCK)
+}
+
+/// Keeps a copy of the lock that was followed beside the configuration; false when one is there already.
+///
+/// # Errors
+/// `Configuration`, when it cannot be read or written.
+pub(crate) fn keep_lock(settings: &Settings, followed: &Path) -> Result<bool, CommandError> {
+    let kept = kept_lock(settings);
+    if kept.exists() {
+        return Ok(false);
+    }
+    let unwritten = |error: LockError| {
+        let message = format!("cannot keep {} as {}", followed.display(), kept.display());
+        CommandError::new(Kind::Configuration, "LockUnwritable", message)
+            .because(error)
+            .next("make the directory writable, then: sovereign build --keep-lock")
+    };
+    match Lock::load(followed).map_err(unwritten)? {
+        Some(lock) => lock.save(&kept).map(|()| true).map_err(unwritten),
+        None => Err(unwritten(LockError::Absent {
+            path: followed.to_owned(),
+        })),
+    }
 }
 
 /// What goes into an image.
@@ -77,7 +132,7 @@ struct Inputs {
 
 impl Inputs {
     fn new(context: &Context, settings: &Settings, binaries: &Binaries) -> Result<Self, CommandError> {
-        let lock = settings.path.parent().unwrap_or(Path::new("")).join(LOCK);
+        let lock = kept_lock(settings);
         Ok(Self {
             cache: context.environment.cache()?,
             lock: lock.exists().then_some(lock),
@@ -86,15 +141,15 @@ impl Inputs {
         })
     }
 
-    fn request(&self, locked: bool) -> Build<'_> {
+    fn request(&self, lock: LockUse) -> Build<'_> {
         Build {
             cache: &self.cache,
             mirror: self.settings.mirror.as_deref(),
             snapshot: self.settings.snapshot.as_deref(),
             arch: Arch::Amd64, // the guest binaries beside us are x86_64
             recipe: &self.settings.recipe,
-            locked,
-            update: false,
+            locked: lock == LockUse::Exact,
+            update: lock == LockUse::Renewed,
             init: &self.binaries.init,
             agent: &self.binaries.guest,
             lock: self.lock.as_deref(),
@@ -102,17 +157,13 @@ impl Inputs {
     }
 }
 
-fn finished(artifacts: Artifacts) -> Built {
-    Built {
-        image: Image {
-            kernel: artifacts.kernel,
-            initramfs: artifacts.initramfs,
-            root: artifacts.root,
-            agent: artifacts.agent_disk,
-            digest: artifacts.digest,
-        },
-        kernel_version: artifacts.kernel_version,
-        fresh: artifacts.built,
+fn image(artifacts: Artifacts) -> Image {
+    Image {
+        kernel: artifacts.kernel,
+        initramfs: artifacts.initramfs,
+        root: artifacts.root,
+        agent: artifacts.agent_disk,
+        digest: artifacts.digest,
     }
 }
 
@@ -189,6 +240,60 @@ impl Teller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LOCK_TEXT: &str = "format = 1\nsuite = \"bookworm\"\narch = \"amd64\"\nkernel = \"linux\"\n\n[packages.linux]\n\
+        version = \"6.1\"\narch = \"amd64\"\narchive = \"main\"\n\
+        sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\"\nsize = 1\npath = \"pool/l.deb\"\n";
+
+    #[test]
+    fn the_cache_s_lock_is_kept_beside_the_configuration_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(crate::config::FILE);
+        let settings = crate::config::parse(&path, &crate::config::template()).unwrap();
+        let cached = dir.path().join("cached.lock");
+        let error = keep_lock(&settings, &cached).unwrap_err();
+        assert_eq!(
+            (error.kind, error.reason.as_str()),
+            (Kind::Configuration, "LockUnwritable")
+        );
+        std::fs::write(&cached, LOCK_TEXT).unwrap();
+        assert!(keep_lock(&settings, &cached).unwrap());
+        let kept = std::fs::read_to_string(dir.path().join("sovereign.lock")).unwrap();
+        assert!(
+            kept.contains("[packages.linux]") && kept.contains("build --update"),
+            "{kept}"
+        );
+        assert!(
+            !keep_lock(&settings, &cached).unwrap(),
+            "one that is there is never replaced"
+        );
+    }
+
+    #[test]
+    fn the_kept_lock_is_followed_and_else_the_cache_s_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut context = Context::in_dir(dir.path());
+        context.environment.cache_home = Some(dir.path().join("cache"));
+        let path = dir.path().join(crate::config::FILE);
+        let settings = crate::config::parse(&path, &crate::config::template()).unwrap();
+        let binaries = Binaries {
+            host: "h".into(),
+            init: "i".into(),
+            guest: "g".into(),
+        };
+        let followed = |lock| {
+            let inputs = Inputs::new(&context, &settings, &binaries).unwrap();
+            let request = inputs.request(lock);
+            (request.lock_file(), request.locked, request.update)
+        };
+        let own = dir.path().join("cache/sovereign/postgresql-17-amd64.lock");
+        assert_eq!(followed(LockUse::Followed), (own.clone(), false, false));
+        assert_eq!(followed(LockUse::Renewed), (own, false, true));
+        let kept = dir.path().join("sovereign.lock");
+        std::fs::write(&kept, LOCK_TEXT).unwrap();
+        assert_eq!(followed(LockUse::Exact), (kept.clone(), true, false));
+        assert_eq!(followed(LockUse::Renewed), (kept, false, true));
+    }
 
     #[test]
     fn downloads_are_told_by_quarters() {

@@ -24,6 +24,12 @@ pub(crate) fn guest_spec(
     }
 }
 
+/// Whether a guest has to be told of the change; forwards, memory and restarts are the host's alone.
+pub(crate) fn concerns_guest(name: &Name, old: &GuestConfig, new: &GuestConfig) -> bool {
+    let told = |config| guest_spec(name, config, 0, BTreeMap::new(), true);
+    told(old) != told(new)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,6 +30,7 @@ pub enum Step {
         /// Its name.
         name: LinkName,
         /// Its hardware address.
+        #[serde(serialize_with = "as_text")]
         mac: Mac,
         /// The mark.
         group: u32,
@@ -46,6 +47,7 @@ pub enum Step {
         /// The link.
         name: LinkName,
         /// The address.
+        #[serde(serialize_with = "as_text")]
         mac: Mac,
     },
     /// Set the MTU.
@@ -88,6 +90,10 @@ pub enum Step {
         /// The address whose subnet it is.
         address: HostAddress,
     },
+}
+
+fn as_text<S: serde::Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
 }
 
 /// Something foreign in the place of something of ours.

@@ -46,7 +46,10 @@ fn a_plan_for_a_namespace_that_is_not_there_yet_is_the_one_that_will_be_made_in_
     assert_eq!(before, plan(&wanted, &Simulated::new().state));
     assert!(lines(&before).contains(&"link lo: set up".to_owned()));
     let json = serde_json::to_value(&before.steps).unwrap();
-    assert_eq!(json[0]["change"], "create_bridge");
+    assert_eq!(
+        (&json[0]["change"], &json[0]["mac"]),
+        (&"create_bridge".into(), &"02:87:bc:c5:a8:42".into())
+    );
     let text = serde_json::to_string(&Simulated::new().state).unwrap();
     assert_eq!(
         serde_json::from_str::<Observed>(&text).unwrap(),

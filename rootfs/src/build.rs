@@ -52,6 +52,18 @@ pub struct Build<'a> {
     pub lock: Option<&'a Path>,
 }
 
+impl Build<'_> {
+    /// The lock that the build follows, there or not: the caller's, else the cache's own.
+    #[must_use]
+    pub fn lock_file(&self) -> PathBuf {
+        let own = || {
+            let name = format!("{}-{}.lock", self.recipe, self.arch.debian());
+            self.cache.join(name)
+        };
+        self.lock.map_or_else(own, Path::to_owned)
+    }
+}
+
 /// What a build is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {

@@ -228,7 +228,7 @@ impl Lock {
     /// The lock as text; equal locks have equal texts.
     pub(crate) fn text(&self) -> Result<String, LockError> {
         Ok(format!(
-            "# Written by `sovereign build`. Renew it with `sovereign update`.\n{}",
+            "# Written by `sovereign build`. Renew it with `sovereign build --update`.\n{}",
             toml::to_string(self)?
         ))
     }
@@ -243,7 +243,8 @@ impl Lock {
     }
 
     /// How `other` differs: one package by name and versions, of the rest the number.
-    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<String> {
         let change = |name: &str, package: &LockedPackage| match other.packages.get(name) {
             Some(new) if new.version == package.version => None,
             Some(new) => Some(format!("{name} {} instead of {}", new.version, package.version)),

@@ -58,7 +58,7 @@ impl Workshop<'_> {
     /// # Errors
     /// When the caller's lock is damaged, or absent or unfit in a build that may not resolve.
     pub(crate) fn known(&self, progress: &mut dyn FnMut(Progress)) -> Result<Known, Error> {
-        let path = self.lock_path();
+        let path = self.request.lock_file();
         let nothing = || Known {
             base: None,
             local: None,
@@ -170,14 +170,6 @@ impl Workshop<'_> {
             warn(progress, notice);
         }
         Ok(lock)
-    }
-
-    fn lock_path(&self) -> PathBuf {
-        let own = || {
-            let name = format!("{}-{}.lock", self.recipe.name, self.request.arch.debian());
-            self.request.cache.join(name)
-        };
-        self.request.lock.map_or_else(own, Path::to_owned)
     }
 
     /// One file per lock it stands in for; another snapshot service is another chance for the lock itself.

@@ -297,7 +297,10 @@ fn interface(config: &GuestConfig) -> String {
     } else {
         dns.join(", ")
     };
-    format!("{} (DNS {dns})", addresses.join(", "))
+    let way = interface
+        .gateway
+        .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    format!("{}{way} (DNS {dns})", addresses.join(", "))
 }
 
 fn limits(limits: Option<&Limits>) -> String {

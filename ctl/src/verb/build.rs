@@ -6,6 +6,7 @@ use crate::agent::Binaries;
 use crate::cli::Build;
 use crate::context::{Context, data};
 use crate::error::CommandError;
+use crate::image::LockUse;
 use crate::{config, image};
 
 pub(super) async fn run(context: &Context, args: &Build) -> Result<(), CommandError> {
@@ -15,24 +16,35 @@ pub(super) async fn run(context: &Context, args: &Build) -> Result<(), CommandEr
         "interrupted; what was fetched stays in the cache",
         "sovereign build",
     );
-    let built = image::make(context, &settings, &binaries, args.locked).await?;
-    let digest = &built.image.digest;
-    let (reason, evidence) = match built.fresh {
-        true => (
-            "Built",
-            format!("image {digest} with kernel {}", built.kernel_version),
-        ),
-        false => (
-            "Cached",
-            format!(
-                "image {digest} with kernel {} was in the cache",
-                built.kernel_version
-            ),
-        ),
+    let lock_use = match args.update {
+        true => LockUse::Renewed,
+        false => args.locked.lock_use(),
     };
+    let built = image::make(context, &settings, &binaries, lock_use).await?;
+    let kept = args.keep_lock && image::keep_lock(&settings, &built.lock)?;
+    let digest = &built.image.digest;
+    let (reason, made) = match built.fresh {
+        true => ("Built", ""),
+        false => ("Cached", " was in the cache"),
+    };
+    let mut evidence = format!("image {digest} with kernel {}{made}", built.kernel_version);
+    let lock = match kept {
+        true => image::kept_lock(&settings),
+        false => built.lock.clone(),
+    };
+    match (kept, args.update, &built.change) {
+        (true, ..) => evidence += &format!("; wrote {}", lock.display()),
+        (false, true, Some(change)) => evidence += &format!("; {} is new: {change}", lock.display()),
+        (false, true, None) => evidence += &format!("; {} has the same versions", lock.display()),
+        (false, false, _) => {}
+    }
     if !context.json {
         return data(&evidence);
     }
     let image = json!({"digest": digest, "kernel_version": built.kernel_version, "files": built.image});
-    context.done_with(reason, &evidence, "sovereign up", &[("image", image)])
+    let more = [
+        ("image", image),
+        ("lock", json!({"path": lock, "change": built.change})),
+    ];
+    context.done_with(reason, &evidence, "sovereign up", &more)
 }

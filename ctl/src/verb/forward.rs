@@ -303,11 +303,7 @@ fn judge(report: &StatusReport, wanted: &Known) -> Result<Option<State>, Command
         (Status::True, _) => Ok(Some(State::Listens)),
         (Status::False, "NotListening") => Ok(Some(State::Reserved)),
         (Status::False, reason) => {
-            let message = format!(
-                "{} cannot be had: {}",
-                wanted.forward.listen,
-                escaped(&condition.evidence)
-            );
+            let message = format!("the forward cannot be opened: {}", escaped(&condition.evidence));
             let next = format!(
                 "sovereign forward add {} OTHER_PORT:{}",
                 wanted.guest, wanted.forward.port

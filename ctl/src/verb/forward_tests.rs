@@ -104,7 +104,7 @@ async fn a_port_of_somebody_else_changes_neither_agent_nor_file() {
         (Kind::Refused, "PortUnavailable", Some("forward"))
     );
     assert!(
-        error.human().contains("127.0.0.1:15433 cannot be had: seen"),
+        error.human().contains("cannot be opened: seen"),
         "{}",
         error.human()
     );

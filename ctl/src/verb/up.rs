@@ -36,7 +36,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "interrupted before anything was started; what was fetched stays in the cache",
         "sovereign up",
     );
-    let built = image::make(context, &settings, &binaries, args.build.locked).await?;
+    let built = image::make(context, &settings, &binaries, args.locked.lock_use()).await?;
 
     context.when_interrupted(
         "interrupted; the host agent may run, `sovereign down` stops it",

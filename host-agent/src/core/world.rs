@@ -14,6 +14,7 @@ use super::backoff::{Backoff, Next};
 use super::network::{Mode, Network};
 use super::observe::forget_forwards;
 use super::wedge::Wedge;
+use crate::document::concerns_guest;
 use crate::net::NetworkEvent;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 
@@ -304,9 +305,12 @@ impl World {
                 .or_insert_with(|| Guest::new(config.clone(), now_ms));
             if guest.config != config || guest.spec_revision == 0 {
                 forget_forwards(&mut self.feed, &name, &guest.config, &config);
-                guest.spec_revision = self.revision;
+                let told = guest.spec_revision == 0 || concerns_guest(&name, &guest.config, &config);
+                if told {
+                    guest.spec_revision = self.revision;
+                }
                 guest.config = config;
-                if guest.phase == Phase::Running {
+                if told && guest.phase == Phase::Running {
                     effects.push(Effect::Push(
                         name.clone(),
                         guest.config.clone(),

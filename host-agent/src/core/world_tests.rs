@@ -158,6 +158,27 @@ fn the_same_spec_again_does_nothing_and_a_changed_one_is_pushed() {
 }
 
 #[test]
+fn what_is_the_hosts_alone_does_not_make_a_guest_unready() {
+    let mut world = ready_world();
+    let mut more = spec(5432);
+    let guest = more.guests.get_mut(&sql()).unwrap();
+    let second = Forward {
+        name: Name::parse("second").unwrap(),
+        service: Some(Name::parse("postgres").unwrap()),
+        listen: "127.0.0.1:15433".parse().unwrap(),
+        port: 5432,
+    };
+    guest.forwards.push(second);
+    guest.memory_mib = 512;
+    assert_eq!(world.step(Event::Applied(more), 1), []);
+    assert_eq!((world.ready(&sql(), 1), world.revision()), (Status::True, 2));
+    assert_eq!(
+        (world.serving(), world.forward_ports(&sql()).len()),
+        (vec![sql()], 2)
+    );
+}
+
+#[test]
 fn a_lost_session_makes_the_guest_unknown_not_false() {
     let mut world = ready_world();
     let effects = world.step(Event::SessionLost(sql(), "reset".into()), 1);
@@ -377,7 +398,6 @@ fn what_needs_another_boot_is_said_and_keeps_nobody_from_being_ready() {
     let mut bigger = spec(5432);
     bigger.guests.get_mut(&sql()).unwrap().memory_mib = 512;
     world.step(Event::Applied(bigger), 1);
-    world.step(Event::SpecApplied(sql(), 2), 1);
     let said = |world: &World| {
         let key = host_key(Layer::Vmm, &sql(), MACHINE);
         world.feed.verdict(&key).map(|verdict| verdict.evidence.clone())
