@@ -549,5 +549,27 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
     assert_eq!(cards(&world).len(), 2, "now another boot would have no card");
 }
 
+#[test]
+fn guests_are_judged_each_by_its_own_conditions() {
+    let mut world = ready_world();
+    let other = Name::parse("sq").unwrap(); // the beginning of the other's name
+    let mut both = spec(5432);
+    both.guests.insert(other.clone(), config(5432));
+    world.step(Event::Applied(both), 1);
+    let readiness = world.readiness(1);
+    assert_eq!(readiness[&sql()], Status::True);
+    assert_eq!(readiness[&other], Status::Unknown, "nothing of it was seen");
+    let report = world.report(&sql(), 1, |ms| ms.to_string());
+    let counts: Vec<_> = report
+        .guests
+        .iter()
+        .map(|g| (g.ready, g.conditions.len()))
+        .collect();
+    assert!(
+        matches!(counts[..], [(Status::Unknown, 0), (Status::True, 3..)]),
+        "{counts:?}"
+    );
+}
+
 #[path = "world_more_tests.rs"]
 mod more;
