@@ -313,7 +313,8 @@ fn what_a_vmm_says_is_told_apart() {
     for (state, reason) in [
         (VmmState::Says("running".into()), Some("Running")),
         (VmmState::Says("paused".into()), Some("Paused")),
-        (VmmState::Says("io-error".into()), Some("Stuck")),
+        (VmmState::Says("io-error".into()), Some("HostDiskFull")),
+        (VmmState::Says("internal-error".into()), Some("Stuck")),
         (VmmState::Stopped, Some("Stopped")),
         (VmmState::Silent('D'), Some("Silent")),
         (VmmState::Starting, None),
