@@ -14,6 +14,8 @@ use super::contract::ExitReason;
 /// QEMU opens its socket within this time.
 const CONNECT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
+/// A QEMU that reads takes a command at once; one that is stopped never does.
+const TAKEN: Duration = Duration::from_secs(2);
 /// One message may have so many bytes; events and answers are small.
 const LINE_BYTES: u64 = 64 << 10;
 
@@ -64,12 +66,12 @@ impl Qmp {
     /// Sends a command; its answer comes among the events and is ignored.
     ///
     /// # Errors
-    /// The socket's own.
+    /// The socket's own, and when QEMU does not take it within 2 s: whoever asks must go on to what ends it.
     pub async fn execute(&mut self, command: &str) -> anyhow::Result<()> {
         let line = format!("{}\n", json!({ "execute": command }));
-        self.write
-            .write_all(line.as_bytes())
-            .await
+        let taken = tokio::time::timeout(TAKEN, self.write.write_all(line.as_bytes())).await;
+        taken
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .with_context(|| format!("cannot send {command} to QEMU"))
     }
 
@@ -156,5 +158,23 @@ mod tests {
         assert_eq!(answers, ANSWERS);
         drop(qmp);
         qemu.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_takes_nothing_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let mut qmp = Qmp::connect(&path).await.unwrap();
+        let _silent = listener.accept().await.unwrap();
+        let patience = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                if let Err(error) = qmp.execute("query-status").await {
+                    return error;
+                }
+            }
+        });
+        let error = format!("{:#}", patience.await.unwrap());
+        assert!(error.contains("cannot send query-status"), "{error}");
     }
 }
