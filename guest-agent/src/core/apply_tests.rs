@@ -356,3 +356,15 @@ fn reserved_settings_and_a_second_database_are_refused() {
     let refusal = admit(&secret).unwrap_err();
     assert_eq!(refusal, "secrets.postgres: only printable ASCII is accepted");
 }
+
+#[test]
+fn a_refusal_is_of_one_part() {
+    let key = Key::new(Layer::Service, "postgres.config");
+    let application = Application {
+        refused: Some((key.clone(), "bad value".to_owned())),
+        ..Application::default()
+    };
+    assert_eq!(application.refusal(&key), Some("bad value"));
+    assert_eq!(application.refusal(&Key::new(Layer::Interface, "config")), None);
+    assert_eq!(Application::default().refusal(&key), None);
+}

@@ -178,6 +178,16 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_with_exactly_the_least_is_not_full() {
+        let with = |free_bytes| {
+            let seen = DiskSeen { free_bytes, ..seen() };
+            disk(Some(&mounted()), Ok(&seen)).reason
+        };
+        assert_eq!(with(LEAST_FREE_BYTES), "Mounted");
+        assert_eq!(with(LEAST_FREE_BYTES - 1), "Full");
+    }
+
+    #[test]
     fn a_miss_counts_when_something_wanted_needs_it() {
         let miss = Miss {
             symbol: "TUN".into(),

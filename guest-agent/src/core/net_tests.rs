@@ -321,3 +321,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_worst_lack_names_the_condition_and_each_action_says_what_it_does() {
+    let worst_first = [
+        (Action::Up(2), "Down", "bring interface 2 up"),
+        (
+            Action::AddAddress(2, prefix("10.0.0.2/24")),
+            "AddressMissing",
+            "add 10.0.0.2/24",
+        ),
+        (
+            Action::AddRoute(2, ip("10.0.0.1")),
+            "RouteMissing",
+            "add the default route via 10.0.0.1",
+        ),
+        (
+            Action::Resolver(String::new()),
+            "ResolverMissing",
+            "write resolv.conf",
+        ),
+        (Action::Mtu(2, 1400), "OtherMtu", "set mtu 1400"),
+        (
+            Action::RemoveAddress(2, prefix("10.0.0.3/24")),
+            "Outdated",
+            "remove 10.0.0.3/24",
+        ),
+    ];
+    for (at, (action, reason, text)) in worst_first.iter().enumerate() {
+        assert_eq!(action.to_string(), *text);
+        for (lesser, ..) in &worst_first[at..] {
+            for plan in [[action.clone(), lesser.clone()], [lesser.clone(), action.clone()]] {
+                assert_eq!(lacking(&plan).unwrap().0, *reason, "{plan:?}");
+            }
+        }
+    }
+    let route = Action::RemoveRoute(2, ip("10.0.0.9"));
+    assert_eq!(route.to_string(), "remove the default route via 10.0.0.9");
+    assert_eq!(lacking(&[]), None);
+}

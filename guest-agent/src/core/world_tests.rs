@@ -260,3 +260,25 @@ fn a_shutdown_stops_what_is_wanted_once_and_what_is_not_wanted_any_more() {
     );
     assert_eq!(world.shutdown(2), []);
 }
+
+#[test]
+fn the_kernel_is_judged_by_what_is_wanted() {
+    let contract = Key::new(Layer::Kernel, "contract");
+    let miss = |breaks: &str| judge::Miss {
+        symbol: "SYSVIPC".into(),
+        seen: "ENOSYS".into(),
+        breaks: vec![breaks.into()],
+    };
+    let mut world = world();
+    world.step(Event::Kernel(vec![miss("postgresql"), miss("tailscale")]), 0);
+    assert_eq!(
+        world.feed.verdict(&contract).unwrap().status,
+        Status::True,
+        "nothing needs it"
+    );
+    world.step(Event::Apply(spec(5432), 1), 1);
+    world.step(Event::Kernel(vec![miss("postgresql")]), 2);
+    assert_eq!(world.feed.verdict(&contract).unwrap().reason, "Lacks");
+    world.step(Event::Kernel(vec![miss("tailscale")]), 3);
+    assert_eq!(world.feed.verdict(&contract).unwrap().status, Status::True);
+}

@@ -263,4 +263,34 @@ mod tests {
             [("vda".into(), "root".into()), ("vdb".into(), "data".into())]
         );
     }
+
+    #[test]
+    fn a_disk_is_looked_at_at_both_of_its_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        for (at, content) in [
+            (None, Content::Blank),
+            (Some(0), Content::Foreign),
+            (Some(2 * MIB), Content::Foreign),
+            (Some(3 * MIB - 1), Content::Foreign),
+            (Some(MIB + 5), Content::Blank),
+        ] {
+            let file = File::create(&path).unwrap();
+            file.set_len(3 * MIB).unwrap();
+            if let Some(at) = at {
+                std::os::unix::fs::FileExt::write_all_at(&file, &[1], at).unwrap();
+            }
+            assert_eq!(inspect(&path).unwrap(), (content, 3 * MIB), "{at:?}");
+        }
+        File::create(&path).unwrap().set_len(10).unwrap();
+        assert_eq!(inspect(&path).unwrap(), (Content::Blank, 10));
+        assert_eq!(plan(&Content::Blank, 2 * MIB, true), Plan::Format);
+        assert!(matches!(
+            plan(&Content::Blank, 2 * MIB - 1, true),
+            Plan::Refuse {
+                reason: "TooSmall",
+                ..
+            }
+        ));
+    }
 }

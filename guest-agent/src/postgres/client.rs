@@ -311,6 +311,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_sent_has_its_length() {
+        let (near, mut far) = duplex(1 << 20);
+        far.write_all(&[welcome(), message(b'Z', b"I")].concat())
+            .await
+            .unwrap();
+        let mut client = Client::log_in(near, "probe").await.unwrap();
+        client.query("SELECT 1").await.unwrap();
+        let length = far.read_u32().await.unwrap() as usize;
+        let mut startup = vec![0; length - 4];
+        far.read_exact(&mut startup).await.unwrap();
+        assert!(startup.starts_with(b"\0\x03\0\0user\0probe\0") && startup.ends_with(b"\0\0"));
+        let mut query = [0; 14];
+        far.read_exact(&mut query).await.unwrap();
+        assert_eq!(&query, b"Q\0\0\0\x0dSELECT 1\0");
+    }
+
+    #[tokio::test]
     async fn a_result_has_a_limit_of_its_own() {
         let value = "x".repeat(200 << 10);
         let rows = |count: usize| [data(&[Some(&value)]).repeat(count), message(b'Z', b"I")].concat();

@@ -253,4 +253,29 @@ mod tests {
             prop_assert_eq!(undone.len(), value.len());
         }
     }
+
+    /// Who may log in as whom: a change here is a change of the promise.
+    #[test]
+    fn users_of_the_guest_are_who_they_are_and_everybody_else_has_a_password() {
+        assert_eq!(
+            pg_hba(),
+            "local all all peer map=sovereign\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_was_read_is_remembered_until_it_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        assert!(!was_loaded(path) && !is_loaded(path));
+        std::fs::write(path.join("postgresql.conf"), "port = 1").unwrap();
+        assert!(was_loaded(path) && !is_loaded(path));
+        mark_loaded(path).unwrap();
+        assert!(is_loaded(path));
+        forget_loaded(path).unwrap();
+        forget_loaded(path).unwrap();
+        assert!(!is_loaded(path));
+        std::fs::create_dir(path.join(LOADED)).unwrap();
+        assert!(forget_loaded(path).is_err(), "what cannot be forgotten is told");
+    }
 }

@@ -171,3 +171,26 @@ proptest! {
         let _ = whole(&framed);
     }
 }
+
+#[test]
+fn a_length_is_digits_only_and_a_body_over_its_limit_is_refused_in_pieces_too() {
+    for sly in [
+        "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        assert!(whole(sly.as_bytes()).is_err(), "{sly}");
+    }
+    let mut reader = Reader::default();
+    reader.take(b"HTTP/1.0 200\r\n\r\n").unwrap();
+    assert!(reader.take(&vec![b'x'; BODY_BYTES]).unwrap().is_none());
+    assert!(matches!(
+        reader.take(b"x"),
+        Err(HttpError::TooLong { .. } | HttpError::Malformed(_))
+    ));
+    let mut fits = Reader::default();
+    fits.take(b"HTTP/1.0 200\r\n\r\n").unwrap();
+    for _ in 0..4 {
+        assert!(fits.take(&vec![b'x'; BODY_BYTES / 4]).unwrap().is_none());
+    }
+    assert_eq!(fits.end().unwrap().body.len(), BODY_BYTES);
+}

@@ -16,6 +16,8 @@ use super::contract::ExitReason;
 /// QEMU opens its socket within this time.
 const CONNECT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
+/// A QEMU that reads takes a command at once; one that is stopped never does.
+const TAKEN: Duration = Duration::from_secs(2);
 /// The longest line: events and the answers to what we ask are small. There is no other limit, as a boot may last years.
 const LINE_BYTES: usize = 64 << 10;
 
@@ -73,12 +75,12 @@ impl Qmp {
     /// Sends a command; its answer comes among the events and is ignored.
     ///
     /// # Errors
-    /// The socket's own.
+    /// The socket's own, and when QEMU does not take it within 2 s: whoever asks must go on to what ends it.
     pub async fn execute(&mut self, command: &str) -> anyhow::Result<()> {
         let line = format!("{}\n", json!({ "execute": command }));
-        self.write
-            .write_all(line.as_bytes())
-            .await
+        let taken = tokio::time::timeout(TAKEN, self.write.write_all(line.as_bytes())).await;
+        taken
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .with_context(|| format!("cannot send {command} to QEMU"))
     }
 
@@ -171,5 +173,23 @@ mod tests {
         for line in ["", "{", "[]", r#"{"return":{}}"#, r#"{"QMP":{}}"#] {
             assert_eq!(parse(line), QmpEvent::Other);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_takes_nothing_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let mut qmp = Qmp::connect(&path).await.unwrap();
+        let _silent = listener.accept().await.unwrap();
+        let patience = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                if let Err(error) = qmp.execute("query-status").await {
+                    return error;
+                }
+            }
+        });
+        let error = format!("{:#}", patience.await.unwrap());
+        assert!(error.contains("cannot send query-status"), "{error}");
     }
 }

@@ -163,10 +163,10 @@ async fn watch_vmm(
                     tell(state, silent(pid));
                 }
                 if waits_for_room(&state.borrow()) && has_room(&config.paths.data_disk) {
-                    let _ = tokio::time::timeout(PULSE, qmp.execute("cont")).await; // the write is made again
+                    let _ = qmp.execute("cont").await; // the write is made again
                 }
                 answered = false;
-                let _ = tokio::time::timeout(PULSE, qmp.execute("query-status")).await; // a full socket is silence
+                let _ = qmp.execute("query-status").await; // a full socket is silence
             },
             Some(request) = asked.recv() => match (request, &mut qmp) {
                 (Request::PowerDown, Some(qmp)) => { let _ = qmp.execute("system_powerdown").await; }
