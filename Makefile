@@ -3,12 +3,13 @@
 # make down    stops it; data stays
 # make test    everything that CI checks
 # make bench   speed and size beside peers measured in the same run; docs/benchmarks.md
+# make mutants changes the code that decides, bit by bit, and says which change no test saw; takes hours
 #
 # Debian and Ubuntu packages are installed as root; otherwise the one command is printed.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: up build down test check deny system bench bench-check packages rust
+.PHONY: up build down test check deny system bench bench-check mutants packages rust
 .DEFAULT_GOAL := build
 
 ROOT     := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
@@ -46,12 +47,18 @@ check: rust
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	cargo test --workspace --exclude sovereign-tests --locked
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo test --manifest-path fuzz/Cargo.toml --target-dir $(TARGET) --locked
 
 deny: rust
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
 	cargo deny check bans licenses sources
 	@if cargo deny fetch db >/dev/null 2>&1; then cargo deny --offline check advisories; \
 	else echo "SKIPPED: cargo deny check advisories (the advisory database cannot be fetched from here)" >&2; fi
+
+mutants: rust
+	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
+	nice cargo mutants --output $(TARGET) --cap-lints true
 
 system: packages build
 	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked

@@ -98,4 +98,28 @@ mod tests {
         assert_eq!(anchor.rfc3339(1_500), "1970-01-01T00:17:41.000Z");
         assert_eq!(Anchor::new(0, u64::MAX).rfc3339(0), "1970-01-01T00:00:00.000Z");
     }
+
+    #[test]
+    fn the_anchor_follows_a_clock_that_was_set_by_more_than_its_tolerance() {
+        let mut anchor = Anchor::new(1_000_000_000_000, 500);
+        anchor.follow(1_000_050_000_000, 500);
+        assert_eq!(anchor.wall_ms(500), 1_000_000);
+        anchor.follow(1_000_051_000_000, 500);
+        assert_eq!(anchor.wall_ms(500), 1_000_051);
+    }
+
+    /// The readings themselves: the machine's own account of its time is another one.
+    #[test]
+    fn the_clocks_are_those_they_say() {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+        let (boottime, monotonic) = (boottime_ms(), monotonic_ms());
+        assert!(
+            (boottime as f64 / 1e3 - uptime).abs() < 30.0,
+            "{boottime} {uptime}"
+        );
+        assert!(monotonic > 1 && monotonic <= boottime_ms());
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        assert!((wall_ns() / 1_000_000_000 - seconds).abs() < 30);
+    }
 }

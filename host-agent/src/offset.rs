@@ -88,6 +88,17 @@ mod tests {
             };
             let _ = Offset::measure(i64::MAX, pong, i64::MIN).verdict();
         }
+        let far = |guest_ns: i64, host_ns: i64| {
+            let pong = Pong {
+                guest_received_ns: guest_ns,
+                guest_sent_ns: guest_ns,
+            };
+            Offset::measure(host_ns, pong, host_ns).offset_ns
+        };
+        assert_eq!(
+            (far(i64::MIN, i64::MAX), far(i64::MAX, i64::MIN)),
+            (i64::MIN, i64::MAX)
+        );
     }
 
     #[test]
@@ -107,6 +118,15 @@ mod tests {
         );
         assert_eq!(verdict(-100_000_002), Status::False);
         assert_eq!(verdict(i64::MIN), Status::False);
+    }
+
+    #[test]
+    fn the_figures_are_milliseconds() {
+        let offset = Offset {
+            offset_ns: -1_500_000,
+            bound_ns: 240_000,
+        };
+        assert_eq!(offset.verdict().evidence, "-1.5 ms ±0.2 ms");
     }
 
     #[test]

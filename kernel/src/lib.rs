@@ -11,6 +11,8 @@ pub use requirement::{Proof, REQUIREMENTS, Requirement, missing};
 mod catalogue;
 #[cfg(feature = "build")]
 mod decompress;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 #[cfg(test)]
 #[cfg(feature = "build")]
 mod hostile_tests;

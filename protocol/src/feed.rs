@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::condition::{Condition, Key, Verdict};
+use crate::condition::{Condition, Key, Status, Verdict};
 use crate::event::Journal;
 use crate::limits::{CONDITIONS, TOMBSTONES};
 
@@ -166,6 +166,17 @@ impl Feed {
         self.entries.iter().map(move |(key, e)| e.condition(key, now_ms))
     }
 
+    /// As [`Feed::snapshot`] for some keys; what is not wanted is not copied.
+    pub fn matching(&self, now_ms: u64, wanted: impl Fn(&Key) -> bool) -> impl Iterator<Item = Condition> {
+        let entries = self.entries.iter().filter(move |(key, _)| wanted(key));
+        entries.map(move |(key, e)| e.condition(key, now_ms))
+    }
+
+    /// All keys, each with its status as it reads at `now_ms`; copies nothing.
+    pub fn statuses(&self, now_ms: u64) -> impl Iterator<Item = (&Key, Status)> {
+        self.entries.iter().map(move |(key, e)| (key, e.status(now_ms)))
+    }
+
     /// What changed after `cursor`, or everything when the cursor is not of this feed or too old.
     #[must_use]
     pub fn since(&self, cursor: Option<Cursor>, now_ms: u64) -> Changes {
@@ -189,6 +200,14 @@ impl Feed {
 }
 
 impl Entry {
+    /// As [`Condition::aged`] has it, without a copy.
+    fn status(&self, now_ms: u64) -> Status {
+        match now_ms.saturating_sub(self.observed_ms) > self.valid_ms {
+            true => Status::Unknown,
+            false => self.verdict.status,
+        }
+    }
+
     fn condition(&self, key: &Key, now_ms: u64) -> Condition {
         Condition {
             key: key.clone(),
@@ -212,7 +231,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::condition::{Layer, Status};
+    use crate::condition::Layer;
 
     fn key(n: usize) -> Key {
         Key::new(Layer::Service, format!("s{n}"))
@@ -358,5 +377,24 @@ mod tests {
         assert!(!listed.is_empty());
         feed.remove(&key(1));
         assert!(!feed.since(Some(listed.cursor), 0).is_empty());
+    }
+
+    #[test]
+    fn statuses_are_those_of_the_snapshot_at_any_time() {
+        let mut feed = Feed::new(1, 8);
+        for (subject, status) in [("a", Status::True), ("b", Status::False), ("c", Status::Unknown)] {
+            let verdict = Verdict::new(status, "X", "e");
+            feed.observe(Key::new(Layer::Service, subject), verdict, 100, 10);
+        }
+        for now_ms in [0, 10, 110, 111, u64::MAX] {
+            let whole: Vec<_> = feed.snapshot(now_ms).map(|c| (c.key, c.verdict.status)).collect();
+            let lean: Vec<_> = feed
+                .statuses(now_ms)
+                .map(|(key, status)| (key.clone(), status))
+                .collect();
+            assert_eq!(whole, lean, "at {now_ms}");
+        }
+        let one: Vec<_> = feed.matching(10, |key| key.subject == "b").collect();
+        assert!(matches!(&one[..], [b] if b.key.subject == "b"));
     }
 }

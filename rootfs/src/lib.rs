@@ -14,6 +14,8 @@ mod erofs;
 mod fetch;
 #[cfg(test)]
 mod fixture;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod guest_kernel;
 #[cfg(test)]
 mod hostile_tests;

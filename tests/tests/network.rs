@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use sovereign_host_agent::net::names;
+use sovereign_tests::instance::signal;
 use sovereign_tests::net::{can_run, inside};
 use sovereign_tests::{Instance, Who};
 
@@ -102,11 +104,13 @@ fn private(instance: &Instance) -> Result<()> {
 /// Somebody takes our bridge away and puts another of its name there: not ours to remove.
 fn a_foreign_bridge_is_named_and_left_alone(instance: &Instance) -> Result<()> {
     let bridge = names::bridge(&instance.name()?);
-    let helper = instance.process(&["sovereign-host netns"])?;
-    inside(
-        helper,
-        &format!("ip link set {bridge} name gone group 0; ip link add {bridge} type bridge"),
-    )?;
+    let helper = instance.process(&[" netns ", "--socket"])?;
+    let agent = instance.process(&["sovereign-host run"])?;
+    signal(agent, Signal::STOP)?; // else it would be quicker than we are
+    let taken = format!("ip link set {bridge} name gone group 0; ip link add {bridge} type bridge");
+    let taken = inside(helper, &taken);
+    signal(agent, Signal::CONT)?;
+    taken?;
     let found = until(instance, |found| {
         found.first().is_some_and(|first| first == "tap NetworkFailed")
     })?;

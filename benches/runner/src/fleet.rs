@@ -79,7 +79,12 @@ pub(crate) fn measure() -> anyhow::Result<Vec<Row>> {
         #[allow(clippy::cast_precision_loss)] // a thousand
         let each = figures.added_kib / count as f64;
         rows.push(Row::of(what("one condition changes"), "us", &steps, how));
-        rows.push(Row::of(what("status as JSON"), "ms", &one(figures.report_ms), how));
+        rows.push(Row::of(
+            what("status as JSON"),
+            "ms",
+            &one(figures.report_ms),
+            how,
+        ));
         if count == MANY {
             rows.push(Row::of("memory per fake guest", "KiB", &one(each), how).target(Target::AtMost(64.0)));
             #[allow(clippy::cast_precision_loss)]
@@ -113,7 +118,11 @@ pub(crate) fn run(count: usize) -> anyhow::Result<()> {
     let added_kib = resident_kib(pid).context("no memory of this process")? - before;
     let mut step_us = Vec::new();
     for turn in 0..STEPS {
-        let status = if turn % 2 == 0 { Status::False } else { Status::True };
+        let status = if turn % 2 == 0 {
+            Status::False
+        } else {
+            Status::True
+        };
         let event = conditions(&names[turn / 2 % count], &[(Layer::Service, "postgres")], status);
         let begun = Instant::now();
         world.step(event, 2);
@@ -124,7 +133,11 @@ pub(crate) fn run(count: usize) -> anyhow::Result<()> {
     let bytes = serde_json::to_vec(&report)?;
     let report_ms = begun.elapsed().as_secs_f64() * 1e3;
     anyhow::ensure!(bytes.len() > count, "an empty report");
-    let ready = report.guests.iter().filter(|guest| guest.ready == Status::True).count();
+    let ready = report
+        .guests
+        .iter()
+        .filter(|guest| guest.ready == Status::True)
+        .count();
     let figures = Figures {
         added_kib,
         step_us,
@@ -186,7 +199,9 @@ fn conditions(name: &Name, what: &[(Layer, &str)], status: Status) -> Event {
 }
 
 fn config() -> GuestConfig {
-    let path = |name: &str| format!("/root/.cache/sovereign/images/{name}-0123456789abcdef0123456789abcdef.erofs").into();
+    let path = |name: &str| {
+        format!("/root/.cache/sovereign/images/{name}-0123456789abcdef0123456789abcdef.erofs").into()
+    };
     GuestConfig {
         memory_mib: 256,
         vcpus: 1,

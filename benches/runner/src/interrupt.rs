@@ -2,16 +2,20 @@
 //!
 //! Everything else that is started here dies with this process (`sovereign-host become-vmm`).
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-static STOP: Mutex<Option<Command>> = Mutex::new(None);
+/// What stops the instance, and its directory.
+type Stop = (Command, PathBuf);
 
-/// What is run when a signal comes; `None` when there is nothing to stop.
-pub(crate) fn stop_with(command: Option<Command>) {
-    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = command;
+static STOP: Mutex<Option<Stop>> = Mutex::new(None);
+
+/// What is run and removed when a signal comes; `None` when there is nothing to stop.
+pub(crate) fn stop_with(stop: Option<Stop>) {
+    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = stop;
 }
 
 /// Waits for a signal on a thread of its own.
@@ -31,10 +35,12 @@ pub(crate) fn watch() -> anyhow::Result<()> {
             }
         });
         if told.is_ok() {
-            let command = STOP.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(mut command) = command {
+            let stop = STOP.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some((mut command, dir)) = stop {
                 eprintln!("interrupted: stopping the measured instance");
-                let _ = command.stdout(Stdio::null()).status(); // nobody is left to be told
+                // Nobody is left to be told of a failure.
+                let _ = command.stdout(Stdio::null()).status();
+                let _ = std::fs::remove_dir_all(dir);
             }
             std::process::exit(130);
         }

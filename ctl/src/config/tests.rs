@@ -2,6 +2,7 @@ use std::path::Path;
 
 use sovereign_protocol::spec::{Image, ServiceKind};
 
+use super::reference::template;
 use super::*;
 
 fn parse(text: &str) -> Result<Settings, Box<Problem>> {
@@ -328,5 +329,38 @@ fn every_mistake_is_named_with_file_line_key_and_what_is_accepted() {
                 .human()
                 .contains(&format!("next: edit s.toml line {line}, then: sovereign up"))
         );
+    }
+}
+
+#[allow(unreachable_pub)] // it is public where it is at home
+#[path = "../../../fuzz/src/mutate.rs"]
+mod mutate;
+
+/// The corpus of the fuzz workspace, which cannot link a program: a configuration, or a problem with its place.
+#[test]
+fn no_text_panics_and_each_problem_says_where() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/sovereign-toml");
+    let mut corpus = vec![template().into_bytes()];
+    for entry in std::fs::read_dir(dir).unwrap() {
+        corpus.push(std::fs::read(entry.unwrap().path()).unwrap());
+    }
+    corpus.sort();
+    let mut dice = mutate::Dice::new(1);
+    for round in 0..3_000 {
+        let (input, other) = (&corpus[round % corpus.len()], &corpus[dice.below(corpus.len())]);
+        let bytes = if round < corpus.len() {
+            input.clone()
+        } else {
+            mutate::mutated(input, other, &mut dice)
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        if let Err(problem) = parse(&text) {
+            let lines = text.lines().count().max(1);
+            assert!((1..=lines + 1).contains(&problem.line), "{problem:?} in {text}");
+            assert!(
+                !problem.reason.is_empty() && !problem.problem.is_empty(),
+                "{problem:?}"
+            );
+        }
     }
 }

@@ -158,7 +158,8 @@ mod tests {
             (told(-900 * MS), true, "Stepped", Some(900 * MS)),
             (told(-3_600_000 * MS), true, "Stepped", Some(3_600_000 * MS)),
             (told(101 * MS), true, "Stepped", Some(-101 * MS)),
-            (told(99 * MS), true, "Steered", Some(0)),
+            (told(100 * MS), true, "Steered", Some(0)),
+            (told(1_000 * MS), true, "Stepped", Some(-1_000 * MS)),
             (told(1_001 * MS), true, "Ahead", None),
             (told(1_001 * MS), false, "Stepped", Some(-1_001 * MS)),
             (woke, true, "Stepped", Some(-5_000 * MS)),
@@ -169,6 +170,58 @@ mod tests {
                 "{correction:?}"
             );
         }
+    }
+
+    /// By hand: what is seen of the drift, how far it is believed, and how the rest of the offset goes away.
+    #[test]
+    fn the_filter_learns_the_drift_and_believes_good_measurements_more() {
+        let mut discipline = Discipline::default();
+        let mut told = |offset_ns, bound_ns, now_s: u64| {
+            let correction = ClockCorrection {
+                offset_ns,
+                bound_ns,
+                woke: false,
+            };
+            let (verdict, adjustment) = discipline.correct(correction, true, now_s * 1_000);
+            (adjustment.unwrap().frequency_ppb, verdict.evidence)
+        };
+        assert_eq!(told(0, 0, 0).0, 0);
+        assert_eq!(told(1_000_000, 0, 10).0, -150_000); // 100 us a second, and the millisecond within 20 s
+        assert_eq!(told(500_000, 0, 20).0, -125_000);
+        let (frequency, evidence) = told(350_000, 50_000, 30);
+        assert_eq!(frequency, -117_535);
+        assert_eq!(evidence, "+0.350 ms ±0.050 ms from the host, -117.5 ppm");
+        assert_eq!(told(1_175_000, 50_000, 40).0, -158_965);
+        assert_eq!(told(900_000, 50_000, 100).0, -112_503);
+    }
+
+    #[test]
+    fn nothing_is_learnt_without_a_baseline_from_a_clock_that_was_set_or_of_what_failed() {
+        let exactly = |offset_ns| ClockCorrection {
+            bound_ns: 0,
+            ..told(offset_ns)
+        };
+        let second = |first: i64, then: i64, now_ms| {
+            let mut discipline = Discipline::default();
+            discipline.correct(exactly(first), true, 0);
+            let (_, adjustment) = discipline.correct(exactly(then), true, now_ms);
+            adjustment.unwrap().frequency_ppb
+        };
+        assert_eq!(
+            second(0, MS, 499),
+            -62_500,
+            "only the rest of the offset, within 16 s"
+        );
+        assert_eq!(second(0, MS, 500), -500_000);
+        assert_eq!(second(-50 * MS, 50 * MS, 10_000_000), 99_375);
+        assert_eq!(second(-50 * MS, 50 * MS + 1, 10_000_000), -390_625);
+
+        let mut failed = Discipline::default();
+        failed.correct(exactly(0), true, 0);
+        failed.correct(exactly(MS), true, 10_000);
+        failed.failed();
+        let (_, adjustment) = failed.correct(exactly(MS), true, 20_000);
+        assert_eq!(adjustment.unwrap().frequency_ppb, -62_500);
     }
 
     /// A simulated clock that drifts, corrected at 1, 2, 4 .. 64 s.

@@ -186,3 +186,100 @@ fn an_end_that_nobody_saw_is_told_and_the_launch_goes_on() {
     machine.step(Event::Ended("signal 9".into()), 30_000);
     assert_eq!(machine.verdict().reason, "CrashLoop");
 }
+
+#[test]
+fn each_state_says_whether_it_rests_has_begun_and_has_reached_its_specification() {
+    let waiting = Machine::default();
+    let mut launching = Machine::default();
+    launching.step(Event::Disk(Status::True), 0);
+    assert_eq!(launching.verdict().reason, "Launching");
+    let mut starting = Machine::default();
+    starting.step(Event::Disk(Status::True), 0);
+    starting.step(Event::Launched(Ok(())), 0);
+    let mut silent = up();
+    silent.step(Event::Probed(Probe::Silent("2 s".into())), 1);
+    let mut pausing = up();
+    pausing.step(Event::Ended("1".into()), 1);
+    let mut stopping = up();
+    stopping.step(Event::Stop, 1);
+    let mut stopped = up();
+    stopped.step(Event::Stop, 1);
+    stopped.step(Event::Ended("0".into()), 2);
+    for (machine, rests, begun, progress) in [
+        (waiting, true, false, Progress::Pending),
+        (launching, false, true, Progress::Pending),
+        (starting, false, true, Progress::Pending),
+        (up(), true, true, Progress::Reached),
+        (silent, false, true, Progress::Pending),
+        (stopping, false, true, Progress::Pending),
+        (stopped, true, false, Progress::Reached),
+    ] {
+        let state = machine.state().clone();
+        assert_eq!(
+            (machine.at_rest(), machine.has_begun()),
+            (rests, begun),
+            "{state:?}"
+        );
+        assert_eq!(machine.progress(), progress, "{state:?}");
+    }
+    assert_eq!((pausing.at_rest(), pausing.has_begun()), (false, false));
+    assert!(matches!(pausing.progress(), Progress::Failed(_)));
+}
+
+#[test]
+fn a_relaunch_still_says_how_it_ended() {
+    let mut machine = up();
+    machine.step(Event::Ended("killed by signal 9".into()), 0);
+    let told = machine.verdict().clone();
+    assert_eq!(machine.step(Event::Tick, 10_000), Some(Action::Launch));
+    assert_eq!(machine.verdict(), &told);
+    let mut running = up();
+    running.step(Event::Missed("signal 9".into()), 1);
+    assert_eq!(
+        running.verdict().reason,
+        "Ready",
+        "it runs: the end was another's"
+    );
+}
+
+#[test]
+fn failures_count_for_the_whole_window() {
+    let stuck = |later: u64| {
+        let mut machine = up();
+        for at in [
+            0,
+            CRASH_WINDOW_MS - 3,
+            CRASH_WINDOW_MS - 2,
+            CRASH_WINDOW_MS - 1,
+            CRASH_WINDOW_MS + later,
+        ] {
+            machine.pause("Ended", "x", at);
+        }
+        machine.state() == &State::Stuck
+    };
+    assert!(stuck(0) && !stuck(1));
+}
+
+#[test]
+fn what_answered_once_and_refuses_now_is_another_thing_than_a_start() {
+    let mut machine = up();
+    machine.step(Event::Probed(Probe::Ready("1".into())), 7);
+    assert_eq!(machine.next_probe_ms, 7 + PROBE_STEADY_MS);
+    machine.step(Event::Probed(Probe::Refused("no socket".into())), 11);
+    assert_eq!(machine.verdict().reason, "NotListening");
+    assert_eq!(machine.next_probe_ms, 11 + PROBE_FAST_MS);
+}
+
+#[test]
+fn only_a_stop_that_was_asked_for_is_told_as_one() {
+    let mut restarting = up();
+    restarting.step(Event::Changed, 1);
+    restarting.step(Event::Adjusted(Adjusted::Restart("port".into())), 1);
+    assert_ne!(restarting.verdict().evidence, "it was told to stop");
+    let mut stopping = up();
+    stopping.step(Event::Stop, 1);
+    assert_eq!(
+        stopping.verdict(),
+        &Verdict::no("Stopping", "it was told to stop")
+    );
+}

@@ -210,3 +210,53 @@ fn the_clock_is_unknown_until_the_host_has_measured_it() {
     assert_eq!(running.step(Event::Correction(ahead), 1), []);
     assert_eq!(running.feed.verdict(&clock).unwrap().reason, "Ahead");
 }
+
+#[test]
+fn the_secret_of_a_service_is_the_one_last_told() {
+    let mut world = ready();
+    assert_eq!(world.secret(&name("postgres")), None);
+    let mut told = spec(5432);
+    told.secrets
+        .insert("postgres".into(), Exposed(Secret::new("s".into())));
+    world.step(Event::Apply(told, 1), 1);
+    assert_eq!(world.secret(&name("postgres")).unwrap().reveal(), "s");
+    assert_eq!(world.secret(&name("other")), None);
+}
+
+#[test]
+fn ticks_come_quickly_only_while_something_is_due() {
+    assert_eq!(world().tick_ms(), TICK_STEADY_MS);
+    let mut world = ready();
+    assert_eq!(world.tick_ms(), TICK_STEADY_MS);
+    event(&mut world, service::Event::Probed(Probe::Silent("2 s".into())), 1);
+    assert_eq!(world.tick_ms(), TICK_FAST_MS);
+    let mut changing = ready();
+    changing.step(Event::Apply(spec(5433), 1), 1);
+    assert!(changing.application.is_changing());
+    assert_eq!(
+        changing.tick_ms(),
+        TICK_FAST_MS,
+        "the service rests, its change does not"
+    );
+    let mut ending = ready();
+    ending.step(Event::Shutdown, 1);
+    assert_eq!(ending.tick_ms(), TICK_FAST_MS);
+}
+
+#[test]
+fn a_shutdown_stops_what_is_wanted_once_and_what_is_not_wanted_any_more() {
+    let mut world = ready();
+    let empty = GuestSpec {
+        services: Vec::new(),
+        ..spec(1)
+    };
+    assert!(is_wanted(Some(&spec(1)), &name("postgres")));
+    assert!(!is_wanted(Some(&spec(1)), &name("other")) && !is_wanted(Some(&empty), &name("postgres")));
+    world.application = Application::default();
+    assert_eq!(
+        actions(world.step(Event::Shutdown, 1)),
+        [Action::Stop],
+        "also without a spec"
+    );
+    assert_eq!(world.shutdown(2), []);
+}

@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 pub const MESSAGE_BYTES: usize = 256 << 10;
 /// Messages until the server is ready again: rows, notices, parameters.
 pub const MESSAGES: usize = 10_000;
+/// Bytes of all messages of one result; a probe's have hundreds.
+pub const RESULT_BYTES: usize = 4 << 20;
 /// Version 3.0, spoken since PostgreSQL 7.4.
 const PROTOCOL: u32 = 3 << 16;
 
@@ -125,9 +127,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let mut body = statements.as_bytes().to_vec();
         body.push(0);
         self.send(Some(b'Q'), &body).await?;
-        let (mut rows, mut failed) = (Vec::new(), None);
+        let (mut rows, mut failed, mut bytes) = (Vec::new(), None, 0);
         for _ in 0..MESSAGES {
-            match self.receive().await? {
+            let message = self.receive().await?;
+            bytes += message.1.len();
+            if bytes > RESULT_BYTES {
+                return Err(PgError::Protocol("a result over its limit"));
+            }
+            match message {
                 (b'D', body) => {
                     rows.push(row(&body).ok_or(PgError::Protocol("a row that is longer than it says"))?);
                 }
@@ -301,6 +308,21 @@ mod tests {
         let endless = message(b'N', b"").repeat(MESSAGES + 1);
         let error = answered(&endless).await.unwrap_err().to_string();
         assert!(error.contains("does not end"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_result_has_a_limit_of_its_own() {
+        let value = "x".repeat(200 << 10);
+        let rows = |count: usize| [data(&[Some(&value)]).repeat(count), message(b'Z', b"I")].concat();
+        let fit = RESULT_BYTES / (data(&[Some(&value)]).len() - 5);
+        let (near, mut far) = duplex(16 << 20);
+        far.write_all(&[welcome(), rows(fit), rows(fit + 1)].concat())
+            .await
+            .unwrap();
+        let mut client = Client::log_in(near, "probe").await.unwrap();
+        assert_eq!(client.query("SELECT 1").await.unwrap().len(), fit);
+        let error = client.query("SELECT 2").await.unwrap_err().to_string();
+        assert!(error.contains("over its limit"), "{error}");
     }
 
     proptest! {

@@ -97,12 +97,6 @@ impl World {
         holding.map(|(name, _)| name.clone()).collect()
     }
 
-    /// True when guests are to have cards.
-    #[must_use]
-    pub fn networked(&self) -> bool {
-        self.network.mode == Mode::Private
-    }
-
     /// Whether there is a network, for who asks from outside.
     #[must_use]
     pub fn network_mode(&self) -> NetworkMode {

@@ -93,6 +93,11 @@ impl World {
                 if let Some(guest) = self.guests.get_mut(&name) {
                     guest.applied_revision = revision;
                 }
+                let agent = self.feed.verdict(&host_key(Layer::Session, &name, "agent"));
+                if agent.is_some_and(|verdict| verdict.reason == "SpecRefused") {
+                    let verdict = Verdict::yes("Answered", format!("revision {revision} is taken"));
+                    self.set(Layer::Session, &name, "agent", verdict, now_ms);
+                }
             }
             Event::SpecRefused(name, why) => {
                 self.set(

@@ -79,4 +79,25 @@ mod tests {
         wedge.vmm(true, now + WINDOW_MS);
         assert!(wedge.take(now + WINDOW_MS + PATIENCE_MS));
     }
+
+    #[test]
+    fn an_end_counts_for_exactly_the_window() {
+        let spent = |first_ms: u64| {
+            let mut wedge = Wedge::default();
+            for end in [first_ms, first_ms + 1, first_ms + 2] {
+                wedge.ends_ms.push(end);
+            }
+            wedge.vmm(true, WINDOW_MS - PATIENCE_MS);
+            wedge
+        };
+        assert_eq!(
+            spent(0).due_ms(),
+            Some(WINDOW_MS),
+            "the first has just left the window"
+        );
+        assert_eq!(spent(1).due_ms(), None);
+        let mut wedge = spent(0);
+        assert!(wedge.take(WINDOW_MS));
+        assert_eq!(wedge.ends_ms, [1, 2, WINDOW_MS]);
+    }
 }

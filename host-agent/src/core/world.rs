@@ -454,9 +454,7 @@ impl World {
     }
 
     fn judge_ready(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let names: Vec<Name> = self.guests.keys().cloned().collect();
-        for name in names {
-            let ready = self.ready(&name, now_ms);
+        for (name, ready) in self.readiness(now_ms) {
             let Some(guest) = self.guests.get_mut(&name) else {
                 continue;
             };

@@ -550,136 +550,26 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
 }
 
 #[test]
-fn nothing_starts_again_once_all_is_to_stop() {
+fn guests_are_judged_each_by_its_own_conditions() {
     let mut world = ready_world();
-    assert_eq!(
-        world.step(Event::StopAll, 1),
-        [Effect::Stop(sql()), Effect::Forwards(sql(), false)]
-    );
-    assert!(world.is_stopping());
-    assert_eq!(world.step(Event::Applied(spec(5433)), 2), []);
-    assert_eq!(world.revision(), 1);
-    assert_eq!(world.step(exit(ExitReason::PoweredOff), 3), []);
-    assert!(world.is_done(), "down ends whatever was asked meanwhile");
-}
-
-fn two() -> (World, Name) {
-    let other = Name::parse("other").unwrap();
+    let other = Name::parse("sq").unwrap(); // the beginning of the other's name
     let mut both = spec(5432);
-    let mut second = config(5432);
-    second.forwards.clear();
-    both.guests.insert(other.clone(), second);
-    let mut world = ready_world();
-    world.step(Event::Applied(both), 0);
-    (world, other)
-}
-
-/// Everything that is kept, past the limit of one answer.
-fn whole_journal(world: &World) -> Vec<sovereign_protocol::event::Event> {
-    let mut all = Vec::new();
-    let mut start = Start::Oldest;
-    loop {
-        let some = world.events(start, 0, 0);
-        if some.events.is_empty() {
-            return all;
-        }
-        start = Start::After(some.cursor);
-        all.extend(some.events);
-    }
-}
-
-#[test]
-fn a_guest_that_floods_displaces_no_history_but_its_own() {
-    let (mut world, other) = two();
-    world.step(Event::SessionUp(other.clone(), "hello".into()), 0);
-    world.step(Event::SessionLost(other.clone(), "gone".into()), 0);
-    let quiet = |world: &World| -> Vec<String> {
-        let events = whole_journal(world).into_iter();
-        let quiet = events.filter(|event| !event.key.subject.starts_with("sql/"));
-        quiet.map(|event| format!("{event:?}")).collect()
-    };
-    let before = quiet(&world);
-    assert!(before.len() >= 2, "{before:?}");
-    for answer in 0..50 {
-        let first = answer * 1_024 + 1;
-        world.step(happened(5, first..=first + 1_023), answer);
-    }
-    assert_eq!(quiet(&world), before);
-    let all = whole_journal(&world);
-    assert_eq!(all.len(), HOST_EVENTS);
-    assert_eq!(all.last().unwrap().to.as_ref().unwrap().reason, "R51200");
-    let (count, last) = world.displaced(0);
-    assert_eq!(last.len(), HOST_EVENTS, "what the store is told is bounded");
-    assert!(count > 40_000);
-}
-
-fn reported(subjects: impl Iterator<Item = String>, layer: Layer, reset: bool) -> Event {
-    let conditions = subjects.map(|subject| Condition {
-        key: Key::new(layer, subject),
-        verdict: Verdict::yes("X", "e"),
-        age_ms: 0,
-        valid_ms: 1_000,
-        since_ms: 0,
-    });
-    let changes = Changes {
-        cursor: Cursor {
-            incarnation: 1,
-            revision: 1,
-        },
-        reset,
-        conditions: conditions.collect(),
-        removed: vec![Key::new(Layer::Clock, "offset")],
-    };
-    Event::Conditions(sql(), changes)
-}
-
-#[test]
-fn a_guest_that_reports_without_end_fills_its_own_place_only() {
-    let (mut world, other) = two();
-    for round in 0..20 {
-        let subjects = (0..1_000).map(|n| format!("{round}-{n}"));
-        world.step(reported(subjects, Layer::Disk, false), 0);
-    }
-    let of = |world: &World, layer: Layer| {
-        let all = world.guest_conditions(&sql(), 0);
-        all.filter(|condition| condition.key.layer == layer).count()
-    };
-    assert_eq!(
-        of(&world, Layer::Disk) + of(&world, Layer::Service),
-        GUEST_CONDITIONS
+    both.guests.insert(other.clone(), config(5432));
+    world.step(Event::Applied(both), 1);
+    let readiness = world.readiness(1);
+    assert_eq!(readiness[&sql()], Status::True);
+    assert_eq!(readiness[&other], Status::Unknown, "nothing of it was seen");
+    let report = world.report(&sql(), 1, |ms| ms.to_string());
+    let counts: Vec<_> = report
+        .guests
+        .iter()
+        .map(|g| (g.ready, g.conditions.len()))
+        .collect();
+    assert!(
+        matches!(counts[..], [(Status::Unknown, 0), (Status::True, 3..)]),
+        "{counts:?}"
     );
-    let told = journal(&world);
-    assert_eq!(
-        told.iter()
-            .filter(|line| line.ends_with("TooManyConditions"))
-            .count(),
-        1
-    );
-    world.step(Event::SessionUp(other.clone(), "hello".into()), 0);
-    assert_eq!(
-        world.guest_conditions(&other, 0).count(),
-        1,
-        "there is room for others"
-    );
-    world.step(reported(["data".to_owned()].into_iter(), Layer::Disk, true), 0);
-    assert_eq!(of(&world, Layer::Disk), 1, "after a reset there is room again");
 }
 
-#[test]
-fn a_guest_does_not_speak_for_the_host() {
-    let mut world = ready_world();
-    world.step(Event::Clock(sql(), Verdict::no("Off", "+9000 ms")), 0);
-    for (layer, subject) in [
-        (Layer::Clock, "offset"),
-        (Layer::Vmm, "vmm"),
-        (Layer::Session, "agent"),
-    ] {
-        for reset in [false, true] {
-            world.step(reported([subject.to_owned()].into_iter(), layer, reset), 0);
-        }
-        let key = host_key(layer, &sql(), subject);
-        assert_ne!(world.feed.verdict(&key).unwrap().reason, "X", "{layer}");
-    }
-    let offset = host_key(Layer::Clock, &sql(), "offset");
-    assert_eq!(world.feed.verdict(&offset).unwrap().reason, "Off");
-}
+#[path = "world_more_tests.rs"]
+mod more;

@@ -89,7 +89,9 @@ impl Qmp {
     }
 }
 
-fn parse(line: &str) -> QmpEvent {
+/// What a line says; nonsense is [`QmpEvent::Other`].
+#[must_use]
+pub fn parse(line: &str) -> QmpEvent {
     let Ok(value) = serde_json::from_str::<Value>(line) else {
         return QmpEvent::Other;
     };

@@ -17,6 +17,8 @@
 mod backend;
 mod connection;
 mod front;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod guest;
 mod header;
 mod ring;

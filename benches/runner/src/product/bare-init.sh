@@ -1,6 +1,6 @@
 #!/busybox sh
 # The least that answers `select 1`: modules, the image, the data disk, PostgreSQL with the product's settings.
-# No check of the disk, no agent, no supervision. The host waits for the line "bare: ready".
+# No check of the disk, no agent, no supervision. The host waits for the lines that begin with "bare:".
 b=/busybox
 $b mkdir -p /proc /sys /dev /root
 $b mount -t proc proc /proc
@@ -8,6 +8,7 @@ $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev 2>/dev/null
 exec </dev/console >/dev/console 2>&1
 while read -r module; do $b insmod "/modules/${module##*/}" 2>/dev/null; done </modules.order
+echo 'bare: modules'
 until [ -b /dev/vdc ]; do $b usleep 20000; done
 $b mount -t erofs -o ro /dev/vda /root
 for place in dev proc sys; do $b mount -o bind /$place /root/$place; done
@@ -42,7 +43,9 @@ gid=$($b grep '^postgres:' /root/etc/passwd | $b cut -d: -f4)
 $b chown "$uid:$gid" /root/run/postgresql
 $b chroot /root /usr/bin/busybox start-stop-daemon -S -b -c postgres:postgres -x "$bin/postgres" -- \
     -D "/var/lib/postgresql/$version/main" -c config_file=/run/sovereign/postgresql.conf
+echo 'bare: started'
 until [ -S /root/run/postgresql/.s.PGSQL.5432 ]; do $b usleep 20000; done
+echo 'bare: socket'
 until $b chroot /root "$bin/psql" -h /run/postgresql -U postgres -d postgres -Atqc 'select 1' >/dev/null 2>&1; do
     $b usleep 20000
 done

@@ -13,6 +13,8 @@ use crate::places::Places;
 use crate::vm::{Extra, Plan};
 use crate::vsock::Helper;
 
+/// What it tells: all modules are loaded, PostgreSQL is started, its socket is there, `select 1` was answered.
+pub(super) const STEPS: [&str; 4] = ["modules", "started", "socket", "ready"];
 /// It must answer within this time.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,13 +50,16 @@ impl Bare {
         Ok(Self { plan, accel })
     }
 
-    /// From the start of the VMM to the answer; returns when the machine has powered off.
-    pub(super) fn boot(&self, places: &Places) -> anyhow::Result<Duration> {
+    /// From the start of the VMM to each of [`STEPS`]; returns when the machine has powered off.
+    pub(super) fn boot(&self, places: &Places) -> anyhow::Result<[Duration; STEPS.len()]> {
         let _device = Helper::ours(places, &self.plan.vhost(), &self.plan.front())?;
         let vm = self.plan.start(places, self.accel)?;
-        let ready = vm.wait("bare: ready", LIMIT)?;
+        let mut times = [Duration::ZERO; STEPS.len()];
+        for (time, step) in times.iter_mut().zip(STEPS) {
+            *time = vm.wait(&format!("bare: {step}"), LIMIT)?;
+        }
         vm.ended(LIMIT)?; // its disk is clean then
-        Ok(ready)
+        Ok(times)
     }
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn measure(places: &Places, report: &mut Report) -> anyhow::Result<()
         instance: Instance::new()?,
         cache: Some(cold.path().to_owned()),
     };
-    interrupt::stop_with(Some(product.command(&["down"])));
+    interrupt::stop_with(Some((product.command(&["down"]), product.instance.path(""))));
     let outcome = everything(places, report, &mut product);
     interrupt::stop_with(None);
     drop(product);
@@ -116,39 +116,64 @@ fn later(places: &Places, product: &Product) -> anyhow::Result<Vec<Row>> {
     down.value(product.timed(&["down"])?.0.as_secs_f64());
     let dir = tempfile::tempdir()?;
     let bare = bare::Bare::new(places, dir.path(), &image, product, accel)?;
-    let [mut up, mut ours, mut theirs] = [const { Vec::new() }; 3];
-    for _ in 0..BOOTS {
-        up.push(product.timed(&["up"])?.0.as_secs_f64());
-        ours.push(until_ready(product)?.as_secs_f64());
-        down.value(product.timed(&["down"])?.0.as_secs_f64());
-        theirs.push(bare.boot(places)?.as_secs_f64());
-    }
-    let samples = |values: &[f64]| {
-        let mut samples = Samples::default();
-        values.iter().for_each(|value| samples.value(*value));
-        samples
+    let mut boots = Boots {
+        down,
+        ..Boots::default()
     };
-    let how = "same kernel, image, data disk and VMM command line, in turn; the bare init (busybox) mounts, starts \
-               PostgreSQL and asks `select 1` by psql until it answers";
-    let bare = "bare shell init";
-    Ok(vec![
-        Row::of("later up until it returns Ready", "s", &samples(&up), how).target(Target::AtMost(10.0)),
-        Row::of("later up until it returns Ready", "s", &samples(&up), how).beside(
-            bare,
-            &samples(&theirs),
-            paired(&up, &theirs),
-        ),
-        Row::of("QEMU start to PostgreSQL ready", "s", &samples(&ours), how)
-            .beside(bare, &samples(&theirs), paired(&ours, &theirs))
-            .target(Target::AtMost(1.10)),
-        Row::of(
-            "down, PostgreSQL's own stop included",
-            "s",
-            &down,
-            "`sovereign down` until it returns",
-        )
-        .target(Target::AtMost(3.0)),
-    ])
+    for _ in 0..BOOTS {
+        boots.up.push(product.timed(&["up"])?.0.as_secs_f64());
+        boots.ours.push(until_ready(product)?.as_secs_f64());
+        boots.down.value(product.timed(&["down"])?.0.as_secs_f64());
+        let times = bare.boot(places)?.map(|time| time.as_secs_f64());
+        boots.bare.push(times[bare::STEPS.len() - 1]);
+        let steps = boots.steps.iter_mut().zip(times);
+        steps.for_each(|(all, time)| all.value(time));
+    }
+    Ok(boots.rows())
+}
+
+/// Boots in turn, in seconds.
+#[derive(Default)]
+struct Boots {
+    /// `up` until it returns.
+    up: Vec<f64>,
+    /// From the VMM's start to Ready.
+    ours: Vec<f64>,
+    /// The same of the bare init.
+    bare: Vec<f64>,
+    /// The bare init's steps.
+    steps: [Samples; bare::STEPS.len()],
+    down: Samples,
+}
+
+impl Boots {
+    fn rows(&self) -> Vec<Row> {
+        let samples = |values: &[f64]| {
+            let mut samples = Samples::default();
+            values.iter().for_each(|value| samples.value(*value));
+            samples
+        };
+        let how = "same kernel, image, data disk and VMM command line, in turn; the bare init (busybox) mounts, \
+                   starts PostgreSQL and asks `select 1` by psql until it answers";
+        let (up, ours, bare) = (samples(&self.up), samples(&self.ours), samples(&self.bare));
+        let name = "bare shell init";
+        let later = || Row::of("later up until it returns Ready", "s", &up, how);
+        let down = "`sovereign down` until it returns";
+        let mut rows = vec![
+            later().target(Target::AtMost(10.0)),
+            later().beside(name, &bare, paired(&self.up, &self.bare)),
+            Row::of("QEMU start to PostgreSQL ready", "s", &ours, how)
+                .beside(name, &bare, paired(&self.ours, &self.bare))
+                .target(Target::AtMost(1.10)),
+            Row::of("down, PostgreSQL's own stop included", "s", &self.down, down)
+                .target(Target::AtMost(3.0)),
+        ];
+        for (step, times) in bare::STEPS.iter().zip(&self.steps) {
+            let what = format!("bare shell init, QEMU start to {step}");
+            rows.push(Row::of(what, "s", times, how));
+        }
+        rows
+    }
 }
 
 /// From the start of the VMM's process (10 ms steps) to the event that says Ready, by this machine's clock.

@@ -8,7 +8,14 @@ use ttrpc::context;
 
 use crate::clock::wall_ns;
 
-#[allow(missing_docs, unreachable_pub, dead_code, unused, clippy::all)] // generated
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    unused,
+    clippy::all,
+    clippy::unwrap_used
+)] // generated
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/peers.rs"));
 }
