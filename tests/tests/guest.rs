@@ -1,7 +1,7 @@
 //! Floor 3: a real kernel and a real PostgreSQL under QEMU, through the command line only.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -51,6 +51,8 @@ fn live(instance: &Instance) -> Result<()> {
     select(instance, "create table kept (n int); insert into kept values (1)")?;
 
     up_again_changes_nothing(instance, &first)?;
+    forwards_open_and_close_at_once(instance, &first)?;
+    an_ended_host_agent_leaves_its_guest(instance, &first)?;
     a_killed_host_agent_adopts_its_guest(instance, &first)?;
     a_killed_vmm_is_started_again(instance, &first)?;
     a_changed_setting_reaches_the_running_guest(instance)?;
@@ -77,6 +79,62 @@ fn up_again_changes_nothing(instance: &Instance, first: &Value) -> Result<()> {
             again[key]
         );
     }
+    Ok(())
+}
+
+/// Two ports of this machine that nobody has, and one that somebody has.
+fn forwards_open_and_close_at_once(instance: &Instance, first: &Value) -> Result<()> {
+    let file = || std::fs::read_to_string(instance.path("sovereign.toml"));
+    let as_written = file()?;
+    let held = TcpListener::bind("127.0.0.1:0")?;
+    let port = held.local_addr()?.port();
+    let forward = port.to_string();
+    let refused = instance.run(&["forward", "add", "sql", &forward])?;
+    ensure!(refused.status.code() == Some(6), "{refused:?}");
+    ensure!(file()? == as_written, "a refused forward is not written");
+    drop(held);
+    instance.ok(&["forward", "add", "sql", &format!("{port}:5432")])?;
+    ensure!(speaks_postgres(port)? && speaks_postgres(instance.port())?);
+    ensure!(instance.ok(&["plan"])?.trim() == "nothing to do");
+
+    let other = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    instance.ok(&["forward", "add", "sql", &other.to_string(), "--temporary"])?;
+    ensure!(speaks_postgres(other)?);
+    let plan = instance.ok(&["plan"])?;
+    ensure!(
+        plan.trim() == format!("sql: remove forward postgres-{other}"),
+        "{plan}"
+    );
+    instance.ok(&["up"])?;
+    ensure!(TcpStream::connect(("127.0.0.1", other)).is_err() && speaks_postgres(port)?);
+
+    instance.ok(&["forward", "remove", "sql", &forward])?;
+    ensure!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    ensure!(file()? == as_written && instance.ok(&["plan"])?.trim() == "nothing to do");
+    let after = instance.guest()?;
+    for key in ["boot_id", "spec_revision", "since"] {
+        ensure!(after[key] == first[key], "{key}: the guest has no part in it");
+    }
+    Ok(())
+}
+
+fn an_ended_host_agent_leaves_its_guest(instance: &Instance, first: &Value) -> Result<()> {
+    let agent = instance.process(&["sovereign-host run"])?;
+    let told: Value = serde_json::from_str(&instance.ok(&["host", "status"])?)?;
+    ensure!(
+        told["host"]["pid"] == agent && told["host"]["guests"][0] == "sql",
+        "{told}"
+    );
+    instance.ok(&["host", "stop"])?;
+    ensure!(instance.process(&["sovereign-host run"]).is_err(), "it has ended");
+    ensure!(TcpStream::connect(("127.0.0.1", instance.port())).is_err());
+    let plan = instance.ok(&["plan"])?;
+    ensure!(
+        plan.contains("start the host agent\n") && plan.contains("sql: runs without a host agent"),
+        "{plan}"
+    );
+    instance.ok(&["up"])?;
+    ensure!(instance.guest()?["boot_id"] == first["boot_id"] && speaks_postgres(instance.port())?);
     Ok(())
 }
 

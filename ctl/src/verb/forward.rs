@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use sovereign_protocol::condition::{Layer, Status};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec};
+use sovereign_protocol::spec::{Forward, HostSpec};
 use sovereign_protocol::status::{ConditionStatus, StatusReport};
 
 use crate::cli::{AddForward, ForwardVerb, RemoveForward};
@@ -44,7 +44,8 @@ async fn add(context: &Context, args: &AddForward) -> Result<(), CommandError> {
         guest: args.guest.clone(),
         forward,
     };
-    let to_write = !args.temporary && !written(&settings).contains(&wanted);
+    let in_file = written(&settings).contains(&wanted);
+    let to_write = !args.temporary && !in_file;
     let edited = to_write.then(|| edited(&settings, &wanted)).transpose()?;
 
     let state = live.open(context, &wanted, args.temporary).await?;
@@ -56,7 +57,7 @@ async fn add(context: &Context, args: &AddForward) -> Result<(), CommandError> {
         _ => "Added",
     };
     let mut evidence = format!("{wanted}; {}", state.words(context));
-    if args.temporary {
+    if args.temporary && !in_file {
         evidence += "; temporary: not in the file, so the next `sovereign up` takes it back";
     } else if let Some(edited) = &edited {
         evidence += &format!("; written to {}", edited.path.display());
@@ -68,11 +69,10 @@ async fn remove(context: &Context, args: &RemoveForward) -> Result<(), CommandEr
     let settings = config::load(context)?;
     let live = Live::find(context).await?;
     let meant = |known: &Known| known.guest == args.guest && is_meant(&known.forward, &args.which);
-    let in_file: Vec<Known> = written(&settings).into_iter().filter(meant).collect();
     let in_agent: Vec<Known> = live.forwards().filter(meant).collect();
-    let (in_file, in_agent) = match args.temporary {
-        true => (Vec::new(), in_agent),
-        false => (in_file, in_agent),
+    let in_file: Vec<Known> = match args.temporary {
+        true => Vec::new(), // it stays there, whatever it holds
+        false => written(&settings).into_iter().filter(meant).collect(),
     };
     let Some(first) = in_agent.first().or(in_file.first()).cloned() else {
         let evidence = format!("guest {} has no forward {}", args.guest, escaped(&args.which));
@@ -265,8 +265,7 @@ impl Live {
         let mut spec = before.clone();
         for (name, guest) in &mut spec.guests {
             let stays = |forward: &Forward| !gone.iter().any(|g| g.guest == *name && g.forward == *forward);
-            let GuestConfig { forwards, .. } = guest;
-            forwards.retain(stays);
+            guest.forwards.retain(stays);
         }
         link.apply(&spec).await.map(drop)
     }
