@@ -556,6 +556,8 @@ fn guests_are_judged_each_by_its_own_conditions() {
     let mut both = spec(5432);
     both.guests.insert(other.clone(), config(5432));
     world.step(Event::Applied(both), 1);
+    let applied = Event::SpecApplied(other.clone(), world.revision());
+    world.step(applied, 1);
     let readiness = world.readiness(1);
     assert_eq!(readiness[&sql()], Status::True);
     assert_eq!(readiness[&other], Status::Unknown, "nothing of it was seen");
@@ -568,6 +570,15 @@ fn guests_are_judged_each_by_its_own_conditions() {
     assert!(
         matches!(counts[..], [(Status::Unknown, 0), (Status::True, 3..)]),
         "{counts:?}"
+    );
+    let Event::Conditions(_, broken) = service(Status::False, 1_000) else {
+        unreachable!("conditions");
+    };
+    world.step(Event::Conditions(other.clone(), broken), 1);
+    let readiness = world.readiness(1);
+    assert_eq!(
+        (readiness[&sql()], readiness[&other]),
+        (Status::True, Status::False)
     );
 }
 

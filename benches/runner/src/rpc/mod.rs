@@ -39,6 +39,8 @@ struct Figures {
     single_rounds: Vec<f64>,
     many: Samples,
     many_rounds: Vec<f64>,
+    cpu: Samples,
+    cpu_rounds: Vec<f64>,
 }
 
 /// What is asked of a peer's thread.
@@ -75,9 +77,14 @@ pub(crate) fn measure() -> anyhow::Result<Vec<Row>> {
             peer.figures.single.extend(&single);
         }
         for peer in &mut peers {
+            let begun = cpu_us();
             let many = peer.round(Round::Many)?;
+            #[allow(clippy::cast_precision_loss)] // a small constant
+            let cpu = (cpu_us() - begun) / MANY as f64;
             peer.figures.many_rounds.push(many.median());
             peer.figures.many.extend(&many);
+            peer.figures.cpu_rounds.push(cpu);
+            peer.figures.cpu.value(cpu);
         }
     }
     let [ours, others @ ..] = &peers;
@@ -104,6 +111,18 @@ fn rows(ours: &Peer, others: &[Peer]) -> Vec<Row> {
             row.beside(other.name, &other.figures.many, ratio)
                 .target(Target::AtLeast(4.0)),
         );
+    }
+    for other in others {
+        let ratio = paired(&ours.figures.cpu_rounds, &other.figures.cpu_rounds);
+        let how = "CPU time of this process while one peer works, client and server together: says the same on a \
+                   busy machine";
+        let row = Row::of(
+            "RPC, Unix socket, CPU per request, 64 in flight",
+            "us",
+            &ours.figures.cpu,
+            how,
+        );
+        rows.push(row.beside(other.name, &other.figures.cpu, ratio));
     }
     rows
 }
@@ -169,6 +188,14 @@ where
         }
     })?;
     Ok(())
+}
+
+/// CPU time of this process, in microseconds: while one peer works, the others wait.
+fn cpu_us() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    #[allow(clippy::cast_precision_loss)] // seconds and nanoseconds of a process
+    let us = time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3;
+    us
 }
 
 /// Waits until a server has its socket; looks, because a peer does not tell.
