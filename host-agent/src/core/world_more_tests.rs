@@ -355,3 +355,18 @@ fn what_was_said_of_a_forward_goes_with_it() {
     world.step(Event::Applied(without), 2);
     assert_eq!(world.feed.verdict(&key), None);
 }
+
+#[test]
+fn since_is_when_readiness_last_changed() {
+    let mut world = ready_world();
+    let since = |world: &World| {
+        world.report(&sql(), 9, |ms| ms.to_string()).guests[0]
+            .since
+            .clone()
+    };
+    world.step(Event::Tick, 5);
+    assert_eq!(since(&world), "0");
+    world.step(Event::SessionLost(sql(), "x".into()), 7);
+    world.step(Event::Tick, 8);
+    assert_eq!(since(&world), "7");
+}
