@@ -100,7 +100,8 @@ async fn follow(
     target: &watch::Sender<Option<Target>>,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<ExitRecord> {
-    let (boot_id, key, vmm) = match shim.identify().await? {
+    let mut stop = Stop::default();
+    let (boot_id, key, vmm) = match shim.identify(&mut wanted, &mut stop).await? {
         Some(Message::Identity { boot_id, key, vmm }) => (boot_id, key, vmm),
         Some(Message::Exited(record)) => return Ok(record),
         _ => return Ok(last_record(config, None)),
@@ -130,7 +131,6 @@ async fn follow(
 
     let link = link::keep(guest.clone(), reached, wanted.clone(), events.clone());
     tokio::pin!(link);
-    let mut stop = Stop::default();
     loop {
         // Losing an arm is safe: lines and watch are cancel safe, the link is pinned.
         tokio::select! {
@@ -143,14 +143,9 @@ async fn follow(
             },
             changed = wanted.changed() => {
                 changed.context("the engine is gone")?;
-                let now = wanted.borrow_and_update().clone();
-                if now.kill {
-                    shim.ask(Request::Kill).await?;
-                } else if now.shutdown {
-                    stop.begin();
-                }
+                stop.heed(&wanted.borrow_and_update());
             }
-            () = stop.due() => shim.ask(stop.next()).await?,
+            () = stop.due() => shim.take(stop.next()).await?,
         }
     }
 }
@@ -162,16 +157,28 @@ fn started_with(config: &ShimConfig) -> Machine {
     started.as_ref().unwrap_or(config).machine()
 }
 
-/// The escalation of a stop: the agent's own shutdown, the power button, the end.
+/// The escalation of a stop: the agent's own shutdown, the power button, the VMM's end, and that of a shim which does
+/// not even do that (it may be stopped by a signal); its VMM dies with it.
 #[derive(Debug, Default)]
 struct Stop {
     due: Option<Instant>,
-    pressed: bool,
+    done: usize,
+}
+
+/// One step of it.
+#[derive(Debug)]
+enum Step {
+    Ask(Request),
+    EndShim,
 }
 
 impl Stop {
-    fn begin(&mut self) {
-        self.due.get_or_insert(Instant::now() + ORDERLY);
+    fn heed(&mut self, wanted: &Wanted) {
+        if wanted.kill && self.done < 1 {
+            (self.due, self.done) = (Some(Instant::now()), 1);
+        } else if wanted.shutdown {
+            self.due.get_or_insert(Instant::now() + ORDERLY);
+        }
     }
 
     async fn due(&self) {
@@ -181,12 +188,13 @@ impl Stop {
         }
     }
 
-    fn next(&mut self) -> Request {
+    fn next(&mut self) -> Step {
         self.due = Some(Instant::now() + BUTTON);
-        if std::mem::replace(&mut self.pressed, true) {
-            Request::Kill
-        } else {
-            Request::PowerDown
+        self.done += 1;
+        match self.done {
+            1 => Step::Ask(Request::PowerDown),
+            2 => Step::Ask(Request::Kill),
+            _ => Step::EndShim,
         }
     }
 }
@@ -260,13 +268,34 @@ impl Shim {
         Ok(())
     }
 
-    /// Asks who the shim is; the identity, its last word, or `None` when it is gone.
-    async fn identify(&mut self) -> anyhow::Result<Option<Message>> {
+    async fn take(&mut self, step: Step) -> anyhow::Result<()> {
+        match (step, &self.process) {
+            (Step::Ask(request), _) => self.ask(request).await?,
+            (Step::EndShim, Some(process)) => process.kill(),
+            (Step::EndShim, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Asks who the shim is; the identity, its last word, or `None` when it is gone. A stop does not wait for the answer.
+    async fn identify(
+        &mut self,
+        wanted: &mut watch::Receiver<Wanted>,
+        stop: &mut Stop,
+    ) -> anyhow::Result<Option<Message>> {
         self.ask(Request::Identify).await?;
         loop {
-            match self.next().await {
-                Some(Message::State(_)) => {} // told again after the identity
-                other => return Ok(other),
+            // Each arm is cancel safe.
+            tokio::select! {
+                message = self.next() => match message {
+                    Some(Message::State(_)) => {} // told again after the identity
+                    other => return Ok(other),
+                },
+                changed = wanted.changed() => {
+                    changed.context("the engine is gone")?;
+                    stop.heed(&wanted.borrow_and_update());
+                }
+                () = stop.due() => self.take(stop.next()).await?,
             }
         }
     }
@@ -330,7 +359,50 @@ mod tests {
             let line = serde_json::to_string(&message).unwrap() + "\n";
             theirs.write_all(line.as_bytes()).await.unwrap();
         }
-        let answer = Shim::new(ours).identify().await.unwrap();
+        let (_wanted, mut wants) = wanted();
+        let answer = Shim::new(ours).identify(&mut wants, &mut Stop::default()).await;
+        let answer = answer.unwrap();
         assert!(matches!(answer, Some(Message::Exited(_))), "{answer:?}");
+    }
+
+    fn wanted() -> (watch::Sender<Wanted>, watch::Receiver<Wanted>) {
+        watch::channel(Wanted {
+            document: Vec::new(),
+            revision: 1,
+            shutdown: false,
+            kill: false,
+        })
+    }
+
+    /// Else `down` would wait for it for ever, and an adopting agent could not even be told to stop it.
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_does_not_answer_is_ended_by_a_stop_and_by_nothing_else() {
+        for kill in [false, true] {
+            let mut frozen = tokio::process::Command::new("sleep").arg("600").spawn().unwrap();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut shim = Shim::new(ours);
+            shim.process = Process::of_pid(frozen.id().unwrap()).unwrap();
+            let (wanted, mut wants) = wanted();
+            let (mut stop, begun) = (Stop::default(), Instant::now());
+            let story = async {
+                tokio::time::sleep(Duration::from_secs(3_600)).await;
+                assert!(frozen.try_wait().unwrap().is_none(), "silence ends nobody");
+                wanted.send_modify(|wanted| (wanted.shutdown, wanted.kill) = (true, kill));
+                let status = frozen.wait().await.unwrap();
+                let mut asked = Vec::new();
+                theirs.try_read_buf(&mut asked).unwrap();
+                drop(theirs);
+                (status, String::from_utf8(asked).unwrap())
+            };
+            let (answer, (status, asked)) = tokio::join!(shim.identify(&mut wants, &mut stop), story);
+            assert!(answer.unwrap().is_none());
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+            let (steps, limit) = match kill {
+                true => ("\"identify\"\n\"kill\"\n", 3_605),
+                false => ("\"identify\"\n\"power_down\"\n\"kill\"\n", 3_630),
+            };
+            assert_eq!(asked, steps);
+            assert!(begun.elapsed().as_secs() >= limit, "earlier than after {limit} s");
+        }
     }
 }

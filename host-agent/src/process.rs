@@ -24,6 +24,15 @@ impl Process {
         let pid = stream.peer_cred()?.pid().and_then(Pid::from_raw);
         let pid = pid
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its process is not visible from here"))?;
+        Self::open(pid)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_pid(pid: u32) -> io::Result<Option<Self>> {
+        Self::open(Pid::from_raw(pid.cast_signed()).unwrap())
+    }
+
+    fn open(pid: Pid) -> io::Result<Option<Self>> {
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Err(rustix::io::Errno::SRCH) => Ok(None),
             other => Ok(Some(Self {

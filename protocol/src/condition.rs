@@ -251,6 +251,10 @@ mod tests {
         assert_eq!(verdict.reason.chars().count(), REASON_CHARS);
         assert!(key.subject.starts_with("a ä") && verdict.reason.starts_with("a ä"));
         assert_eq!(Key::new(Layer::Disk, "a\nb").subject, "a b");
+        assert_eq!(
+            Key::new(Layer::Disk, "x".repeat(2_000)).subject.len(),
+            SUBJECT_CHARS
+        );
         let most = "x".repeat(SUBJECT_CHARS);
         assert_eq!(Key::new(Layer::Disk, most.as_str()).subject, most);
     }

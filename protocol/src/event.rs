@@ -132,11 +132,10 @@ impl Journal {
             let oldest = seqs.front().copied().unwrap_or(u64::MAX);
             (seqs.len(), u64::MAX - oldest)
         });
-        let Some((owner, Some(seq))) = most.map(|(owner, seqs)| (owner.clone(), seqs.pop_front())) else {
+        let Some(seq) = most.and_then(|(_, seqs)| seqs.pop_front()) else {
             return;
         };
-        self.shares
-            .retain(|name, seqs| *name != owner || !seqs.is_empty());
+        self.shares.retain(|_, seqs| !seqs.is_empty());
         self.kept.remove(&seq);
         let (count, last) = &mut self.displaced;
         *count += 1;

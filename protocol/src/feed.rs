@@ -51,6 +51,7 @@ pub struct Feed {
     entries: BTreeMap<Key, Entry>,
     tombstones: VecDeque<(u64, Key)>,
     journal: Journal,
+    limit: usize,
 }
 
 impl Feed {
@@ -70,7 +71,14 @@ impl Feed {
             floor: 0,
             entries: BTreeMap::new(),
             tombstones: VecDeque::new(),
+            limit: CONDITIONS,
         }
+    }
+
+    /// The same feed with room for so many conditions; what comes when it is full is not taken.
+    #[must_use]
+    pub fn holding(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 
     /// Records an observation made at `now_ms`; true when the verdict changed.
@@ -93,7 +101,7 @@ impl Feed {
     /// As [`Feed::observe`] for a condition whose transitions are journalled by somebody else.
     pub fn mirror(&mut self, key: Key, verdict: Verdict, valid_ms: u64, now_ms: u64) -> bool {
         let old = self.entries.get(&key);
-        if old.is_none() && self.entries.len() >= CONDITIONS {
+        if old.is_none() && self.entries.len() >= self.limit {
             return false;
         }
         let changed = old.is_none_or(|e| e.verdict != verdict);

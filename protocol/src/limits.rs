@@ -25,8 +25,10 @@ pub const CALL: Duration = Duration::from_secs(5);
 pub const WATCH_HOLD: Duration = Duration::from_secs(8);
 /// Subjects that a feed remembers after their removal.
 pub const TOMBSTONES: usize = 1_024;
-/// Conditions that one feed holds.
+/// Conditions that a feed holds if it is not told another number.
 pub const CONDITIONS: usize = 4_096;
+/// Conditions that a host holds: those of a thousand guests and its own.
+pub const HOST_CONDITIONS: usize = 1_024 * GUEST_CONDITIONS;
 /// Conditions that a host takes from one guest.
 pub const GUEST_CONDITIONS: usize = 256;
 /// Characters of a condition's subject; on the host the guest's name stands before it.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sovereign_protocol::condition::{Key, Layer, MACHINE, Status, Verdict};
 use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
-use sovereign_protocol::limits::{EVENTS_BATCH, HOST_EVENTS};
+use sovereign_protocol::limits::{EVENTS_BATCH, HOST_CONDITIONS, HOST_EVENTS};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
@@ -132,7 +132,7 @@ impl World {
     pub fn new(incarnation: u64) -> Self {
         Self {
             guests: BTreeMap::new(),
-            feed: Feed::new(incarnation, HOST_EVENTS),
+            feed: Feed::new(incarnation, HOST_EVENTS).holding(HOST_CONDITIONS),
             revision: 0,
             read: BTreeMap::new(),
             network: Network::default(),
@@ -151,7 +151,7 @@ impl World {
         spec: Option<HostSpec>,
     ) -> Self {
         Self {
-            feed: Feed::with_journal(incarnation, journal),
+            feed: Feed::with_journal(incarnation, journal).holding(HOST_CONDITIONS),
             read,
             revision,
             spec,

@@ -356,3 +356,45 @@ fn what_was_said_of_a_forward_goes_with_it() {
     world.step(Event::Applied(without), 2);
     assert_eq!(world.feed.verdict(&key), None);
 }
+
+#[test]
+fn since_is_when_readiness_last_changed() {
+    let mut world = ready_world();
+    let since = |world: &World| {
+        world.report(&sql(), 9, |ms| ms.to_string()).guests[0]
+            .since
+            .clone()
+    };
+    world.step(Event::Tick, 5);
+    assert_eq!(since(&world), "0");
+    world.step(Event::SessionLost(sql(), "x".into()), 7);
+    world.step(Event::Tick, 8);
+    assert_eq!(since(&world), "7");
+}
+
+#[test]
+fn a_thousand_guests_have_room_and_one_takes_no_more_than_its_own() {
+    let mut many = spec(5432);
+    let config = config(5432);
+    let names: Vec<Name> = (0..1_000)
+        .map(|n| Name::parse(&format!("g{n}")).unwrap())
+        .collect();
+    many.guests = names.iter().map(|name| (name.clone(), config.clone())).collect();
+    for world in [
+        World::new(1),
+        World::resume(1, Journal::new(1, 8), BTreeMap::new(), 0, None),
+    ] {
+        let mut world = world;
+        world.step(Event::Applied(many.clone()), 0);
+        for name in &names {
+            for n in 0..9 {
+                let key = host_key(Layer::Service, name, &format!("s{n}"));
+                world.feed.mirror(key, Verdict::yes("Ready", ""), 1_000, 0);
+            }
+        }
+        let whole = names
+            .iter()
+            .filter(|name| world.guest_conditions(name, 0).count() >= 9);
+        assert_eq!(whole.count(), 1_000);
+    }
+}
