@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use nix::fcntl::OFlag;
 use sovereign_protocol::secret::Secret;
 use tokio::process::Command;
 
@@ -148,9 +149,7 @@ impl Cluster {
     }
 
     fn directory(&self, path: &Path, mode: u32) -> io::Result<()> {
-        fs::create_dir_all(path)?;
-        chown(path, Some(self.user.uid), Some(self.user.gid))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        give_directory(path, (self.user.uid, self.user.gid), mode)
     }
 
     /// Into a directory of another name, so that a cut leaves nothing that looks finished.
@@ -309,6 +308,19 @@ pub fn any_main_pid() -> Option<u32> {
     running_line(0)?.parse().ok()
 }
 
+/// Makes a directory and gives it to a user. A link in its place is an error: its user may have planted it, and
+/// what it leads to must not become his.
+fn give_directory(path: &Path, (uid, gid): (u32, u32), mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY;
+    let directory = fs::File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    fchown(&directory, Some(uid), Some(gid))?;
+    directory.set_permissions(fs::Permissions::from_mode(mode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,5 +371,18 @@ mod tests {
                 .iter()
                 .any(|arg| arg.to_string_lossy().contains("pwfile"))
         );
+    }
+
+    #[test]
+    fn a_directory_is_given_and_what_a_link_leads_to_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let us = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        give_directory(&real, us, 0o700).unwrap();
+        assert_eq!(mode(&real), 0o700);
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(give_directory(&link, us, 0o750).is_err());
+        assert_eq!(mode(&real), 0o700);
     }
 }
