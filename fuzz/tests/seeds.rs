@@ -8,6 +8,7 @@ use sovereign_kernel::testing::Module;
 use sovereign_protocol::bulk::{self, Answer, Frame, Open};
 use sovereign_protocol::codec::encode;
 use sovereign_protocol::handshake::{self, BootKey, Channel, Identity};
+use sovereign_protocol::operation::OperationId;
 use sovereign_protocol::service::{GuestRequest, GuestResponse, HostRequest, HostResponse};
 use sovereign_protocol::v1;
 use tarpc::{ClientMessage, Request, Response};
@@ -187,6 +188,7 @@ async fn streams() {
     }
     seed("bulk-frames", "all-kinds", &frames);
     let exec = Open::Exec {
+        operation: OperationId::try_from("0123456789abcdef".repeat(2)).unwrap(),
         argv: vec!["uname".to_owned(), "-a".to_owned()],
         user: Some("root".to_owned()),
     };

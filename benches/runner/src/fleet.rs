@@ -224,6 +224,7 @@ fn config() -> GuestConfig {
         forwards: Vec::<Forward>::new(),
         restart: Restart::default(),
         interface: None,
+        tailscale: None,
     }
 }
 
