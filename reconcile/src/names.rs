@@ -171,6 +171,13 @@ mod tests {
         Name::parse(text).unwrap()
     }
 
+    #[test]
+    fn a_name_is_its_text() {
+        let link = LinkName::try_from("sv5pkj".to_owned()).unwrap();
+        assert_eq!(String::from(link), "sv5pkj");
+        assert!(LinkName::try_from("a name with spaces".to_owned()).is_err());
+    }
+
     /// These names stand on running machines: a change here orphans their links.
     #[test]
     fn names_are_fixed_for_ever() {

@@ -118,3 +118,30 @@ impl Observed {
         self.addresses.retain(|address| !same(address));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_goes_whatever_its_mark_and_no_other_does() {
+        let address = |link, ip: &str, prefix, ours| Address {
+            link,
+            ip: ip.parse().unwrap(),
+            prefix,
+            ours,
+        };
+        let all = [
+            address(2, "10.0.0.1", 24, true),
+            address(2, "10.0.0.1", 16, true),
+            address(2, "10.0.0.2", 24, true),
+            address(3, "10.0.0.1", 24, true),
+        ];
+        let mut seen = Observed {
+            addresses: all.iter().cloned().collect(),
+            ..Observed::default()
+        };
+        seen.remove_address(&address(2, "10.0.0.1", 24, false));
+        assert_eq!(seen.addresses, all[1..].iter().cloned().collect());
+    }
+}

@@ -362,6 +362,22 @@ fn a_guest_that_is_not_ready_never_goes_without_a_finding() {
         diagnosis.findings[0].evidence[0].text,
         "revision 2 is wanted, 1 is applied"
     );
+    let unmeasured = with_status(|guest| {
+        guest.ready = Unknown;
+        guest.applied_revision = 1;
+        set(
+            guest,
+            Clock,
+            Unknown,
+            "NotMeasured",
+            "the host has not measured it yet",
+        );
+    });
+    assert_eq!(
+        codes(&diagnose(&unmeasured)),
+        [("session", "NotApplied")],
+        "what keeps nobody from being ready is not the reason"
+    );
     let advisory = with_status(|guest| {
         set(guest, Clock, False, "Off", "+400 ms");
         set(

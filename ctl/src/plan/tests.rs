@@ -153,6 +153,26 @@ fn a_running_guest_keeps_its_tap_until_it_ends_also_without_an_address() {
 }
 
 #[test]
+fn a_guest_without_an_address_has_no_tap_unless_it_runs_with_one() {
+    let mut wanted = spec();
+    wanted.guests.get_mut(&name("sql")).unwrap().interface = None;
+    let stopped = up(&[]);
+    let mut without = up(&["sql"]);
+    if let FoundNetwork::Seen(view) = &mut without.network {
+        view.cards.clear();
+    }
+    for found in [stopped, without] {
+        let lines = lines(&wanted, &found);
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("link sv5pkj-sql: remove")),
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
 fn where_no_network_works_none_is_planned_until_another_is_asked_for() {
     let off = |spec: &HostSpec| {
         let view = NetworkView {
