@@ -211,18 +211,31 @@ impl Instance {
         Ok(Name::parse(&self.name)?)
     }
 
-    /// `LAYER CODE` of each finding of `doctor`, lowest layer first.
+    /// `doctor --json`.
     ///
     /// # Errors
-    /// When it prints no JSON.
-    pub fn findings(&self) -> Result<Vec<String>> {
-        let diagnosis: Value = serde_json::from_slice(&self.run(&["doctor", "--json"])?.stdout)?;
-        let found = diagnosis["findings"].as_array().context("no findings")?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(found
-            .iter()
-            .map(|finding| format!("{} {}", text(&finding["layer"]), text(&finding["code"])))
-            .collect())
+    /// When it fails or is no JSON.
+    pub fn doctor(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.ok(&["doctor", "--json"])?)?)
+    }
+
+    /// Diagnoses again until the [`findings`] are as wanted.
+    ///
+    /// # Errors
+    /// After `limit`, with the last diagnosis.
+    pub fn until_found(&self, limit: Duration, wanted: impl Fn(&[String]) -> bool) -> Result<Value> {
+        let begun = Instant::now();
+        loop {
+            let diagnosis = self.doctor()?;
+            if wanted(&findings(&diagnosis)) {
+                return Ok(diagnosis);
+            }
+            ensure!(
+                begun.elapsed() < limit,
+                "not within {limit:?}; last: {diagnosis:#}"
+            );
+            std::thread::sleep(Duration::from_millis(200)); // polls a process, waits for nothing else
+        }
     }
 
     /// Asks again until the guest satisfies `wanted`.
@@ -285,6 +298,15 @@ impl Drop for Instance {
     }
 }
 
+/// The findings of a diagnosis as `LAYER CODE`, lowest layer first.
+#[must_use]
+pub fn findings(diagnosis: &Value) -> Vec<String> {
+    let all = diagnosis["findings"].as_array().into_iter().flatten();
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    all.map(|finding| format!("{} {}", text(finding, "layer"), text(finding, "code")))
+        .collect()
+}
+
 /// All processes below this one; the kernel gives us the orphans (PR_SET_CHILD_SUBREAPER).
 fn descendants() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -331,7 +353,7 @@ pub fn kill(pid: u32) {
     }
 }
 
-fn command_line(pid: u32) -> String {
+pub(crate) fn command_line(pid: u32) -> String {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }

@@ -53,13 +53,13 @@ impl Seat {
         }
         if who == Who::OurselvesOnASmallDisk {
             let script = format!("mount -t tmpfs -o size={SMALL_DISK_MIB}m none \"$0\"");
-            seat.enter(hold_mount(&dir.join("state"), &script)?);
+            seat.enter(hold(&["--mount"], &dir.join("state"), &script)?);
             return Ok(seat);
         }
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
         seat.furnish(dir)?;
         if who == Who::OrdinaryWithTun {
-            seat.enter(hold_mount(&dir.join("dev"), TUN)?);
+            seat.enter(hold(&["--mount"], &dir.join("dev"), &open_tun("0666"))?);
         }
         let id = NOBODY.to_string();
         let user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
@@ -144,23 +144,28 @@ impl Drop for Seat {
     }
 }
 
-/// Opens /dev/net/tun to everybody.
-const TUN: &str = "mount -t tmpfs none \"$0\"; mknod \"$0/tun\" c 10 200; chmod 0666 \"$0/tun\"; \
-    mount --bind \"$0/tun\" /dev/net/tun";
+/// The script that puts a /dev/net/tun of this mode in the place of the machine's.
+pub(crate) fn open_tun(mode: &str) -> String {
+    format!(
+        "mount -t tmpfs none \"$0\"; mknod \"$0/tun\" c 10 200; chmod {mode} \"$0/tun\"; \
+         mount --bind \"$0/tun\" /dev/net/tun"
+    )
+}
 
-/// A mount namespace in which `script` mounted something on `dir`, its `$0`; ends with the child.
-fn hold_mount(dir: &Path, script: &str) -> Result<Child> {
+/// Namespaces of these kinds in which `script` ran for a new `dir`, its `$0`; they end with the child.
+pub(crate) fn hold(namespaces: &[&str], dir: &Path, script: &str) -> Result<Child> {
     std::fs::create_dir(dir)?;
     let script = format!("set -e; {script}; echo made; exec cat");
     let mut holder = Command::new("unshare")
-        .args(["--mount", "--", "sh", "-c", &script])
+        .args(namespaces)
+        .args(["--", "sh", "-c", &script])
         .arg(dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
     BufReader::new(holder.stdout.as_mut().context("no pipe")?).read_line(&mut line)?;
-    ensure!(line == "made\n", "the mount namespace cannot be made: {line}");
+    ensure!(line == "made\n", "the namespaces cannot be made: {line}");
     Ok(holder)
 }
 

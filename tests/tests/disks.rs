@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use sovereign_tests::instance::findings;
 use sovereign_tests::net::can_run;
 use sovereign_tests::{Instance, Who};
 
@@ -63,7 +64,7 @@ fn the_hosts_disk_is_full(instance: &Instance) -> Result<()> {
         says(guest, "vmm", "HostDiskFull")
     })?;
     ensure!(stuck["ready"] == "False", "{stuck:#}");
-    let found = instance.findings()?;
+    let found = findings(&instance.doctor()?);
     ensure!(found == ["vmm HostDiskFull"], "{found:?}");
     std::fs::remove_file(filler)?;
     instance.wait("a guest that goes on", SHOWS, |guest| {
@@ -96,7 +97,7 @@ fn instance_says_full(instance: &Instance, mut fill: Command) -> Result<()> {
     instance.wait("a full data disk", SHOWS, |guest| {
         guest["ready"] == "False" && says(guest, "disk", "Full")
     })?;
-    let found = instance.findings()?;
+    let found = findings(&instance.doctor()?);
     ensure!(
         found.first().is_some_and(|first| first == "disk Full"),
         "{found:?}"

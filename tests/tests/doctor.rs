@@ -4,11 +4,11 @@
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use sovereign_tests::Instance;
-use sovereign_tests::instance::kill;
+use sovereign_tests::instance::{findings, kill, signal};
 
 /// A fault shows within this time: a probe of a service every 5 s, a clock measured every 64 s at most.
 const SHOWS: Duration = Duration::from_secs(100);
@@ -16,32 +16,12 @@ const SHOWS: Duration = Duration::from_secs(100);
 const HEALS: Duration = Duration::from_secs(120);
 const HEALTHY_RUNS: usize = 50;
 
-fn doctor(instance: &Instance) -> Result<Value> {
-    Ok(serde_json::from_str(&instance.ok(&["doctor", "--json"])?)?)
-}
-
-/// The findings as `layer code`.
-fn findings(diagnosis: &Value) -> Vec<String> {
-    let all = diagnosis["findings"].as_array().into_iter().flatten();
-    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
-    all.map(|finding| format!("{} {}", text(finding, "layer"), text(finding, "code")))
-        .collect()
-}
-
 /// Asks again until exactly one of `wanted` is what is found.
 fn until(instance: &Instance, limit: Duration, wanted: &[&[&str]]) -> Result<Value> {
-    let begun = Instant::now();
-    loop {
-        let diagnosis = doctor(instance)?;
-        let found = findings(&diagnosis);
-        if wanted.iter().any(|wanted| found == **wanted) {
-            return Ok(diagnosis);
-        }
-        if begun.elapsed() > limit {
-            bail!("{wanted:?} not within {limit:?}; last: {diagnosis:#}");
-        }
-        std::thread::sleep(Duration::from_millis(200)); // polls a process, waits for nothing else
-    }
+    let is_wanted = |found: &[String]| wanted.iter().any(|wanted| found == *wanted);
+    instance
+        .until_found(limit, is_wanted)
+        .with_context(|| format!("{wanted:?}"))
 }
 
 fn healthy(instance: &Instance) -> Result<()> {
@@ -102,11 +82,6 @@ fn apply_fix(instance: &Instance, diagnosis: &Value, index: usize) -> Result<()>
     Ok(())
 }
 
-fn signal(pid: u32, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
-    Ok(kill_process(pid, signal)?)
-}
-
 fn host_agent(instance: &Instance) -> Result<u32> {
     instance.process(&["sovereign-host run"])
 }
@@ -140,12 +115,12 @@ fn inject(instance: &Instance) -> Result<()> {
     a_panicked_kernel(instance)?;
     a_foreign_data_disk(instance)?;
     instance.ok(&["down"])?;
-    ensure!(findings(&doctor(instance)?) == ["host NothingRuns"]);
+    ensure!(findings(&instance.doctor()?) == ["host NothingRuns"]);
     Ok(())
 }
 
 fn nothing_runs(instance: &Instance) -> Result<()> {
-    let diagnosis = doctor(instance)?;
+    let diagnosis = instance.doctor()?;
     ensure!(findings(&diagnosis) == ["host NothingRuns"], "{diagnosis:#}");
     is_whole(instance, &diagnosis)?;
     ensure!(
@@ -158,7 +133,7 @@ fn nothing_runs(instance: &Instance) -> Result<()> {
 fn healthy_runs_find_nothing(instance: &Instance) -> Result<()> {
     let begun = Instant::now();
     for run in 0..HEALTHY_RUNS {
-        let diagnosis = doctor(instance)?;
+        let diagnosis = instance.doctor()?;
         ensure!(findings(&diagnosis).is_empty(), "run {run}: {diagnosis:#}");
         let layers = diagnosis["guests"][0]["layers"].as_array().map_or(0, Vec::len);
         ensure!(layers >= 8, "{layers} layers: {diagnosis:#}");
@@ -172,7 +147,7 @@ fn a_wrong_configuration_is_named_while_the_guest_runs_on(instance: &Instance) -
     let file = instance.path("sovereign.toml");
     let right = std::fs::read_to_string(&file)?;
     std::fs::write(&file, right.replace("memory", "memry"))?;
-    let diagnosis = doctor(instance)?;
+    let diagnosis = instance.doctor()?;
     let found = findings(&diagnosis);
     ensure!(
         found.len() == 1 && found[0].starts_with("configuration "),
@@ -250,7 +225,7 @@ fn a_broken_loopback(instance: &Instance) -> Result<()> {
 /// Two faults, one above the other: the lower one is the finding until it is repaired.
 fn a_lost_interface_and_a_kernel_that_lacks(instance: &Instance) -> Result<()> {
     let in_guest = |line: &str| instance.ok(&["exec", "sql", "--", "sh", "-c", line]);
-    if layer(&doctor(instance)?, "interface").is_ok() {
+    if layer(&instance.doctor()?, "interface").is_ok() {
         in_guest(&virtio_net("unbind"))?;
         let diagnosis = until(instance, SHOWS, &[&["interface NoDevice"]])?;
         is_whole(instance, &diagnosis)?;
@@ -315,7 +290,7 @@ fn a_wrong_clock(instance: &Instance) -> Result<()> {
 
 fn a_stopped_host_agent(instance: &Instance) -> Result<()> {
     signal(host_agent(instance)?, Signal::STOP)?;
-    let diagnosis = doctor(instance)?;
+    let diagnosis = instance.doctor()?;
     ensure!(findings(&diagnosis) == ["host HostAgentStopped"], "{diagnosis:#}");
     apply_fix(instance, &diagnosis, 0)?;
     healthy(instance)

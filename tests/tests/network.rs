@@ -1,12 +1,12 @@
 //! Floor 3: a guest's network: made, healed, changed while it runs, and gone; for each kind of user.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 use sovereign_host_agent::net::names;
-use sovereign_tests::instance::signal;
+use sovereign_tests::instance::{findings, signal};
 use sovereign_tests::net::{can_run, inside};
 use sovereign_tests::{Instance, Who};
 
@@ -136,17 +136,8 @@ fn tailscale_is_watched_when_it_is_wanted(instance: &Instance, network: &str, ke
     Ok(())
 }
 
-/// Diagnoses again until the findings are as wanted.
 fn until(instance: &Instance, wanted: impl Fn(&[String]) -> bool) -> Result<Vec<String>> {
-    let begun = Instant::now();
-    loop {
-        let found = instance.findings()?;
-        if wanted(&found) {
-            return Ok(found);
-        }
-        ensure!(begun.elapsed() < SOON, "{found:?}");
-        std::thread::sleep(Duration::from_millis(100)); // polls a process
-    }
+    Ok(findings(&instance.until_found(SOON, wanted)?))
 }
 
 /// What was taken away is there again by itself, and the journal tells both.

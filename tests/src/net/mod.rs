@@ -1,19 +1,18 @@
 //! A network agent in a world of its own: an outer network namespace that plays the machine,
 //! a mount namespace with a tun node of the wanted mode, root or a user that exists nowhere.
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
 use sovereign_protocol::handshake::random_hex;
 
 use crate::guard;
-use crate::instance::kill;
-use crate::seat::NOBODY;
+pub use crate::instance::signal;
+use crate::instance::{command_line, kill};
+use crate::seat::{self, NOBODY};
 
 mod agent;
 mod links;
@@ -68,20 +67,8 @@ impl World {
         if user == User::Ordinary {
             chown(&run, Some(NOBODY), Some(NOBODY))?;
         }
-        std::fs::create_dir(dir.path().join("dev"))?;
-        let script = "set -e; mount -t tmpfs none \"$0/dev\"; mknod \"$0/dev/tun\" c 10 200; \
-            chmod \"$1\" \"$0/dev/tun\"; mount --bind \"$0/dev/tun\" /dev/net/tun; \
-            ip link set lo up; echo made; exec cat";
-        let mut holder = Command::new("unshare")
-            .args(["--net", "--mount", "--", "sh", "-c", script])
-            .arg(dir.path())
-            .arg(tun_mode)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(holder.stdout.as_mut().context("no pipe")?).read_line(&mut line)?;
-        ensure!(line == "made\n", "the outer namespaces cannot be made: {line}");
+        let script = format!("{}; ip link set lo up", seat::open_tun(tun_mode));
+        let holder = seat::hold(&["--net", "--mount"], &dir.path().join("dev"), &script)?;
         Ok(Self {
             dir,
             holder,
@@ -273,18 +260,4 @@ fn all_processes() -> Vec<u32> {
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
-}
-
-fn command_line(pid: u32) -> String {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&bytes).replace('\0', " ")
-}
-
-/// Sends a signal to a process that a test started.
-///
-/// # Errors
-/// When it is gone.
-pub fn signal(pid: u32, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
-    Ok(kill_process(pid, signal)?)
 }
