@@ -56,16 +56,23 @@ pub(crate) async fn make(
         let mut teller = Teller::default();
         let request = inputs.request(lock);
         let path = request.lock_file();
-        let before = Lock::load(&path).ok().flatten();
+        // Only a renewed lock has changed; every `up` comes through here.
+        let renewed = || {
+            (lock == LockUse::Renewed)
+                .then(|| Lock::load(&path).ok().flatten())
+                .flatten()
+        };
+        let before = renewed();
         let artifacts =
             sovereign_rootfs::build(&request, &mut |progress| teller.tell(&progress)).map_err(failed)?;
-        let after = Lock::load(&path).ok().flatten();
-        let change = || before?.difference(&after?);
+        let change = before
+            .zip(renewed())
+            .and_then(|(before, after)| before.difference(&after));
         Ok(Built {
             kernel_version: artifacts.kernel_version.clone(),
             fresh: artifacts.built,
             image: image(artifacts),
-            change: (lock == LockUse::Renewed).then(change).flatten(),
+            change,
             lock: path,
         })
     };

@@ -27,6 +27,7 @@ mod plan;
 mod progress;
 #[cfg(test)]
 mod schema;
+mod shims;
 mod short_form;
 mod systemd;
 mod unit;

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
+use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
 
 use super::secret;
@@ -13,6 +13,7 @@ use crate::cli::Destroy;
 use crate::context::{Context, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
+use crate::shims;
 
 pub(super) async fn run(context: &Context, args: &Destroy) -> Result<(), CommandError> {
     let Destroy { name, yes } = args;
@@ -21,7 +22,7 @@ pub(super) async fn run(context: &Context, args: &Destroy) -> Result<(), Command
         return Err(CommandError::new(Kind::Refused, "Running", message).next("sovereign down"));
     }
     let _lock = nobody_else(&context.layout)?;
-    if runs(&context.layout, name) {
+    if shims::runs(&context.layout, name) {
         let message = format!("{name} runs, without a host agent; a guest that runs is not destroyed");
         return Err(CommandError::new(Kind::Refused, "Running", message).next("sovereign down"));
     }
@@ -69,12 +70,6 @@ fn nobody_else(layout: &Layout) -> Result<Option<File>, CommandError> {
         .next("sovereign down")
     })?;
     Ok(Some(file))
-}
-
-/// Its shim outlives a host agent that was killed.
-fn runs(layout: &Layout, name: &Name) -> bool {
-    let socket = layout.guest_run(name).join(SHIM_SOCKET);
-    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 fn confirmed(dir: &Path, name: &Name) -> Result<bool, CommandError> {

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
 use sovereign_protocol::limits::WATCH_HOLD;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostSpec, VERSION};
@@ -16,7 +15,7 @@ use crate::clock::seconds;
 use crate::context::{Context, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
-use crate::unit;
+use crate::{shims, unit};
 
 /// All guests, PostgreSQL's own stop included.
 const STOP: Duration = Duration::from_secs(60);
@@ -27,7 +26,7 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
     let link = match Link::connect_if_running(layout).await? {
         Some(link) => Some(link),
         // A host agent that was killed left its guests running: only an agent stops them in order.
-        None if guests_remain(layout) => {
+        None if !shims::running(layout).is_empty() => {
             talk("guests run without a host agent; one is started to stop them in order");
             Some(agent::ensure(context, &Binaries::find()?).await?.0)
         }
@@ -44,13 +43,6 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
         (Some(link), None) => all(context, &link).await,
         (Some(link), Some(name)) => one(context, &link, name).await,
     }
-}
-
-/// A guest's run directory lives as long as its shim.
-fn guests_remain(layout: &Layout) -> bool {
-    let entries = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
-    let mut sockets = entries.map(|entry| entry.path().join(SHIM_SOCKET));
-    sockets.any(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok())
 }
 
 async fn all(context: &Context, link: &Link) -> Result<(), CommandError> {

@@ -1,7 +1,7 @@
 //! `plan`: what `up` would change; changes nothing itself.
 
 use serde_json::json;
-use sovereign_protocol::layout::{Layout, SHIM_SOCKET};
+use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostSpec, Image};
 use sovereign_protocol::status::Phase;
@@ -12,7 +12,7 @@ use crate::context::{Context, data};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
 use crate::plan::{Found, FoundNetwork, plan};
-use crate::{cli, config, image};
+use crate::{cli, config, image, shims};
 
 pub(super) async fn run(context: &Context, args: &cli::Plan) -> Result<(), CommandError> {
     show(context, args.name.as_ref()).await
@@ -95,13 +95,7 @@ async fn look(context: &Context, binaries: &Binaries) -> Result<Found, CommandEr
             if helper_answers(layout) {
                 found.network = FoundNetwork::Hidden;
             }
-            let entries = std::fs::read_dir(&layout.run).into_iter().flatten().flatten();
-            let live = entries.filter(|entry| {
-                std::os::unix::net::UnixStream::connect(entry.path().join(SHIM_SOCKET)).is_ok()
-            });
-            found.running = live
-                .filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok())
-                .collect();
+            found.running = shims::running(layout);
         }
     }
     Ok(found)
