@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde::Serialize;
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::codec;
 use sovereign_protocol::event::{Events, Start};
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::engine::Request;
+use crate::engine::{Request, stopping};
 use crate::forward;
 
 /// Where feed and journal stand.
@@ -154,15 +155,11 @@ impl Host for Server {
     }
 
     async fn status(self, _: Context) -> Document {
-        let report = ask(&self.requests, Request::Status).await;
-        let bytes = report.and_then(|report| serde_json::to_vec(&report).ok());
-        Document::from(bytes.unwrap_or_default())
+        document(ask(&self.requests, Request::Status).await)
     }
 
     async fn network(self, _: Context) -> Document {
-        let view = ask(&self.requests, Request::Network).await;
-        let bytes = view.and_then(|view| serde_json::to_vec(&view).ok());
-        Document::from(bytes.unwrap_or_default())
+        document(ask(&self.requests, Request::Network).await)
     }
 
     async fn stop(self, _: Context) -> Result<(), Refusal> {
@@ -211,8 +208,10 @@ impl Server {
     }
 }
 
-fn stopping() -> Refusal {
-    Refusal::Conflict("the host agent is stopping".to_owned())
+/// An answer as a document; empty when the engine has ended.
+fn document(answer: Option<impl Serialize>) -> Document {
+    let bytes = answer.and_then(|answer| serde_json::to_vec(&answer).ok());
+    Document::from(bytes.unwrap_or_default())
 }
 
 /// Asks the engine; `None` when it has ended.

@@ -15,11 +15,11 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, ServiceKind};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
-use sovereign_reconcile::view::NetworkView;
+use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
-use crate::core::{Effect, Event, Mode, World};
+use crate::core::{Effect, Event, World};
 use crate::document;
 use crate::forward::Forward;
 use crate::guest;
@@ -89,11 +89,20 @@ struct OpenNetwork {
 /// Shims that answer in the run directory.
 fn running_shims(run: &Path) -> Vec<ShimConfig> {
     let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| std::fs::read(entry.path().join(SHIM_CONFIG)).ok())
-        .filter_map(|bytes| serde_json::from_slice::<ShimConfig>(&bytes).ok())
-        .filter(|shim| std::os::unix::net::UnixStream::connect(shim.paths.shim()).is_ok())
-        .collect()
+    entries.filter_map(|entry| running_shim(&entry.path())).collect()
+}
+
+/// The shim of a guest's run directory, if it answers.
+fn running_shim(dir: &Path) -> Option<ShimConfig> {
+    let bytes = std::fs::read(dir.join(SHIM_CONFIG)).ok()?;
+    let shim: ShimConfig = serde_json::from_slice(&bytes).ok()?;
+    let answers = std::os::unix::net::UnixStream::connect(shim.paths.shim()).is_ok();
+    answers.then_some(shim)
+}
+
+/// What is said to who asks while all is stopped.
+pub(crate) fn stopping() -> Refusal {
+    Refusal::Conflict("the host agent is stopping".to_owned())
 }
 
 /// Why a port cannot be had, with the program that has it.
@@ -286,7 +295,7 @@ impl Engine {
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
         if self.world.is_stopping() {
-            return Err(Refusal::Conflict("the host agent is stopping".to_owned()));
+            return Err(stopping());
         }
         if !self.world.wants(&spec) {
             let revision = self.world.revision() + 1;
@@ -418,9 +427,7 @@ impl Engine {
 
     /// The card of a guest that is about to boot, or of one that runs already.
     async fn card(&mut self, name: &Name, config: &GuestConfig) -> (Option<Card>, Option<OwnedFd>) {
-        let runs = running_shims(&self.layout.run)
-            .into_iter()
-            .find(|shim| shim.guest == *name);
+        let runs = running_shim(&self.layout.guest_run(name));
         let (card, tap) = match (runs, &self.network) {
             (Some(shim), _) => (shim.card, None),
             (None, Some(open)) if config.interface.is_some() => match open.network.open_tap(name).await {
@@ -449,10 +456,10 @@ impl Engine {
         let events = self.events.clone();
         tokio::spawn(async move {
             let mode = match namespace {
-                Namespace::Private => Mode::Private,
+                Namespace::Private => NetworkMode::Private,
                 Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
-                    Ok(()) => Mode::Private,
-                    Err(failure) => Mode::Off(format!("namespace none (auto): {failure}")),
+                    Ok(()) => NetworkMode::Private,
+                    Err(failure) => NetworkMode::Off(format!("namespace none (auto): {failure}")),
                 },
             };
             events.send(Event::NetworkMode(mode)).await

@@ -1,6 +1,7 @@
-use sovereign_protocol::spec::{Image, Restart, Service, VERSION};
+use sovereign_protocol::spec::VERSION;
 
 use super::*;
+use crate::core::test_config as config;
 use crate::shim::contract::ExitReason;
 
 fn layout(dir: &Path) -> Layout {
@@ -8,33 +9,6 @@ fn layout(dir: &Path) -> Layout {
         instance: Name::parse("t").unwrap(),
         run: dir.join("run"),
         state: dir.to_owned(),
-    }
-}
-
-fn config() -> GuestConfig {
-    GuestConfig {
-        memory_mib: 96,
-        vcpus: 1,
-        data_mib: 64,
-        image: Image {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            root: "r".into(),
-            agent: "a".into(),
-            digest: "d".into(),
-        },
-        services: vec![Service {
-            name: Name::parse("postgres").unwrap(),
-            kind: ServiceKind::Postgres {
-                settings: BTreeMap::new(),
-                port: 5432,
-            },
-            limits: None,
-        }],
-        forwards: Vec::new(),
-        restart: Restart::default(),
-        interface: None,
-        tailscale: None,
     }
 }
 
@@ -47,7 +21,7 @@ async fn a_guest_whose_secrets_cannot_be_kept_has_ended() {
     let (sender, mut events) = mpsc::channel(4);
     let (mut engine, _news) = Engine::new(layout, 1, sender).unwrap();
     let name = Name::parse("sql").unwrap();
-    engine.start(name.clone(), &config(), 1).await;
+    engine.start(name.clone(), &config(5432), 1).await;
     let Some(Event::Ended(ended, record)) = events.recv().await else {
         panic!("no end");
     };

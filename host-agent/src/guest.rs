@@ -381,7 +381,7 @@ mod tests {
             let mut frozen = tokio::process::Command::new("sleep").arg("600").spawn().unwrap();
             let (ours, theirs) = UnixStream::pair().unwrap();
             let mut shim = Shim::new(ours);
-            shim.process = Process::of_pid(frozen.id().unwrap()).unwrap();
+            shim.process = Process::of_child(&frozen).unwrap();
             let (wanted, mut wants) = wanted();
             let (mut stop, begun) = (Stop::default(), Instant::now());
             let story = async {

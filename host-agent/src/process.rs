@@ -1,12 +1,13 @@
-//! A process at the other end of a Unix socket, held by its pidfd: no other can be taken for it.
+//! Processes: held by their pidfd, so that no other can be taken for them, or looked at.
 
 use std::io;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::process::Child;
 
-/// A process that is not our child.
+/// A process, at the other end of a Unix socket or below us.
 #[derive(Debug)]
 pub struct Process {
     /// Its process id.
@@ -27,9 +28,13 @@ impl Process {
         Self::open(pid)
     }
 
-    #[cfg(test)]
-    pub(crate) fn of_pid(pid: u32) -> io::Result<Option<Self>> {
-        Self::open(Pid::from_raw(pid.cast_signed()).unwrap())
+    /// A child of ours that was not waited for: nobody else can have its id.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn of_child(child: &Child) -> io::Result<Option<Self>> {
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        pid.map_or(Ok(None), Self::open)
     }
 
     fn open(pid: Pid) -> io::Result<Option<Self>> {
@@ -51,4 +56,13 @@ impl Process {
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL); // it may have ended this moment
     }
+}
+
+/// The letter of a process's state (proc_pid_stat(5)); `?` when it cannot be seen.
+#[must_use]
+pub fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the state comes after the last one.
+    let letter = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    letter.unwrap_or('?')
 }

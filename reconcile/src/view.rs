@@ -19,10 +19,11 @@ pub struct NetworkView {
 }
 
 /// Whether there is a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
     /// Nobody wanted one yet, or it is being tried.
+    #[default]
     Undecided,
     /// There is none, for this reason.
     Off(String),

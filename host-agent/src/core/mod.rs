@@ -13,6 +13,7 @@ mod world;
 
 pub use allowance::Allowance;
 pub use backoff::{Backoff, Next};
-pub use network::Mode;
 pub(crate) use observe::vmm_verdict;
+#[cfg(test)]
+pub(crate) use world::tests::config as test_config;
 pub use world::{Effect, Event, World};

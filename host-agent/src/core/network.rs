@@ -15,22 +15,10 @@ const PATIENCE_MS: u64 = 5_000;
 /// The subject of a guest's card in [`Layer::Tap`].
 const CARD: &str = "card";
 
-/// Whether there is a network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// It was not tried yet, or nobody wants one.
-    #[default]
-    Undecided,
-    /// There is none, for this reason.
-    Off(String),
-    /// It is made in a namespace of our own.
-    Private,
-}
-
 /// What is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Network {
-    pub(super) mode: Mode,
+    pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
     failed: Option<String>,
     carriers: BTreeMap<Name, bool>,
@@ -42,9 +30,9 @@ impl Network {
     /// When a guest that is due at `due_ms` may boot; later only while its network is still made.
     pub(super) fn start_ms(&self, name: &Name, guest: &Guest, due_ms: u64) -> u64 {
         let decided = match self.mode {
-            Mode::Undecided => false,
-            Mode::Off(_) => true,
-            Mode::Private => self.ready.contains(name),
+            NetworkMode::Undecided => false,
+            NetworkMode::Off(_) => true,
+            NetworkMode::Private => self.ready.contains(name),
         };
         match guest.config.interface {
             Some(_) if !decided && !self.running.contains(name) => due_ms.saturating_add(PATIENCE_MS),
@@ -57,9 +45,9 @@ impl Network {
         let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(", ");
         match &self.mode {
-            Mode::Undecided => return None,
-            Mode::Off(why) => return Some(Verdict::yes("NoNetwork", why.as_str())),
-            Mode::Private => {}
+            NetworkMode::Undecided => return None,
+            NetworkMode::Off(why) => return Some(Verdict::yes("NoNetwork", why.as_str())),
+            NetworkMode::Private => {}
         }
         let machine = guest.machine.as_ref();
         Some(match (&self.failed, machine, self.carriers.get(name)) {
@@ -97,14 +85,10 @@ impl World {
         holding.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether there is a network, for who asks from outside.
+    /// Whether there is a network.
     #[must_use]
     pub fn network_mode(&self) -> NetworkMode {
-        match &self.network.mode {
-            Mode::Undecided => NetworkMode::Undecided,
-            Mode::Off(why) => NetworkMode::Off(why.clone()),
-            Mode::Private => NetworkMode::Private,
-        }
+        self.network.mode.clone()
     }
 
     pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {

@@ -9,9 +9,10 @@ use sovereign_protocol::limits::{EVENTS_BATCH, HOST_CONDITIONS, HOST_EVENTS};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
+use sovereign_reconcile::view::NetworkMode;
 
 use super::backoff::{Backoff, Next};
-use super::network::{Mode, Network};
+use super::network::Network;
 use super::observe::forget_forwards;
 use super::wedge::Wedge;
 use crate::document::concerns_guest;
@@ -64,7 +65,7 @@ pub enum Event {
     /// A shim runs for a guest that nobody wants: what another agent left behind.
     Found(Name, GuestConfig),
     /// It is known whether there is a network.
-    NetworkMode(Mode),
+    NetworkMode(NetworkMode),
     /// The network told something.
     Network(NetworkEvent),
     /// The agent began; the text says which.
@@ -189,7 +190,7 @@ impl World {
             Event::Tick => {}
             Event::Running(names) => self.network.running = names,
             Event::NetworkMode(mode) => {
-                if mode == Mode::Private {
+                if mode == NetworkMode::Private {
                     effects.push(Effect::OpenNetwork);
                 }
                 self.network.mode = mode;
@@ -287,8 +288,8 @@ impl World {
             self.spec = Some(spec.clone());
         }
         if let Some(network) = &spec.network
-            && self.network.mode != Mode::Private
-            && (self.network.mode == Mode::Undecided || before.as_ref() != Some(network))
+            && self.network.mode != NetworkMode::Private
+            && (self.network.mode == NetworkMode::Undecided || before.as_ref() != Some(network))
         {
             effects.push(Effect::DecideNetwork(network.namespace));
         }
@@ -331,9 +332,9 @@ impl World {
         for (name, guest) in &self.guests {
             let differs = guest.machine.as_ref().and_then(|machine| {
                 let networked = match self.network.mode {
-                    Mode::Undecided => machine.card, // not known yet whether another boot would differ
-                    Mode::Off(_) => false,
-                    Mode::Private => true,
+                    NetworkMode::Undecided => machine.card, // not known yet whether another boot would differ
+                    NetworkMode::Off(_) => false,
+                    NetworkMode::Private => true,
                 };
                 machine.differs(&Machine::wanted(&guest.config, networked))
             });
@@ -398,16 +399,7 @@ impl World {
     }
 
     fn ended(&mut self, name: &Name, record: &ExitRecord, now_ms: u64) {
-        let stale: Vec<Key> = self
-            .feed
-            .snapshot(now_ms)
-            .map(|condition| condition.key)
-            .filter(|key| {
-                key.subject
-                    .split_once('/')
-                    .is_some_and(|(guest, _)| guest == name.as_str())
-            })
-            .collect();
+        let stale: Vec<Key> = self.guest_conditions(name, now_ms).map(|c| c.key).collect();
         let Some(guest) = self.guests.get_mut(name) else {
             return;
         };
@@ -525,4 +517,4 @@ pub(super) fn host_key(layer: Layer, guest: &Name, subject: &str) -> Key {
 
 #[cfg(test)]
 #[path = "world_tests.rs"]
-mod tests;
+pub(super) mod tests;

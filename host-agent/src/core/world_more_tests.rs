@@ -209,13 +209,16 @@ fn a_network_is_tried_until_it_is_there_and_again_only_when_it_is_another() {
     assert!(!decides(&mut world, &spec(5432)));
     assert!(decides(&mut world, &one));
     assert!(decides(&mut world, &one), "nobody has said yet");
-    world.step(Event::NetworkMode(Mode::Off("no tun".into())), 0);
+    world.step(Event::NetworkMode(NetworkMode::Off("no tun".into())), 0);
     assert!(!decides(&mut world, &one) && decides(&mut world, &two));
-    let opened = world.step(Event::NetworkMode(Mode::Private), 0);
+    let opened = world.step(Event::NetworkMode(NetworkMode::Private), 0);
     assert_eq!(opened, [Effect::OpenNetwork]);
     assert!(!decides(&mut world, &one) && !decides(&mut world, &two));
     let mut without = World::new(1);
-    assert_eq!(without.step(Event::NetworkMode(Mode::Off("x".into())), 0), []);
+    assert_eq!(
+        without.step(Event::NetworkMode(NetworkMode::Off("x".into())), 0),
+        []
+    );
 }
 
 #[test]
@@ -268,7 +271,7 @@ fn a_guest_that_booted_before_its_network_says_so() {
         Some(sovereign_protocol::interface::InterfaceSpec::default());
     let mut world = World::new(1);
     world.step(Event::Applied(carded), 0);
-    world.step(Event::NetworkMode(Mode::Private), 0);
+    world.step(Event::NetworkMode(NetworkMode::Private), 0);
     world.step(booted(), 10_000); // without a card
     let card = host_key(Layer::Tap, &sql(), "card");
     assert_eq!(world.feed.verdict(&card).unwrap().reason, "NoCard");

@@ -13,7 +13,7 @@ fn sql() -> Name {
     Name::parse("sql").unwrap()
 }
 
-fn config(port: u16) -> GuestConfig {
+pub(crate) fn config(port: u16) -> GuestConfig {
     let postgres = Name::parse("postgres").unwrap();
     GuestConfig {
         memory_mib: 256,
@@ -528,7 +528,7 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
     };
     world.step(adopted, 1);
     assert_eq!(world.network_mode(), NetworkMode::Undecided);
-    world.step(Event::NetworkMode(Mode::Private), 2);
+    world.step(Event::NetworkMode(NetworkMode::Private), 2);
     let held = (world.network_mode(), world.holding_cards());
     assert_eq!(held, (NetworkMode::Private, BTreeSet::from([sql()])));
     let cards = |world: &World| -> Vec<String> {
@@ -545,7 +545,7 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
     assert_eq!(cards(&world), [""; 0]);
     world.step(Event::Network(attached(false)), 4);
     assert_eq!(cards(&world).len(), 1);
-    world.step(Event::NetworkMode(Mode::Off("none".to_owned())), 5);
+    world.step(Event::NetworkMode(NetworkMode::Off("none".to_owned())), 5);
     assert_eq!(cards(&world).len(), 2, "now another boot would have no card");
 }
 

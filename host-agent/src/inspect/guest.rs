@@ -11,6 +11,7 @@ use sovereign_protocol::feed::Changes;
 use sovereign_protocol::handshake::{Channel, HandshakeError, Identity};
 use sovereign_protocol::inspection::{ConsoleSeen, DiskSeen, ExitSeen, GuestSeen, SocketSeen};
 use sovereign_protocol::layout::Layout;
+use sovereign_protocol::limits::GUEST_CONDITIONS;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::service::GuestClient;
 use sovereign_protocol::status::VmmStatus;
@@ -32,8 +33,6 @@ const SHIM: Duration = Duration::from_secs(2);
 const SHIM_BYTES: u64 = 64 << 10;
 /// The guest agent answers one call within this time.
 const ASK: Duration = Duration::from_secs(2);
-/// Conditions that are taken over from one guest.
-const CONDITIONS: usize = 256;
 /// Bytes and lines of a console's end; a panic's trace is within it.
 const CONSOLE_BYTES: u64 = 16 << 10;
 const CONSOLE_LINES: usize = 8;
@@ -207,7 +206,7 @@ async fn ask(stream: BoxStream) -> anyhow::Result<Vec<Condition>> {
     let client = GuestClient::new(tarpc::client::Config::default(), codec::transport(stream)).spawn();
     let changes = link::call(ASK, |context| client.watch(context, None, 0)).await?;
     let mut conditions = Changes::from(changes).conditions;
-    conditions.truncate(CONDITIONS);
+    conditions.truncate(GUEST_CONDITIONS);
     Ok(conditions)
 }
 

@@ -69,13 +69,8 @@ fn guests(layout: &Layout) -> BTreeSet<Name> {
 
 /// A process and its state (proc_pid_stat(5)).
 fn process(pid: u32) -> Process {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; the state comes after the last one.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    Process {
-        pid,
-        state: state.unwrap_or('?'),
-    }
+    let state = crate::process::state(pid);
+    Process { pid, state }
 }
 
 /// Milliseconds since a file was written to.

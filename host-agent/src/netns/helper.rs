@@ -6,7 +6,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sovereign_protocol::name::Name;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -195,13 +194,13 @@ pub(crate) fn remove_socket(config: &HelperConfig) -> Result<(), StageFailure> {
 
 /// A helper that has not said that it is ready: killed when we stop waiting for it, because
 /// before it listens nobody else could find it.
-struct Unproven(Option<OwnedFd>);
+struct Unproven(Option<Process>);
 
 impl Unproven {
     fn of(child: &Child) -> Result<Self, StageFailure> {
-        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let pid = pid.ok_or_else(|| StageFailure::new(Stage::Start, "it has no process id"))?;
-        Ok(Self(Some(pidfd_open(pid, PidfdFlags::empty()).at(Stage::Start)?)))
+        let process = Process::of_child(child).at(Stage::Start)?;
+        let process = process.ok_or_else(|| StageFailure::new(Stage::Start, "it has no process id"))?;
+        Ok(Self(Some(process)))
     }
 
     fn keep(mut self) {
@@ -212,7 +211,7 @@ impl Unproven {
 impl Drop for Unproven {
     fn drop(&mut self) {
         if let Some(process) = &self.0 {
-            let _ = pidfd_send_signal(process, Signal::KILL); // it may have ended by itself
+            process.kill();
         }
     }
 }

@@ -25,8 +25,8 @@ use super::contract::{ExitReason, ExitRecord, Message, Request, ShimConfig, VmmS
 use super::qmp::{self, Qmp, QmpEvent};
 use super::{boot_segment, qemu, vmm};
 use crate::clock::wall_ns;
-use crate::files;
 use crate::vsock;
+use crate::{files, process};
 
 /// The context id inside our own device: nobody else sees it.
 const GUEST_CID: u64 = 3;
@@ -204,12 +204,9 @@ fn has_room(path: &std::path::Path) -> bool {
 
 /// Why QMP does not answer, as far as the process's own state tells it.
 fn silent(pid: u32) -> VmmState {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; the state comes after the last one.
-    let letter = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    match letter {
-        Some('T' | 't') => VmmState::Stopped,
-        other => VmmState::Silent(other.unwrap_or('?')),
+    match process::state(pid) {
+        'T' | 't' => VmmState::Stopped,
+        other => VmmState::Silent(other),
     }
 }
 
