@@ -241,7 +241,7 @@ impl Keeper {
             // A dial during which something changes proves nothing; losing it is safe.
             let dialled = tokio::select! {
                 dialled = loopback::dial() => {
-                    Some(dialled).filter(|dialled| last || dialled.is_ok() || !self.news.forget())
+                    Some(dialled).filter(|dialled| dialled.is_ok() || !self.news.forget())
                 }
                 _ = self.news.wait(), if !last => None,
             };

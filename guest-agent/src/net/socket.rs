@@ -19,6 +19,8 @@ use super::wire::{self, List, Message};
 const BUFFER_BYTES: usize = 32 << 10;
 /// Messages of one list; a guest has a few dozen.
 const LIST_MESSAGES: usize = 100_000;
+/// Read of each notification; the rest is cut off, as only that it came matters.
+const HEAD: usize = 16;
 /// A list that changes while it is made is asked for again, so often.
 const LIST_TRIES: usize = 4;
 /// Notifications that are read before the next look, which sees everything anyway.
@@ -160,28 +162,30 @@ impl News {
     pub async fn wait(&self) -> io::Result<()> {
         loop {
             self.socket.readable().await?;
-            if self.read_one()? {
+            // Through tokio, so that it learns when there is nothing left to be ready for.
+            let told = self.socket.try_read(&mut [0; HEAD]);
+            if was_told(told)? {
                 return Ok(());
             }
         }
     }
 
     /// Throws away what was told so far, and tells whether there was any: whoever looks afterwards sees it.
+    ///
+    /// Asks the kernel itself: tokio's `try_read` answers from its last poll and misses what came since.
     pub fn forget(&self) -> bool {
-        (0..NEWS)
-            .take_while(|_| matches!(self.read_one(), Ok(true)))
-            .count()
-            > 0
+        let (socket, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+        let told = || was_told(recv(socket, &mut [0; HEAD], flags).map_err(io::Error::from));
+        (0..NEWS).take_while(|_| matches!(told(), Ok(true))).count() > 0
     }
+}
 
-    /// True when there was something; lost notifications (ENOBUFS) are news as well.
-    fn read_one(&self) -> io::Result<bool> {
-        let mut head = [0; 16]; // the rest is cut off: only that it came matters
-        match self.socket.try_read(&mut head) {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) => Err(error),
-        }
+/// True when there was something; lost notifications (ENOBUFS) are news as well.
+fn was_told(read: io::Result<usize>) -> io::Result<bool> {
+    match read {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
     }
 }
