@@ -20,6 +20,7 @@ pub mod layout;
 pub mod limits;
 pub mod name;
 pub mod operation;
+pub mod port;
 pub mod record;
 pub mod secret;
 pub mod service;
