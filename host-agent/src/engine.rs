@@ -24,7 +24,7 @@ use crate::document;
 use crate::forward::Forward;
 use crate::guest;
 use crate::link::{Target, Wanted};
-use crate::net::{Network, NetworkConfig, NetworkSpec, names};
+use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place, names};
 use crate::netns::{self, Helper, HelperConfig, StageFailure};
 use crate::port_owner;
 use crate::program;
@@ -227,9 +227,7 @@ impl Engine {
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
         }
-        self.end_network()
-            .await
-            .context("the private network does not end")?;
+        self.end_network().await.context("the network does not end")?;
         self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
             .await
     }
@@ -274,22 +272,26 @@ impl Engine {
                     .and_then(|handle| handle.target.borrow().clone());
                 let _ = reply.send(target);
             }
-            Request::Network(reply) => {
-                let _ = reply.send(self.network_view());
-            }
+            Request::Network(reply) => self.network_view(reply),
             Request::Stop => self.take(Event::StopAll).await,
         }
     }
 
-    fn network_view(&self) -> NetworkView {
-        let open = self.network.as_ref();
-        NetworkView {
-            mode: self.world.network_mode(),
-            observed: open
-                .map(|open| (*open.network.observed()).clone())
-                .unwrap_or_default(),
-            cards: self.world.holding_cards(),
-        }
+    /// The network's loop may wait for us, so we do not wait for it.
+    fn network_view(&self, reply: oneshot::Sender<NetworkView>) {
+        let (mode, cards) = (self.world.network_mode(), self.world.holding_cards());
+        let observed = self.network.as_ref().map(|open| open.network.observed());
+        tokio::spawn(async move {
+            let observed = match observed {
+                Some(observed) => observed.await.unwrap_or_default(),
+                None => Observed::default(),
+            };
+            let _ = reply.send(NetworkView {
+                mode,
+                observed,
+                cards,
+            }); // who asked may be gone
+        });
     }
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
@@ -457,6 +459,7 @@ impl Engine {
         tokio::spawn(async move {
             let mode = match namespace {
                 Namespace::Private => NetworkMode::Private,
+                Namespace::Host => NetworkMode::Host,
                 Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
                     Ok(()) => NetworkMode::Private,
                     Err(failure) => NetworkMode::Off(format!("namespace none (auto): {failure}")),
@@ -470,10 +473,14 @@ impl Engine {
         if self.network.is_some() {
             return;
         }
-        let helper = self.helper();
         let (wanted, wants) = watch::channel(self.network_spec());
         let (sender, mut told) = mpsc::channel(QUEUE);
-        let network = Network::start(NetworkConfig::new(helper), wants, sender);
+        let ground = match self.place() {
+            Place::Host => Ground::Host,
+            Place::Private => Ground::Private(self.helper()),
+        };
+        let config = NetworkConfig::new(self.layout.instance.clone(), ground, self.layout.switched());
+        let network = Network::start(config, wants, sender);
         let events = self.events.clone();
         tokio::spawn(async move {
             while let Some(event) = told.recv().await {
@@ -487,6 +494,9 @@ impl Engine {
 
     /// Ends the network: ours, or the one that another agent left before we had opened it.
     async fn end_network(&mut self) -> Result<(), StageFailure> {
+        if self.place() == Place::Host {
+            self.open_network();
+        }
         if let Some(open) = self.network.take() {
             return open.network.end().await;
         }
@@ -504,11 +514,27 @@ impl Engine {
         }
     }
 
+    /// Where the network is, or will be.
+    fn place(&self) -> Place {
+        let spec = self.world.spec().and_then(|spec| spec.network.as_ref());
+        let asked = spec.is_some_and(|network| network.namespace == Namespace::Host);
+        match self.world.network_mode() {
+            NetworkMode::Host => Place::Host,
+            NetworkMode::Private => Place::Private,
+            NetworkMode::Undecided | NetworkMode::Off(_) if asked => Place::Host,
+            NetworkMode::Undecided | NetworkMode::Off(_) => Place::Private,
+        }
+    }
+
     fn network_spec(&self) -> NetworkSpec {
         let network = self.world.spec().and_then(|spec| spec.network.as_ref());
         NetworkSpec {
+            place: self.place(),
             addresses: network.map(|network| network.address).into_iter().collect(),
             guests: self.world.carded(),
+            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
+            vpn: network.map(|network| network.vpn).unwrap_or_default(),
+            isolated: network.is_some_and(|network| network.isolated),
             ..NetworkSpec::default()
         }
     }

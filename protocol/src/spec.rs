@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::interface::InterfaceSpec;
 use crate::limits;
+use crate::link_name::LinkName;
 use crate::name::Name;
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
@@ -37,6 +38,46 @@ pub struct HostNetwork {
     pub namespace: Namespace,
     /// The host's address on the bridge.
     pub address: HostAddress,
+    /// By which way guests leave.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uplink: Uplink,
+    /// What they do while a VPN of the host is up.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vpn: Vpn,
+    /// Guests reach the host only, not each other.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub isolated: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// By which way guests leave.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uplink {
+    /// By none.
+    #[default]
+    None,
+    /// By that of the host itself.
+    Auto,
+    /// By the first of these links that has a default route.
+    Named(Vec<LinkName>),
+}
+
+/// What guests do while a VPN of the host is up. On plain Linux they follow the host's own routing always; on Android
+/// netd's rules leave it to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vpn {
+    /// They go through it.
+    #[default]
+    Follow,
+    /// They do not leave.
+    Block,
+    /// They go past it.
+    Bypass,
 }
 
 /// Where the links of a network are made.
@@ -47,6 +88,8 @@ pub enum Namespace {
     Auto,
     /// A network namespace of our own: nothing of the machine's changes.
     Private,
+    /// The namespace that the host agent itself is in: guests are reached from there, and may leave.
+    Host,
 }
 
 /// One guest as the host runs it.
@@ -564,6 +607,9 @@ mod tests {
             network: Some(HostNetwork {
                 namespace: Namespace::Auto,
                 address: "10.0.0.1/24".parse().unwrap(),
+                uplink: Uplink::None,
+                vpn: Vpn::Follow,
+                isolated: false,
             }),
         }
     }

@@ -137,9 +137,9 @@ pub(super) const IMAGE: Key = Key {
 };
 pub(super) const NAMESPACE: Key = Key {
     path: "network.namespace",
-    form: Form::Choice(&["auto", "private", "none"]),
+    form: Form::Choice(&["auto", "private", "host", "none"]),
     absent: Absent::Value("auto"),
-    about: "private: links in a namespace of our own; none: vsock only; auto: private if it works",
+    about: "private: in a namespace of our own; host: in the machine's; none: vsock only; auto: private or none",
     shown: Shown::Example("\"auto\""),
 };
 pub(super) const HOST_ADDRESS: Key = Key {
@@ -148,6 +148,29 @@ pub(super) const HOST_ADDRESS: Key = Key {
     absent: Absent::Value("192.168.100.1/24"),
     about: "this machine's address on the guests' bridge",
     shown: Shown::Example("\"192.168.100.1/24\""),
+};
+pub(super) const UPLINK: Key = Key {
+    path: "network.uplink",
+    form: Form::Words(
+        "\"auto\" for the machine's own way, \"none\", or names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
+    ),
+    absent: Absent::Words("auto in namespace host"),
+    about: "by which way guests leave (namespace host only)",
+    shown: Shown::Example("\"none\""),
+};
+pub(super) const VPN: Key = Key {
+    path: "network.vpn",
+    form: Form::Choice(&["follow", "block", "bypass"]),
+    absent: Absent::Value("follow"),
+    about: "what guests do while a VPN of the phone (Android) is up",
+    shown: Shown::Example("\"follow\""),
+};
+pub(super) const ISOLATED: Key = Key {
+    path: "network.isolated",
+    form: Form::Flag,
+    absent: Absent::Value("false"),
+    about: "guests reach this machine only, not each other",
+    shown: Shown::Example("false"),
 };
 pub(super) const MEMORY: Key = Key {
     path: "guest.NAME.memory",
@@ -283,6 +306,9 @@ pub(super) const ALL: &[&Key] = &[
     &IMAGE,
     &NAMESPACE,
     &HOST_ADDRESS,
+    &UPLINK,
+    &VPN,
+    &ISOLATED,
     &MEMORY,
     &CPUS,
     &DATA,

@@ -1,10 +1,14 @@
 //! The network as the world sees it: whether there is one, and whose card is attached.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::status::Phase;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::world::{Guest, LASTING_MS, World, host_key};
@@ -14,6 +18,31 @@ use crate::net::NetworkEvent;
 const PATIENCE_MS: u64 = 5_000;
 /// The subject of a guest's card in [`Layer::Tap`].
 const CARD: &str = "card";
+
+/// The subject of what is true of the network as a whole.
+const NETWORK: &str = "network";
+
+/// By which way guests leave; nothing is said where none is wanted.
+fn judge_exits(exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
+    let wanted = exits
+        .iter()
+        .filter(|(_, exit)| !matches!(exit, Exit::None(NoExit::Unwanted)));
+    let told: Vec<String> = wanted
+        .clone()
+        .map(|(family, exit)| match exit {
+            Exit::None(why) => format!("{family}: {why}"),
+            Exit::Main(link) => format!("{family} by {link}"),
+            Exit::Table(table, link) => format!("{family} by {link} (table {table})"),
+            Exit::Own(link, _) => format!("{family} by {link}, chosen by name"),
+        })
+        .collect();
+    let first = wanted.clone().next()?;
+    Some(match first {
+        _ if wanted.clone().any(|(_, exit)| exit.link().is_some()) => Verdict::yes("WayOut", told.join("; ")),
+        (_, Exit::None(NoExit::Blocked)) => Verdict::no("Blocked", told.join("; ")),
+        _ => Verdict::no("NoWayOut", told.join("; ")),
+    })
+}
 
 /// What is known of it.
 #[derive(Debug, Default)]
@@ -32,7 +61,7 @@ impl Network {
         let decided = match self.mode {
             NetworkMode::Undecided => false,
             NetworkMode::Off(_) => true,
-            NetworkMode::Private => self.ready.contains(name),
+            NetworkMode::Private | NetworkMode::Host => self.ready.contains(name),
         };
         match guest.config.interface {
             Some(_) if !decided && !self.running.contains(name) => due_ms.saturating_add(PATIENCE_MS),
@@ -47,7 +76,7 @@ impl Network {
         match &self.mode {
             NetworkMode::Undecided => return None,
             NetworkMode::Off(why) => return Some(Verdict::yes("NoNetwork", why.as_str())),
-            NetworkMode::Private => {}
+            NetworkMode::Private | NetworkMode::Host => {}
         }
         let machine = guest.machine.as_ref();
         Some(match (&self.failed, machine, self.carriers.get(name)) {
@@ -57,7 +86,11 @@ impl Network {
                 Verdict::no("NoCard", "the network was not there when the guest booted")
             }
             (None, Some(_), Some(true)) => {
-                Verdict::yes("Attached", format!("{addresses} (private), its TAP has carrier"))
+                let private = match self.mode {
+                    NetworkMode::Private => " (private)",
+                    _ => "",
+                };
+                Verdict::yes("Attached", format!("{addresses}{private}, its TAP has carrier"))
             }
             (None, Some(_), Some(false)) => Verdict::no("NoCarrier", "no process holds the TAP"),
             (None, Some(_), None) => return None, // nobody has looked yet
@@ -68,13 +101,20 @@ impl Network {
 impl World {
     /// Guests that have a card, or will have one.
     #[must_use]
-    pub fn carded(&self) -> BTreeSet<Name> {
+    pub fn carded(&self) -> BTreeMap<Name, BTreeSet<IpAddr>> {
         let lives = |guest: &Guest| guest.wanted || guest.phase != Phase::Stopped;
         let has = |guest: &Guest| {
             guest.config.interface.is_some() || guest.machine.as_ref().is_some_and(|m| m.card)
         };
         let carded = self.guests.iter().filter(|(_, guest)| lives(guest) && has(guest));
-        carded.map(|(name, _)| name.clone()).collect()
+        let addresses = |guest: &Guest| {
+            let interface = guest.config.interface.as_ref();
+            let prefixes = interface.into_iter().flat_map(|interface| &interface.addresses);
+            prefixes.map(Prefix::address).collect()
+        };
+        carded
+            .map(|(name, guest)| (name.clone(), addresses(guest)))
+            .collect()
     }
 
     /// Guests whose VMM has a card now.
@@ -92,7 +132,7 @@ impl World {
     }
 
     pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
-        let key = Key::new(Layer::Tap, "network");
+        let key = Key::new(Layer::Tap, NETWORK);
         match event {
             NetworkEvent::Ready { guests } => {
                 self.network.failed = None;
@@ -108,6 +148,7 @@ impl World {
             NetworkEvent::Carrier { guest, attached } => {
                 self.network.carriers.insert(guest, attached);
             }
+            NetworkEvent::Exits { exits } => self.judge_exits(&exits, now_ms),
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
                 self.feed
@@ -123,6 +164,14 @@ impl World {
                     .journal_mut()
                     .append(key, None, Some(Verdict::no("Fight", text)), now_ms);
             }
+        }
+    }
+
+    fn judge_exits(&mut self, exits: &BTreeMap<Family, Exit>, now_ms: u64) {
+        let key = Key::new(Layer::Routing, NETWORK);
+        match judge_exits(exits) {
+            Some(verdict) => drop(self.feed.observe(key, verdict, LASTING_MS, now_ms)),
+            None => drop(self.feed.remove(&key)),
         }
     }
 

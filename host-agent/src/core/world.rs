@@ -190,7 +190,7 @@ impl World {
             Event::Tick => {}
             Event::Running(names) => self.network.running = names,
             Event::NetworkMode(mode) => {
-                if mode == NetworkMode::Private {
+                if mode.is_there() {
                     effects.push(Effect::OpenNetwork);
                 }
                 self.network.mode = mode;
@@ -288,7 +288,7 @@ impl World {
             self.spec = Some(spec.clone());
         }
         if let Some(network) = &spec.network
-            && self.network.mode != NetworkMode::Private
+            && !self.network.mode.is_there()
             && (self.network.mode == NetworkMode::Undecided || before.as_ref() != Some(network))
         {
             effects.push(Effect::DecideNetwork(network.namespace));
@@ -334,7 +334,7 @@ impl World {
                 let networked = match self.network.mode {
                     NetworkMode::Undecided => machine.card, // not known yet whether another boot would differ
                     NetworkMode::Off(_) => false,
-                    NetworkMode::Private => true,
+                    NetworkMode::Private | NetworkMode::Host => true,
                 };
                 machine.differs(&Machine::wanted(&guest.config, networked))
             });

@@ -13,6 +13,7 @@
 
 mod apply;
 pub mod card;
+mod ground;
 pub mod kernel;
 mod network;
 mod notify;
@@ -21,15 +22,17 @@ mod pace;
 mod reconcile;
 mod report;
 mod session;
+mod switches;
 mod taps;
 pub(crate) mod tun;
 
+pub use ground::Ground;
 pub use network::{Network, NetworkConfig};
 pub use observed::Observed;
 pub use report::NetworkEvent;
 pub use sovereign_reconcile::plan::{Plan, Step, plan};
 #[cfg(test)]
 use sovereign_reconcile::simulated;
-pub use sovereign_reconcile::wanted::{NetworkSpec, Wanted};
+pub use sovereign_reconcile::wanted::{NetworkSpec, Place, Wanted};
 pub use sovereign_reconcile::{names, plan, wanted};
 pub use taps::TapError;

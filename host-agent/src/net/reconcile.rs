@@ -1,24 +1,34 @@
 //! The loop: observe, plan, apply, verify, report; then wait for a reason to look again.
 //!
+//! A change that the kernel tells of is folded into what was seen, repaired, and verified by what the kernel tells of
+//! the repair: nothing is dumped, so ten thousand foreign rules cost nothing. Everything is looked at again when news
+//! were lost, when a repair did not come out as planned, and now and then.
+//!
 //! No error ends it. A turn that failed is a state that is reported, and is tried again with
 //! growing pauses; broken sockets are replaced, a dead helper too. Each turn knows why it woke.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::uplink::Exit;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Failure, StepError};
-use super::network::{NetworkConfig, Seen};
+use super::ground::Ground;
+use super::network::{Ask, NetworkConfig};
 use super::pace::{Pace, Retry};
 use super::plan::{Plan, Step, plan};
 use super::report::{NetworkEvent, Reporter};
-use super::session::{Broken, Place, Session};
+use super::session::{Broken, Seat, Session};
+use super::taps::TunPool;
 use super::wanted::{NetworkSpec, Wanted};
-use crate::netns::StageFailure;
+use crate::netns::{Stage, StageFailure};
 
 /// Plans that one turn carries out, at most.
 const ROUNDS: u32 = 4;
@@ -90,16 +100,17 @@ impl From<Broken> for Trouble {
 
 /// What the loop owns.
 pub(super) struct Reconciler {
-    instance: Name,
-    receive_buffer: usize,
-    resync: Duration,
+    config: NetworkConfig,
     spec: watch::Receiver<NetworkSpec>,
     events: mpsc::Sender<NetworkEvent>,
-    seen: watch::Sender<Seen>,
-    place: Place,
+    tuns: watch::Sender<Option<Arc<TunPool>>>,
+    asked: mpsc::Receiver<Ask>,
+    seat: Seat,
     /// Why there is no helper, when there is none.
     helper: Result<(), StageFailure>,
     session: Option<Session>,
+    /// What the spec means, as of the last turn.
+    wanted: Option<Wanted>,
     reporter: Reporter,
     pace: Pace,
     retry: Retry,
@@ -108,43 +119,45 @@ pub(super) struct Reconciler {
     due: Instant,
     /// A repair waits until `due`: until then notifications stay in the kernel's buffer.
     held: bool,
-    /// The last turn ended with everything as wanted: what differs now was changed by others.
-    settled: bool,
+    /// The last turn ended with everything as wanted: what differs now was changed by others, unless the ways out are
+    /// others than these.
+    settled: Option<BTreeMap<Family, Exit>>,
     /// The plan that could not be carried out: it is not tried again on each notification.
     stuck: Option<Plan>,
 }
 
 impl Reconciler {
     pub(super) fn new(
-        config: &NetworkConfig,
+        config: NetworkConfig,
         spec: watch::Receiver<NetworkSpec>,
         events: mpsc::Sender<NetworkEvent>,
-        seen: watch::Sender<Seen>,
+        tuns: watch::Sender<Option<Arc<TunPool>>>,
+        asked: mpsc::Receiver<Ask>,
     ) -> Self {
         Self {
-            instance: config.helper.instance.clone(),
-            receive_buffer: config.receive_buffer,
-            resync: config.resync,
+            seat: Seat::new(&config.ground),
+            config,
             spec,
             events,
-            seen,
-            place: Place::new(config.helper.clone()),
+            tuns,
+            asked,
             helper: Ok(()),
             session: None,
+            wanted: None,
             reporter: Reporter::default(),
             pace: Pace::default(),
             retry: Retry::default(),
             began: Instant::now(),
             due: Instant::now(),
             held: false,
-            settled: false,
+            settled: None,
             stuck: None,
         }
     }
 
     /// Runs until it is stopped, or nobody is left who could want something else. Whoever
     /// holds the place then ends the helper or leaves it for the next agent.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Place {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Seat {
         let mut wake = Some(Wake::Started);
         while let Some(why) = wake {
             // A turn that is cut off loses nothing: the next agent plans from what is there.
@@ -153,29 +166,70 @@ impl Reconciler {
                 next = async { self.turn(why).await; self.next().await } => next,
             };
         }
-        self.place
+        self.seat
     }
 
-    /// The next reason to look; `None` when the agent is gone. Cancel safe.
+    /// The next reason to look; `None` when the agent is gone, or everything was taken away.
     async fn next(&mut self) -> Option<Wake> {
-        let (session, listens) = (&mut self.session, !self.held);
-        let news = async {
-            match session {
-                Some(session) if listens => session.changed().await,
-                _ => std::future::pending().await,
+        loop {
+            let (session, listens) = (&mut self.session, !self.held);
+            let news = async {
+                match session {
+                    Some(session) if listens => session.changed().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            // Losing an arm is safe: each is cancel safe and keeps what it read.
+            let wake = tokio::select! {
+                changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
+                told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
+                () = self.seat.helper_ended() => Wake::HelperEnded,
+                () = tokio::time::sleep_until(self.due) => Wake::Due,
+                Some(ask) = self.asked.recv() => match ask {
+                    Ask::Observed(reply) => {
+                        let observed = self.session.as_ref().map(|session| session.observed.clone());
+                        let _ = reply.send(observed.unwrap_or_default()); // who asked may be gone
+                        continue;
+                    }
+                    Ask::Leave(reply) => {
+                        let _ = reply.send(self.leave().await);
+                        return None;
+                    }
+                },
+            };
+            if wake == Wake::Broken {
+                self.session = None;
             }
-        };
-        // Losing an arm is safe: each is cancel safe and keeps what it read.
-        let wake = tokio::select! {
-            changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
-            told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
-            () = self.place.helper_ended() => Wake::HelperEnded,
-            () = tokio::time::sleep_until(self.due) => Wake::Due,
-        };
-        if wake == Wake::Broken {
-            self.session = None;
+            return Some(wake);
         }
-        Some(wake)
+    }
+
+    /// Takes everything of ours out of a namespace that stays.
+    async fn leave(&mut self) -> Result<(), StageFailure> {
+        if matches!(self.config.ground, Ground::Private(_)) {
+            return Ok(()); // it goes with all that is in it
+        }
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.seat.open(&self.config).await?,
+        };
+        let failed = |why: String| StageFailure::new(Stage::Leave, why);
+        let instance = &self.config.instance;
+        let spec = NetworkSpec::default();
+        let mut last = None;
+        for _ in 0..ROUNDS {
+            let looked = session.look(instance, &spec).await;
+            looked.map_err(|broken| failed(chain(&broken)))?;
+            let nothing = Wanted::nothing(instance, session.switched(), &session.observed);
+            let todo = plan(&nothing, &session.observed);
+            if todo.is_done() {
+                return Ok(());
+            }
+            let failures = session.apply(&todo).await;
+            last = Some(trouble(&todo, &failures));
+        }
+        let why = last.map(|trouble| format!("{}: {}", trouble.step, trouble.evidence));
+        Err(failed(why.unwrap_or_default()))
     }
 
     async fn turn(&mut self, wake: Wake) {
@@ -183,12 +237,13 @@ impl Reconciler {
         self.held = false;
         if wake == Wake::Spec {
             self.retry.reset();
-            self.settled = false;
+            self.settled = None;
             self.stuck = None;
+            self.wanted = None;
         }
         let outcome = self.reconcile(wake).await;
         if let Err(trouble) = outcome {
-            self.settled = false;
+            self.settled = None;
             let pause = Duration::from_millis(self.retry.failed());
             self.due = Instant::now() + pause;
             tracing::warn!(%wake, step = trouble.step, evidence = trouble.evidence, ?pause, "the network is not as wanted");
@@ -202,65 +257,99 @@ impl Reconciler {
             self.ensure_helper(wake).await;
         }
         let spec = self.spec.borrow_and_update().clone();
-        let wanted = Wanted::private(&self.instance, &spec).map_err(|error| Trouble {
-            step: "understand what is wanted".to_owned(),
-            evidence: error.to_string(),
-        })?;
         let mut session = match self.session.take() {
             Some(session) => session, // good without its helper, too
-            None => self.place.open(self.receive_buffer).await?,
+            None => self.seat.open(&self.config).await?,
         };
         // A session in which something broke is dropped here.
-        let outcome = self.converge(&mut session, wake, &wanted).await?;
+        let (wanted, outcome) = self.converge(&mut session, wake, &spec).await?;
         let carriers = self.reporter.carriers(&wanted, &session.observed);
-        self.seen.send_replace(Seen::of(&session)); // before anybody is told that he can open a TAP
+        // Before anybody is told that he can open a TAP.
+        self.tuns.send_if_modified(|tuns| {
+            let news = !tuns.as_ref().is_some_and(|tuns| Arc::ptr_eq(tuns, &session.tuns));
+            *tuns = Some(session.tuns.clone());
+            news
+        });
         self.session = Some(session);
         self.tell(carriers).await;
-        if outcome? == Outcome::AsWanted {
+        let exits = self.reporter.exits(&wanted);
+        self.tell(exits).await;
+        if matches!(outcome, Ok(Outcome::AsWanted)) {
             self.helper.clone()?; // all is there, but the next agent could not find it
             self.all_is_well(&wanted).await;
         }
-        Ok(())
+        self.wanted = Some(wanted);
+        outcome.map(drop)
     }
 
     async fn ensure_helper(&mut self, wake: Wake) {
-        let helper = self.place.helper().await.map(|helper| helper.pid());
-        if let (Wake::HelperEnded, Ok(pid)) = (wake, &helper) {
+        let helper = self.seat.helper().await;
+        if let (Wake::HelperEnded, Ok(Some(pid))) = (wake, &helper) {
             let what = vec![format!("netns helper: start again as process {pid}")];
             self.tell([NetworkEvent::Repaired { what }]).await;
         }
         self.helper = helper.map(drop);
     }
 
-    /// One turn over a session; the outer error says that the session is of no use any more.
+    /// One turn over a session; the outer error says that nothing can be said or done at all.
     async fn converge(
         &mut self,
         session: &mut Session,
         wake: Wake,
-        wanted: &Wanted,
-    ) -> Result<Result<Outcome, Trouble>, Broken> {
-        if wake == Wake::Notified {
-            session.catch_up().await?;
+        spec: &NetworkSpec,
+    ) -> Result<(Wanted, Result<Outcome, Trouble>), Trouble> {
+        let by_news = wake == Wake::Notified;
+        if by_news {
+            session.catch_up(&self.config.instance, spec).await?;
         } else {
-            session.look().await?;
+            session.look(&self.config.instance, spec).await?;
         }
-        let todo = plan(wanted, &session.observed);
-        if todo.is_done() {
-            return Ok(Ok(Outcome::AsWanted));
+        let mut wanted = self.wanted_of(spec, session)?;
+        let todo = plan(&wanted, &session.observed);
+        let outcome = match todo.is_done() {
+            true => Ok(Outcome::AsWanted),
+            false => self.work(session, wake, spec, &mut wanted, todo).await?,
+        };
+        Ok((wanted, outcome))
+    }
+
+    fn wanted_of(&mut self, spec: &NetworkSpec, session: &Session) -> Result<Wanted, Trouble> {
+        if let Some(mut wanted) = self.wanted.take() {
+            wanted.follow(spec, session.switched(), &session.observed);
+            return Ok(wanted);
         }
+        let wanted = Wanted::of(&self.config.instance, spec, session.switched(), &session.observed);
+        wanted.map_err(|error| Trouble {
+            step: "understand what is wanted".to_owned(),
+            evidence: error.to_string(),
+        })
+    }
+
+    async fn work(
+        &mut self,
+        session: &mut Session,
+        wake: Wake,
+        spec: &NetworkSpec,
+        wanted: &mut Wanted,
+        todo: Plan,
+    ) -> Result<Result<Outcome, Trouble>, Broken> {
         let is_news = wake == Wake::Notified;
         if is_news && self.stuck.as_ref() == Some(&todo) {
             return Ok(Ok(Outcome::Waits)); // tried already, and `due` stands
         }
-        let by_others = self.settled || (is_news && self.stuck.is_some());
+        // Who moves the host to another uplink means us to follow, and undoes nothing.
+        let follows = self.settled.as_ref().is_some_and(|exits| *exits != wanted.exits);
+        let by_others = !follows && (self.settled.is_some() || (is_news && self.stuck.is_some()));
         if by_others && self.must_wait() {
             return Ok(Ok(Outcome::Waits));
         }
+        let by = session.changed_by();
         let steps = todo.to_string().trim_end().replace('\n', "; ");
-        tracing::info!(%wake, by_others, steps, "changing the network");
-        let Work { made, left, failures } = work(session, wanted, todo).await?;
+        tracing::info!(%wake, by_others, by, steps, "changing the network");
+        let instance = self.config.instance.clone();
+        let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, is_news).await?;
         if by_others && !made.is_empty() {
-            self.tell_repair(made).await;
+            self.tell_repair(made, by).await;
         }
         if left.is_done() {
             return Ok(Ok(Outcome::AsWanted));
@@ -285,15 +374,16 @@ impl Reconciler {
     }
 
     async fn all_is_well(&mut self, wanted: &Wanted) {
-        self.settled = true;
+        self.settled = Some(wanted.exits.clone());
         self.stuck = None;
         self.retry.reset();
-        self.due = Instant::now() + self.resync;
+        self.due = Instant::now() + self.config.resync;
         let told = self.reporter.ready(wanted);
         self.tell(told).await;
     }
 
-    async fn tell_repair(&mut self, what: Vec<String>) {
+    async fn tell_repair(&mut self, mut what: Vec<String>, by: Option<String>) {
+        what.extend(by.map(|by| format!("changed by {by}")));
         let fight = self.pace.repaired(self.now_ms());
         self.tell([NetworkEvent::Repaired { what: what.clone() }]).await;
         if let Some(repairs) = fight {
@@ -326,22 +416,39 @@ struct Work {
 /// Carries out a plan and looks at the result. A step may fail only because the plan was made
 /// of a state that was just passing (a link tells that it is down before it tells that it is
 /// gone): as long as looking again brings another plan, that one is tried at once.
-async fn work(session: &mut Session, wanted: &Wanted, mut todo: Plan) -> Result<Work, Broken> {
+///
+/// With `by_news` the kernel's own news of the change are the look, unless they are not as planned.
+async fn work(
+    session: &mut Session,
+    instance: &Name,
+    spec: &NetworkSpec,
+    wanted: &mut Wanted,
+    mut todo: Plan,
+    by_news: bool,
+) -> Result<Work, Broken> {
     let mut made = Vec::new();
-    let mut rounds = ROUNDS;
-    loop {
+    for round in 1.. {
         let failures = session.apply(&todo).await;
-        session.look().await?;
-        let left = plan(wanted, &session.observed);
+        let mut left = todo.clone();
+        if by_news && failures.is_empty() {
+            session.catch_up(instance, spec).await?;
+            wanted.follow(spec, session.switched(), &session.observed);
+            left = plan(wanted, &session.observed);
+        }
+        if !left.is_done() {
+            session.look(instance, spec).await?;
+            wanted.follow(spec, session.switched(), &session.observed);
+            left = plan(wanted, &session.observed);
+        }
         let failed = |step: &&Step| failures.iter().any(|failure| failure.step == **step);
         let steps = todo.steps.iter().filter(|step| !failed(step));
         made.extend(steps.map(ToString::to_string));
-        rounds -= 1;
-        if failures.is_empty() || left.steps.is_empty() || left == todo || rounds == 0 {
+        if failures.is_empty() || left.steps.is_empty() || left == todo || round == ROUNDS {
             return Ok(Work { made, left, failures });
         }
         todo = left;
     }
+    unreachable!("the rounds end")
 }
 
 /// The first thing that is in the way, with its reason, and the others by name.
@@ -366,7 +473,7 @@ fn trouble(left: &Plan, failures: &[Failure]) -> Trouble {
     }
     match (left.conflicts.first(), left.steps.first()) {
         (Some(conflict), _) => Trouble {
-            step: format!("link {}", conflict.name),
+            step: conflict.on.clone(),
             evidence: conflict.evidence.clone(),
         },
         (None, step) => Trouble {
@@ -437,8 +544,8 @@ mod tests {
         let mut left = Plan::default();
         left.steps.insert(Step::SetUp { name: link("a") });
         assert_eq!(trouble(&left, &[]).step, "link a: set up");
-        let (name, evidence) = (link("b"), "not ours".to_owned());
-        left.conflicts.insert(Conflict { name, evidence });
+        let (on, evidence) = ("link b".to_owned(), "not ours".to_owned());
+        left.conflicts.insert(Conflict { on, evidence });
         assert_eq!(trouble(&left, &[]).step, "link b");
     }
 }

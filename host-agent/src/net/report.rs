@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::uplink::Exit;
 
 use super::observed::Observed;
 use super::wanted::Wanted;
@@ -29,6 +31,11 @@ pub enum NetworkEvent {
         /// It does.
         attached: bool,
     },
+    /// By which way guests leave now.
+    Exits {
+        /// For each family that they have addresses of.
+        exits: BTreeMap<Family, Exit>,
+    },
     /// Somebody else changed something of ours, and it was put right.
     Repaired {
         /// The steps, as a plan prints them.
@@ -48,6 +55,7 @@ pub enum NetworkEvent {
 pub(super) struct Reporter {
     state: Option<NetworkEvent>,
     carriers: BTreeMap<Name, bool>,
+    exits: BTreeMap<Family, Exit>,
 }
 
 impl Reporter {
@@ -68,6 +76,16 @@ impl Reporter {
         }
         self.state = Some(now.clone());
         Some(now)
+    }
+
+    /// By which way guests leave.
+    pub(super) fn exits(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
+        if self.exits == wanted.exits {
+            return None;
+        }
+        self.exits.clone_from(&wanted.exits);
+        let exits = wanted.exits.clone();
+        Some(NetworkEvent::Exits { exits })
     }
 
     /// Whose TAP is held; a TAP that is not there has no carrier.
@@ -96,6 +114,8 @@ mod tests {
     use super::super::names::Mark;
     use super::super::observed::Kind;
     use super::super::simulated::Simulated;
+    use sovereign_reconcile::wanted::Switched;
+
     use super::super::wanted::NetworkSpec;
     use super::*;
 
@@ -103,9 +123,13 @@ mod tests {
         Name::parse(text).unwrap()
     }
 
+    fn wanted(spec: &NetworkSpec) -> Wanted {
+        Wanted::of(&name("default"), spec, &Switched::new(), &Observed::fresh()).unwrap()
+    }
+
     #[test]
     fn a_state_is_told_when_it_changes() {
-        let wanted = Wanted::private(&name("default"), &NetworkSpec::default()).unwrap();
+        let wanted = wanted(&NetworkSpec::default());
         let mut reporter = Reporter::default();
         assert!(reporter.ready(&wanted).is_some());
         assert!(reporter.ready(&wanted).is_none());
@@ -118,10 +142,10 @@ mod tests {
     #[test]
     fn carriers_are_told_when_they_change() {
         let spec = NetworkSpec {
-            guests: [name("sql")].into(),
+            guests: [(name("sql"), BTreeSet::new())].into(),
             ..NetworkSpec::default()
         };
-        let wanted = Wanted::private(&name("default"), &spec).unwrap();
+        let wanted = wanted(&spec);
         let mut kernel = Simulated::new();
         let mut reporter = Reporter::default();
         let carrier = |attached| {

@@ -75,7 +75,7 @@ pub(super) fn refused(stage: Stage, error: KernelError) -> StageFailure {
     }
 }
 
-pub(super) fn route_socket() -> Result<OwnedFd, StageFailure> {
+pub(crate) fn route_socket() -> Result<OwnedFd, StageFailure> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let route = None; // NETLINK_ROUTE is protocol 0
     socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, route).at(Stage::Netlink)

@@ -3,7 +3,7 @@
 //! It prints one line for each event and takes one command a line on standard input; at the
 //! end of its input it ends like an agent that is restarted: the network stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
-use sovereign_host_agent::net::names::Mac;
-use sovereign_host_agent::net::{Network, NetworkConfig, NetworkEvent, NetworkSpec, card};
+use sovereign_host_agent::net::names::{LinkName, Mac};
+use sovereign_host_agent::net::{Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card};
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
 use sovereign_tests::guard;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -38,12 +39,17 @@ fn main() -> Result<()> {
         ["run", directory, instance, receive_buffer] => {
             let log = std::io::stderr;
             tracing_subscriber::fmt().with_writer(log).with_ansi(false).init();
-            let config = HelperConfig {
-                instance: Name::parse(instance)?,
-                program: std::env::current_exe()?,
-                socket: PathBuf::from(directory).join("netns.sock"),
+            let instance = Name::parse(instance)?;
+            let directory = PathBuf::from(directory);
+            let ground = match std::env::var_os("NETWORK_AGENT_HOST") {
+                Some(_) => Ground::Host,
+                None => Ground::Private(HelperConfig {
+                    instance: instance.clone(),
+                    program: std::env::current_exe()?,
+                    socket: directory.join("netns.sock"),
+                }),
             };
-            let mut config = NetworkConfig::new(config);
+            let mut config = NetworkConfig::new(instance, ground, directory.join("switched.json"));
             if receive_buffer != "-" {
                 config.receive_buffer = receive_buffer.parse()?;
             }
@@ -124,20 +130,38 @@ async fn run(config: NetworkConfig) -> Result<()> {
     }
 }
 
-/// `want ADDRESS MTU GUEST...`
+/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated]`
 fn parse(line: &str) -> Result<NetworkSpec> {
     let words: Vec<&str> = line.split(' ').collect();
-    let ["want", address, mtu, guests @ ..] = &words[..] else {
+    let ["want", address, mtu, rest @ ..] = &words[..] else {
         bail!("no spec: {line}");
     };
-    Ok(NetworkSpec {
+    let mut spec = NetworkSpec {
         addresses: address
             .split(',')
             .map(HostAddress::parse)
             .collect::<Result<_, _>>()?,
         mtu: mtu.parse()?,
-        guests: guests.iter().map(|g| Name::parse(g)).collect::<Result<_, _>>()?,
-    })
+        ..NetworkSpec::default()
+    };
+    for word in rest {
+        match word.split_once('=') {
+            None if *word == "host" => spec.place = Place::Host,
+            None if *word == "isolated" => spec.isolated = true,
+            Some(("uplink", "auto")) => spec.uplink = Uplink::Auto,
+            Some(("uplink", names)) => {
+                let name = |name| LinkName::parse(name).context("no name of a link");
+                spec.uplink = Uplink::Named(names.split(',').map(name).collect::<Result<_>>()?);
+            }
+            Some(("vpn", "block")) => spec.vpn = Vpn::Block,
+            Some(("vpn", "bypass")) => spec.vpn = Vpn::Bypass,
+            Some((guest, address)) => {
+                spec.guests.insert(Name::parse(guest)?, [address.parse()?].into());
+            }
+            None => drop(spec.guests.insert(Name::parse(word)?, BTreeSet::new())),
+        }
+    }
+    Ok(spec)
 }
 
 /// QEMU with a card on the TAP, its processor stopped; our copy of the TAP is closed on return.
@@ -195,6 +219,7 @@ fn shown(event: &NetworkEvent) -> String {
         }
         NetworkEvent::Failed { step, evidence } => format!("failed {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
+        NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
     }

@@ -55,6 +55,16 @@ const CONSOLE_PANIC: Check = check(
     "{sovereign} logs {guest}",
     "no line says `Kernel panic - not syncing`",
 );
+const ROUTES: Check = check(
+    "ip route show default table all",
+    "it lists a default route by a link that is up",
+);
+const RESTART_WAIT: Fix = Fix {
+    run: "{sovereign} watch",
+    automatic: false,
+    risk: "it only shows: guests follow by themselves when this host has a way out again; see network.uplink and \
+           network.vpn in docs/configuration.md",
+};
 const EVENTS: Check = check(
     "{sovereign} events --guest {guest} --last 20",
     "the last event of layer vmm is ✓ Running",
@@ -442,6 +452,22 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The host's end of {guest}'s network ({subject}) is not as it should be ({code}); the link to its agent needs none of it.",
         STATUS,
         RESTART,
+    ),
+    entry(
+        Routing,
+        "NoWayOut",
+        Fault,
+        "Guests have no way out, because this host has none for them; what needs no other host works.",
+        ROUTES,
+        RESTART_WAIT,
+    ),
+    entry(
+        Routing,
+        "Blocked",
+        Fault,
+        "A VPN of this host is up, and the configuration keeps guests from leaving meanwhile.",
+        ROUTES,
+        RESTART_WAIT,
     ),
     entry(
         Routing,
