@@ -139,7 +139,7 @@ pub(super) const NAMESPACE: Key = Key {
     path: "network.namespace",
     form: Form::Choice(&["auto", "private", "host", "none"]),
     absent: Absent::Value("auto"),
-    about: "private: in a namespace of our own; host: in the machine's; none: vsock only; auto: private or none",
+    about: "private: a namespace of our own; host: the machine's; none: vsock only; auto: private or none",
     shown: Shown::Example("\"auto\""),
 };
 pub(super) const HOST_ADDRESS: Key = Key {
