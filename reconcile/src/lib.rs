@@ -5,6 +5,7 @@
 
 pub mod filter;
 pub mod names;
+pub mod nft;
 pub mod observed;
 pub mod plan;
 #[cfg(any(test, feature = "simulated"))]
