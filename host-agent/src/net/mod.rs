@@ -15,6 +15,7 @@ mod apply;
 pub mod card;
 pub mod kernel;
 mod network;
+pub mod nft;
 mod notify;
 pub mod observed;
 mod pace;
