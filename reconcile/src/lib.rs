@@ -7,6 +7,7 @@ pub mod conflict;
 pub mod family;
 pub mod filter;
 pub mod names;
+pub mod nft;
 pub mod observed;
 pub mod plan;
 pub mod route;

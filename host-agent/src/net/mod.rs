@@ -16,6 +16,7 @@ pub mod card;
 mod ground;
 pub mod kernel;
 mod network;
+pub mod nft;
 mod notify;
 pub mod observed;
 mod pace;
