@@ -4,6 +4,7 @@
 //! the same two values, so what `sovereign plan` shows is what `sovereign up` does.
 
 pub mod filter;
+pub mod iptables;
 pub mod names;
 pub mod observed;
 pub mod plan;
