@@ -13,6 +13,7 @@
 
 mod apply;
 pub mod card;
+pub mod iptables;
 pub mod kernel;
 mod network;
 mod notify;
