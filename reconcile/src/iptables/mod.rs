@@ -10,7 +10,7 @@
 //!          PREROUTING, OUTPUT       -> TAG-pre, -out forwards
 //! ```
 //!
-//! [`wanted`] makes the chains, [`parse`] reads what `iptables-save` says, [`plan`] is the difference as text for
+//! [`wanted()`] makes the chains, [`parse`] reads what `iptables-save` says, [`plan()`] is the difference as text for
 //! `iptables-restore --noflush`; `None` is the proof that nothing differs. Rules are made in the form in which the
 //! programs print them (1.8.9, legacy and nft alike), so that equal rules are equal texts.
 
