@@ -9,9 +9,28 @@ use sovereign_protocol::subnet::Subnet;
 use crate::names::LinkName;
 use crate::observed::{Address, Observed};
 
+/// A part of a network that works or not without the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Links and addresses: that guests reach this host.
+    Links,
+    /// Routes, rules and switches: that they reach others.
+    Routing,
+    /// What is filtered and translated.
+    Filter,
+}
+
+impl Part {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Links, Self::Routing, Self::Filter];
+}
+
 /// Something foreign in the place of something of ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Conflict {
+    /// The part that it stops.
+    pub part: Part,
     /// What it is about, such as `link sv5pkj`.
     pub on: String,
     /// What is wrong.
@@ -30,6 +49,7 @@ pub fn in_use(observed: &Observed, bridge: &LinkName, subnet: Subnet) -> Option<
     let address = observed.addresses.iter().find(other)?;
     let link = observed.links.get(&address.link)?;
     Some(Conflict {
+        part: Part::Links,
         on: format!("subnet {subnet}"),
         evidence: format!(
             "link {} has {}/{} in it: choose another [network] address",

@@ -6,6 +6,7 @@
 pub mod conflict;
 pub mod family;
 pub mod filter;
+pub mod iptables;
 pub mod names;
 pub mod nft;
 pub mod observed;

@@ -12,7 +12,7 @@ use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::world::{Guest, LASTING_MS, World, host_key};
-use crate::net::NetworkEvent;
+use crate::net::{NetworkEvent, Part};
 
 /// A guest waits so long for its network, and then boots without a card: vsock needs none.
 const PATIENCE_MS: u64 = 5_000;
@@ -49,7 +49,8 @@ fn judge_exits(exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
 pub(super) struct Network {
     pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
-    failed: Option<String>,
+    failed: BTreeMap<Part, String>,
+    exits: BTreeMap<Family, Exit>,
     carriers: BTreeMap<Name, bool>,
     /// Guests that run already, to be adopted: they have their card, or none.
     pub(super) running: BTreeSet<Name>,
@@ -79,22 +80,24 @@ impl Network {
             NetworkMode::Private | NetworkMode::Host => {}
         }
         let machine = guest.machine.as_ref();
-        Some(match (&self.failed, machine, self.carriers.get(name)) {
-            (Some(failed), ..) => Verdict::no("NetworkFailed", failed.as_str()),
-            (None, None, _) => return None,
-            (None, Some(machine), _) if !machine.card => {
-                Verdict::no("NoCard", "the network was not there when the guest booted")
-            }
-            (None, Some(_), Some(true)) => {
-                let private = match self.mode {
-                    NetworkMode::Private => " (private)",
-                    _ => "",
-                };
-                Verdict::yes("Attached", format!("{addresses}{private}, its TAP has carrier"))
-            }
-            (None, Some(_), Some(false)) => Verdict::no("NoCarrier", "no process holds the TAP"),
-            (None, Some(_), None) => return None, // nobody has looked yet
-        })
+        Some(
+            match (self.failed.get(&Part::Links), machine, self.carriers.get(name)) {
+                (Some(failed), ..) => Verdict::no("NetworkFailed", failed.as_str()),
+                (None, None, _) => return None,
+                (None, Some(machine), _) if !machine.card => {
+                    Verdict::no("NoCard", "the network was not there when the guest booted")
+                }
+                (None, Some(_), Some(true)) => {
+                    let private = match self.mode {
+                        NetworkMode::Private => " (private)",
+                        _ => "",
+                    };
+                    Verdict::yes("Attached", format!("{addresses}{private}, its TAP has carrier"))
+                }
+                (None, Some(_), Some(false)) => Verdict::no("NoCarrier", "no process holds the TAP"),
+                (None, Some(_), None) => return None, // nobody has looked yet
+            },
+        )
     }
 }
 
@@ -135,20 +138,37 @@ impl World {
         let key = Key::new(Layer::Tap, NETWORK);
         match event {
             NetworkEvent::Ready { guests } => {
-                self.network.failed = None;
+                self.network.failed.remove(&Part::Links);
                 self.network.ready = guests;
             }
-            NetworkEvent::Failed { step, evidence } => {
+            NetworkEvent::Works { part, how } => {
+                self.network.failed.remove(&part);
+                match part {
+                    Part::Filter => self.judge_filter(how, now_ms),
+                    Part::Links | Part::Routing => self.judge_routing(now_ms),
+                }
+            }
+            NetworkEvent::Failed { part, step, evidence } if part != Part::Links => {
+                self.network.failed.insert(part, format!("{step}: {evidence}"));
+                match part {
+                    Part::Filter => self.judge_filter(None, now_ms),
+                    Part::Links | Part::Routing => self.judge_routing(now_ms),
+                }
+            }
+            NetworkEvent::Failed { step, evidence, .. } => {
                 let text = format!("{step}: {evidence}");
                 self.feed
                     .journal_mut()
                     .append(key, None, Some(Verdict::no("Failed", text.as_str())), now_ms);
-                self.network.failed = Some(text);
+                self.network.failed.insert(Part::Links, text);
             }
             NetworkEvent::Carrier { guest, attached } => {
                 self.network.carriers.insert(guest, attached);
             }
-            NetworkEvent::Exits { exits } => self.judge_exits(&exits, now_ms),
+            NetworkEvent::Exits { exits } => {
+                self.network.exits = exits;
+                self.judge_routing(now_ms);
+            }
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
                 self.feed
@@ -167,11 +187,32 @@ impl World {
         }
     }
 
-    fn judge_exits(&mut self, exits: &BTreeMap<Family, Exit>, now_ms: u64) {
-        let key = Key::new(Layer::Routing, NETWORK);
-        match judge_exits(exits) {
-            Some(verdict) => drop(self.feed.observe(key, verdict, LASTING_MS, now_ms)),
-            None => drop(self.feed.remove(&key)),
+    fn judge_routing(&mut self, now_ms: u64) {
+        let verdict = match self.network.failed.get(&Part::Routing) {
+            Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
+            None => judge_exits(&self.network.exits),
+        };
+        self.tell_network(Layer::Routing, verdict, now_ms);
+    }
+
+    /// `how` it is enforced, if there is a filter.
+    fn judge_filter(&mut self, how: Option<String>, now_ms: u64) {
+        let verdict = match self.network.failed.get(&Part::Filter) {
+            Some(failed) => Some(Verdict::no("FilterFailed", failed.as_str())),
+            None => how.map(|how| Verdict::yes("Filtered", how)),
+        };
+        self.tell_network(Layer::Nat, verdict, now_ms);
+    }
+
+    fn tell_network(&mut self, layer: Layer, verdict: Option<Verdict>, now_ms: u64) {
+        let key = Key::new(layer, NETWORK);
+        match verdict {
+            Some(verdict) => {
+                self.feed.observe(key, verdict, LASTING_MS, now_ms);
+            }
+            None => {
+                self.feed.remove(&key);
+            }
         }
     }
 

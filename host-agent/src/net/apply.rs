@@ -16,9 +16,11 @@ use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspe
 use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::subnet::HostAddress;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::filter::Filter;
 use sovereign_reconcile::route::{Route, RouteKind, WantedRoute};
 use sovereign_reconcile::rule::{Rule, RuleAction};
 
+use super::filter::{Enforcer, FilterError};
 use super::kernel::{Kernel, KernelError};
 use super::names::LinkName;
 use super::observed::{ADDRESS_PROTOCOL, LABEL_END, Observed};
@@ -42,6 +44,9 @@ pub(super) enum StepError {
     /// A switch cannot be set, or what it was cannot be kept.
     #[error(transparent)]
     Switch(SwitchError),
+    /// The packet filter was not made.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// No tun descriptor was to be had.
     #[error(transparent)]
     NoTun(#[from] StageFailure),
@@ -63,27 +68,23 @@ pub(super) struct Failure {
 
 /// Makes every step of a plan that can be made, and tells of all others. Ends early only when
 /// the socket is of no use any more. Not cancel safe, but whoever plans anew goes on from there.
-pub(super) async fn apply(
-    plan: &Plan,
-    observed: &Observed,
-    kernel: &mut Kernel,
-    tuns: &TunPool,
-    switches: &mut Switches,
-) -> Vec<Failure> {
+pub(super) async fn apply(plan: &Plan, observed: &Observed, means: Means<'_>) -> Vec<Failure> {
     let indices = observed
         .links
         .values()
         .map(|link| (link.name.clone(), link.index));
     let mut hands = Hands {
-        kernel,
-        tuns,
-        switches,
+        means,
         indices: indices.collect(),
     };
     let mut failures = Vec::new();
     for step in &plan.steps {
         if let Err(error) = hands.make(step).await {
-            let dead = matches!(&error, StepError::Kernel(error) if !error.socket_lives());
+            let dead = match &error {
+                StepError::Kernel(error) => !error.socket_lives(),
+                StepError::Filter(error) => !error.socket_lives(),
+                _ => false,
+            };
             failures.push(Failure {
                 step: step.clone(),
                 error,
@@ -96,10 +97,18 @@ pub(super) async fn apply(
     failures
 }
 
+/// What steps are made with.
+pub(super) struct Means<'a> {
+    pub(super) kernel: &'a mut Kernel,
+    pub(super) tuns: &'a TunPool,
+    pub(super) switches: &'a mut Switches,
+    pub(super) enforcer: &'a mut Enforcer,
+    /// What the packet filter is to be.
+    pub(super) filter: Option<&'a Filter>,
+}
+
 struct Hands<'a> {
-    kernel: &'a mut Kernel,
-    tuns: &'a TunPool,
-    switches: &'a mut Switches,
+    means: Means<'a>,
     /// As planned, and as made since: a name that somebody took over meanwhile is not followed.
     indices: BTreeMap<String, u32>,
 }
@@ -164,19 +173,25 @@ impl Hands<'_> {
                 message.attributes.push(LinkAttribute::LinkInfo(info));
                 self.change(RouteNetlinkMessage::SetLink(message), 0).await
             }
-            Step::SetSysctl { sysctl, from, to } => {
-                Ok(self.switches.set(sysctl, *from, *to).map_err(StepError::Switch)?)
+            Step::SetSysctl { sysctl, from, to } => Ok(self
+                .means
+                .switches
+                .set(sysctl, *from, *to)
+                .map_err(StepError::Switch)?),
+            Step::RestoreSysctl { sysctl, to, .. } => Ok(self
+                .means
+                .switches
+                .restore(sysctl, *to)
+                .map_err(StepError::Switch)?),
+            Step::SetFilter { .. } | Step::RemoveFilter { .. } => {
+                Ok(self.means.enforcer.set(self.means.filter).await?)
             }
-            Step::RestoreSysctl { sysctl, to, .. } => {
-                Ok(self.switches.restore(sysctl, *to).map_err(StepError::Switch)?)
-            }
-            Step::SetFilter { .. } | Step::RemoveFilter { .. } => Ok(()),
         }
     }
 
     /// Lasting only after it is marked: killed in between, the TAP goes with the descriptor.
     async fn create_tap(&mut self, name: &LinkName, group: u32) -> Result<(), StepError> {
-        let unattached = self.tuns.take().await?;
+        let unattached = self.means.tuns.take().await?;
         tun::create(&unattached, name).map_err(StepError::Tap)?;
         self.find(name).await?;
         self.set(name, |link| link.link_group(group)).await?;
@@ -194,7 +209,7 @@ impl Hands<'_> {
     }
 
     async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), StepError> {
-        Ok(self.kernel.change(message, flags).await?)
+        Ok(self.means.kernel.change(message, flags).await?)
     }
 
     fn index(&self, name: &LinkName) -> Result<u32, StepError> {
@@ -208,7 +223,11 @@ impl Hands<'_> {
         message
             .attributes
             .push(LinkAttribute::IfName(name.as_str().to_owned()));
-        let found = self.kernel.get(RouteNetlinkMessage::GetLink(message)).await?;
+        let found = self
+            .means
+            .kernel
+            .get(RouteNetlinkMessage::GetLink(message))
+            .await?;
         let RouteNetlinkMessage::NewLink(link) = found else {
             return Err(StepError::NoLink(name.clone()));
         };

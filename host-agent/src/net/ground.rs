@@ -5,7 +5,7 @@ use std::io;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 
-use crate::netns::{HelperConfig, Stage, StageFailure, route_socket};
+use crate::netns::{HelperConfig, Stage, StageFailure, netfilter_socket, route_socket};
 
 /// Set while tests run: the machine's own network is out of bounds then.
 const TEST: &str = "SOVEREIGN_TEST";
@@ -24,6 +24,8 @@ pub enum Ground {
 pub(super) struct Opened {
     pub(super) requests: OwnedFd,
     pub(super) events: OwnedFd,
+    /// For requests and for news of the packet filter.
+    pub(super) netfilter: Option<(OwnedFd, OwnedFd)>,
     pub(super) sysctl: OwnedFd,
     pub(super) tuns: Vec<OwnedFd>,
 }
@@ -43,6 +45,7 @@ pub(super) fn open_own() -> Result<Opened, StageFailure> {
     Ok(Opened {
         requests: route_socket()?,
         events: route_socket()?,
+        netfilter: Some((netfilter_socket()?, netfilter_socket()?)),
         sysctl,
         tuns: Vec::new(),
     })

@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::filter::Choice;
 use super::ground::Ground;
 use super::names;
 use super::notify::RECEIVE_BUFFER;
 use super::observed::Observed;
 use super::reconcile::Reconciler;
 use super::report::NetworkEvent;
-use super::session::Seat;
 use super::taps::{TapError, TunPool};
 use super::wanted::NetworkSpec;
 use crate::netns::{Stage, StageFailure};
@@ -36,6 +36,8 @@ pub struct NetworkConfig {
     pub ground: Ground,
     /// The file that keeps what the kernel's switches were before we set them.
     pub switched: PathBuf,
+    /// The back end of the packet filter.
+    pub filter: Choice,
     /// Bytes of the kernel's buffer for notifications that we have not read yet.
     pub receive_buffer: usize,
     /// The pause after which everything is looked at again without a reason.
@@ -50,29 +52,21 @@ impl NetworkConfig {
             instance,
             ground,
             switched,
+            filter: Choice::Auto,
             receive_buffer: RECEIVE_BUFFER,
             resync: RESYNC,
         }
     }
 }
 
-/// A question to the loop.
-pub(super) enum Ask {
-    /// What is there.
-    Observed(oneshot::Sender<Observed>),
-    /// Take everything away; the answer comes when it is gone, with what could not be removed.
-    Leave(oneshot::Sender<Result<(), StageFailure>>),
-}
-
 /// The network of an instance: kept as wanted by a task of its own until it is dropped.
 ///
 /// Dropping it leaves namespace, links and helper as they are, for the next agent to adopt.
-#[derive(Debug)]
 pub struct Network {
     instance: Name,
     tuns: watch::Receiver<Option<Arc<TunPool>>>,
-    ask: mpsc::Sender<Ask>,
-    task: JoinHandle<Seat>,
+    ask: mpsc::Sender<oneshot::Sender<Observed>>,
+    task: JoinHandle<Reconciler>,
     stop: DropGuard,
 }
 
@@ -116,7 +110,7 @@ impl Network {
     #[must_use]
     pub fn observed(&self) -> oneshot::Receiver<Observed> {
         let (sender, receiver) = oneshot::channel();
-        let _ = self.ask.try_send(Ask::Observed(sender)); // too many ask: this one hears nothing
+        let _ = self.ask.try_send(sender); // too many ask: this one hears nothing
         receiver
     }
 
@@ -126,18 +120,11 @@ impl Network {
     /// # Errors
     /// What could not be removed, or that the helper does not end.
     pub async fn end(self) -> Result<(), StageFailure> {
-        let (sender, left) = oneshot::channel();
-        let asked = self.ask.send(Ask::Leave(sender)).await;
-        let left = match asked {
-            Ok(()) => left.await.unwrap_or(Ok(())), // the loop has ended: nobody wanted anything
-            Err(_) => Ok(()),
-        };
         drop((self.stop, self.tuns));
-        let seat = self.task.await.map_err(|error| {
+        let reconciler = self.task.await.map_err(|error| {
             let error = io::Error::from(error);
             StageFailure::new(Stage::Answer, error.to_string())
         })?;
-        seat.end().await?;
-        left
+        reconciler.end().await
     }
 }

@@ -15,15 +15,17 @@ use std::time::Duration;
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::uplink::Exit;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Failure, StepError};
+use super::chain;
 use super::ground::Ground;
-use super::network::{Ask, NetworkConfig};
+use super::network::NetworkConfig;
+use super::observed::Observed;
 use super::pace::{Pace, Retry};
-use super::plan::{Plan, Step, plan};
+use super::plan::{Part, Plan};
 use super::report::{NetworkEvent, Reporter};
 use super::session::{Broken, Seat, Session};
 use super::taps::TunPool;
@@ -66,16 +68,19 @@ impl fmt::Display for Wake {
 }
 
 /// How a turn ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// Everything is as wanted.
-    AsWanted,
-    /// There is something to do, but not yet.
-    Waits,
+#[derive(Default)]
+struct Turn {
+    /// What is not as wanted.
+    left: Plan,
+    /// Why, of what was tried.
+    failures: Vec<Failure>,
+    /// The rest is not tried yet.
+    waits: bool,
 }
 
-/// Why a turn did not end as wanted.
+/// Why a part of the network is not as wanted.
 struct Trouble {
+    part: Part,
     step: String,
     evidence: String,
 }
@@ -83,6 +88,7 @@ struct Trouble {
 impl From<StageFailure> for Trouble {
     fn from(failure: StageFailure) -> Self {
         Self {
+            part: Part::Links,
             step: failure.stage.to_string(),
             evidence: failure.evidence,
         }
@@ -92,6 +98,7 @@ impl From<StageFailure> for Trouble {
 impl From<Broken> for Trouble {
     fn from(broken: Broken) -> Self {
         Self {
+            part: Part::Links,
             step: "speak to the kernel".to_owned(),
             evidence: chain(&broken),
         }
@@ -104,7 +111,7 @@ pub(super) struct Reconciler {
     spec: watch::Receiver<NetworkSpec>,
     events: mpsc::Sender<NetworkEvent>,
     tuns: watch::Sender<Option<Arc<TunPool>>>,
-    asked: mpsc::Receiver<Ask>,
+    asked: mpsc::Receiver<oneshot::Sender<Observed>>,
     seat: Seat,
     /// Why there is no helper, when there is none.
     helper: Result<(), StageFailure>,
@@ -132,7 +139,7 @@ impl Reconciler {
         spec: watch::Receiver<NetworkSpec>,
         events: mpsc::Sender<NetworkEvent>,
         tuns: watch::Sender<Option<Arc<TunPool>>>,
-        asked: mpsc::Receiver<Ask>,
+        asked: mpsc::Receiver<oneshot::Sender<Observed>>,
     ) -> Self {
         Self {
             seat: Seat::new(&config.ground),
@@ -157,7 +164,7 @@ impl Reconciler {
 
     /// Runs until it is stopped, or nobody is left who could want something else. Whoever
     /// holds the place then ends the helper or leaves it for the next agent.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Seat {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Self {
         let mut wake = Some(Wake::Started);
         while let Some(why) = wake {
             // A turn that is cut off loses nothing: the next agent plans from what is there.
@@ -166,7 +173,7 @@ impl Reconciler {
                 next = async { self.turn(why).await; self.next().await } => next,
             };
         }
-        self.seat
+        self
     }
 
     /// The next reason to look; `None` when the agent is gone, or everything was taken away.
@@ -185,17 +192,11 @@ impl Reconciler {
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
                 () = self.seat.helper_ended() => Wake::HelperEnded,
                 () = tokio::time::sleep_until(self.due) => Wake::Due,
-                Some(ask) = self.asked.recv() => match ask {
-                    Ask::Observed(reply) => {
-                        let observed = self.session.as_ref().map(|session| session.observed.clone());
-                        let _ = reply.send(observed.unwrap_or_default()); // who asked may be gone
-                        continue;
-                    }
-                    Ask::Leave(reply) => {
-                        let _ = reply.send(self.leave().await);
-                        return None;
-                    }
-                },
+                Some(reply) = self.asked.recv() => {
+                    let observed = self.session.as_ref().map(|session| session.observed.clone());
+                    let _ = reply.send(observed.unwrap_or_default()); // who asked may be gone
+                    continue;
+                }
             };
             if wake == Wake::Broken {
                 self.session = None;
@@ -204,11 +205,19 @@ impl Reconciler {
         }
     }
 
+    /// Takes everything of ours away. A private namespace goes with all that is in it.
+    pub(super) async fn end(mut self) -> Result<(), StageFailure> {
+        let left = match self.config.ground {
+            Ground::Private(_) => Ok(()),
+            Ground::Host => self.leave().await,
+        };
+        drop(self.session);
+        self.seat.end().await?;
+        left
+    }
+
     /// Takes everything of ours out of a namespace that stays.
     async fn leave(&mut self) -> Result<(), StageFailure> {
-        if matches!(self.config.ground, Ground::Private(_)) {
-            return Ok(()); // it goes with all that is in it
-        }
         let mut session = match self.session.take() {
             Some(session) => session,
             None => self.seat.open(&self.config).await?,
@@ -216,20 +225,22 @@ impl Reconciler {
         let failed = |why: String| StageFailure::new(Stage::Leave, why);
         let instance = &self.config.instance;
         let spec = NetworkSpec::default();
-        let mut last = None;
+        let mut last = Vec::new();
         for _ in 0..ROUNDS {
             let looked = session.look(instance, &spec).await;
             looked.map_err(|broken| failed(chain(&broken)))?;
             let nothing = Wanted::nothing(instance, session.switched(), &session.observed);
-            let todo = plan(&nothing, &session.observed);
+            let todo = session.plan(&nothing);
             if todo.is_done() {
                 return Ok(());
             }
-            let failures = session.apply(&todo).await;
-            last = Some(trouble(&todo, &failures));
+            let failures = session.apply(&todo, &nothing).await;
+            last = troubles(&todo, &failures);
         }
-        let why = last.map(|trouble| format!("{}: {}", trouble.step, trouble.evidence));
-        Err(failed(why.unwrap_or_default()))
+        let whys = last
+            .iter()
+            .map(|trouble| format!("{}: {}", trouble.step, trouble.evidence));
+        Err(failed(whys.collect::<Vec<_>>().join("; ")))
     }
 
     async fn turn(&mut self, wake: Wake) {
@@ -241,18 +252,22 @@ impl Reconciler {
             self.stuck = None;
             self.wanted = None;
         }
-        let outcome = self.reconcile(wake).await;
-        if let Err(trouble) = outcome {
-            self.settled = None;
-            let pause = Duration::from_millis(self.retry.failed());
-            self.due = Instant::now() + pause;
-            tracing::warn!(%wake, step = trouble.step, evidence = trouble.evidence, ?pause, "the network is not as wanted");
-            let told = self.reporter.failed(trouble.step, trouble.evidence);
+        let troubles = self.reconcile(wake).await.unwrap_or_else(|trouble| vec![trouble]);
+        if troubles.is_empty() {
+            return;
+        }
+        self.settled = None;
+        let pause = Duration::from_millis(self.retry.failed());
+        self.due = Instant::now() + pause;
+        for Trouble { part, step, evidence } in troubles {
+            tracing::warn!(%wake, ?part, step, evidence, ?pause, "the network is not as wanted");
+            let told = self.reporter.failed(part, step, evidence);
             self.tell(told).await;
         }
     }
 
-    async fn reconcile(&mut self, wake: Wake) -> Result<(), Trouble> {
+    /// What is wrong, part by part; the error says that nothing can be said or done at all.
+    async fn reconcile(&mut self, wake: Wake) -> Result<Vec<Trouble>, Trouble> {
         if wake != Wake::Notified {
             self.ensure_helper(wake).await;
         }
@@ -262,7 +277,7 @@ impl Reconciler {
             None => self.seat.open(&self.config).await?,
         };
         // A session in which something broke is dropped here.
-        let (wanted, outcome) = self.converge(&mut session, wake, &spec).await?;
+        let (wanted, turn) = self.converge(&mut session, wake, &spec).await?;
         let carriers = self.reporter.carriers(&wanted, &session.observed);
         // Before anybody is told that he can open a TAP.
         self.tuns.send_if_modified(|tuns| {
@@ -270,16 +285,54 @@ impl Reconciler {
             *tuns = Some(session.tuns.clone());
             news
         });
-        self.session = Some(session);
         self.tell(carriers).await;
         let exits = self.reporter.exits(&wanted);
         self.tell(exits).await;
-        if matches!(outcome, Ok(Outcome::AsWanted)) {
-            self.helper.clone()?; // all is there, but the next agent could not find it
-            self.all_is_well(&wanted).await;
+        let enforced = session.enforced(&wanted);
+        let polled = session.filter.due();
+        self.session = Some(session);
+        let mut troubles = if turn.waits {
+            Vec::new()
+        } else {
+            troubles(&turn.left, &turn.failures)
+        };
+        if let Err(failure) = &self.helper {
+            troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
+        }
+        self.report(&wanted, &turn.left, &troubles, enforced).await;
+        if turn.left.is_done() && troubles.is_empty() {
+            self.settled = Some(wanted.exits.clone());
+            self.stuck = None;
+            self.retry.reset();
+            self.due = Instant::now() + self.config.resync;
+            if wake == Wake::Notified {
+                self.due = polled.map_or(self.due, |polled| polled.min(self.due));
+            }
         }
         self.wanted = Some(wanted);
-        outcome.map(drop)
+        Ok(troubles)
+    }
+
+    /// Tells of the parts that work.
+    async fn report(&mut self, wanted: &Wanted, left: &Plan, troubles: &[Trouble], enforced: Option<String>) {
+        let works = |part: Part| {
+            let troubled = troubles.iter().any(|trouble| trouble.part == part);
+            !troubled && left.of(part).is_done()
+        };
+        let links = works(Part::Links).then(|| self.reporter.ready(wanted)).flatten();
+        self.tell(links).await;
+        for part in [Part::Routing, Part::Filter]
+            .into_iter()
+            .filter(|part| works(*part))
+        {
+            let how = if part == Part::Filter {
+                enforced.clone()
+            } else {
+                None
+            };
+            let told = self.reporter.works(part, how);
+            self.tell(told).await;
+        }
     }
 
     async fn ensure_helper(&mut self, wake: Wake) {
@@ -291,26 +344,25 @@ impl Reconciler {
         self.helper = helper.map(drop);
     }
 
-    /// One turn over a session; the outer error says that nothing can be said or done at all.
+    /// One turn over a session; the error says that nothing can be said or done at all.
     async fn converge(
         &mut self,
         session: &mut Session,
         wake: Wake,
         spec: &NetworkSpec,
-    ) -> Result<(Wanted, Result<Outcome, Trouble>), Trouble> {
-        let by_news = wake == Wake::Notified;
-        if by_news {
+    ) -> Result<(Wanted, Turn), Trouble> {
+        if wake == Wake::Notified {
             session.catch_up(&self.config.instance, spec).await?;
         } else {
             session.look(&self.config.instance, spec).await?;
         }
         let mut wanted = self.wanted_of(spec, session)?;
-        let todo = plan(&wanted, &session.observed);
-        let outcome = match todo.is_done() {
-            true => Ok(Outcome::AsWanted),
+        let todo = session.plan(&wanted);
+        let turn = match todo.is_done() {
+            true => Turn::default(),
             false => self.work(session, wake, spec, &mut wanted, todo).await?,
         };
-        Ok((wanted, outcome))
+        Ok((wanted, turn))
     }
 
     fn wanted_of(&mut self, spec: &NetworkSpec, session: &Session) -> Result<Wanted, Trouble> {
@@ -320,6 +372,7 @@ impl Reconciler {
         }
         let wanted = Wanted::of(&self.config.instance, spec, session.switched(), &session.observed);
         wanted.map_err(|error| Trouble {
+            part: Part::Links,
             step: "understand what is wanted".to_owned(),
             evidence: error.to_string(),
         })
@@ -332,16 +385,21 @@ impl Reconciler {
         spec: &NetworkSpec,
         wanted: &mut Wanted,
         todo: Plan,
-    ) -> Result<Result<Outcome, Trouble>, Broken> {
+    ) -> Result<Turn, Broken> {
+        let waits = |left| Turn {
+            left,
+            waits: true,
+            ..Turn::default()
+        };
         let is_news = wake == Wake::Notified;
         if is_news && self.stuck.as_ref() == Some(&todo) {
-            return Ok(Ok(Outcome::Waits)); // tried already, and `due` stands
+            return Ok(waits(todo)); // tried already, and `due` stands
         }
         // Who moves the host to another uplink means us to follow, and undoes nothing.
         let follows = self.settled.as_ref().is_some_and(|exits| *exits != wanted.exits);
         let by_others = !follows && (self.settled.is_some() || (is_news && self.stuck.is_some()));
         if by_others && self.must_wait() {
-            return Ok(Ok(Outcome::Waits));
+            return Ok(waits(todo));
         }
         let by = session.changed_by();
         let steps = todo.to_string().trim_end().replace('\n', "; ");
@@ -352,14 +410,17 @@ impl Reconciler {
             self.tell_repair(made, by).await;
         }
         if left.is_done() {
-            return Ok(Ok(Outcome::AsWanted));
+            return Ok(Turn::default());
         }
         if by_others && failures.is_empty() && left.conflicts.is_empty() && self.must_wait() {
-            return Ok(Ok(Outcome::Waits)); // they did it again before we looked
+            return Ok(waits(left)); // they did it again before we looked
         }
-        let trouble = trouble(&left, &failures);
-        self.stuck = Some(left);
-        Ok(Err(trouble))
+        self.stuck = Some(left.clone());
+        Ok(Turn {
+            left,
+            failures,
+            waits: false,
+        })
     }
 
     /// Whether the next repair is not due yet; the loop then sleeps until it is.
@@ -371,15 +432,6 @@ impl Reconciler {
             self.due = self.began + Duration::from_millis(due);
         }
         self.held
-    }
-
-    async fn all_is_well(&mut self, wanted: &Wanted) {
-        self.settled = Some(wanted.exits.clone());
-        self.stuck = None;
-        self.retry.reset();
-        self.due = Instant::now() + self.config.resync;
-        let told = self.reporter.ready(wanted);
-        self.tell(told).await;
     }
 
     async fn tell_repair(&mut self, mut what: Vec<String>, by: Option<String>) {
@@ -428,19 +480,19 @@ async fn work(
 ) -> Result<Work, Broken> {
     let mut made = Vec::new();
     for round in 1.. {
-        let failures = session.apply(&todo).await;
+        let failures = session.apply(&todo, wanted).await;
         let mut left = todo.clone();
         if by_news && failures.is_empty() {
             session.catch_up(instance, spec).await?;
             wanted.follow(spec, session.switched(), &session.observed);
-            left = plan(wanted, &session.observed);
+            left = session.plan(wanted);
         }
         if !left.is_done() {
             session.look(instance, spec).await?;
             wanted.follow(spec, session.switched(), &session.observed);
-            left = plan(wanted, &session.observed);
+            left = session.plan(wanted);
         }
-        let failed = |step: &&Step| failures.iter().any(|failure| failure.step == **step);
+        let failed = |step: &&super::plan::Step| failures.iter().any(|failure| failure.step == **step);
         let steps = todo.steps.iter().filter(|step| !failed(step));
         made.extend(steps.map(ToString::to_string));
         if failures.is_empty() || left.steps.is_empty() || left == todo || round == ROUNDS {
@@ -451,10 +503,20 @@ async fn work(
     unreachable!("the rounds end")
 }
 
+/// What is wrong with each part that is not as wanted.
+fn troubles(left: &Plan, failures: &[Failure]) -> Vec<Trouble> {
+    let of = |part| {
+        let left = left.of(part);
+        let failures: Vec<&Failure> = failures.iter().filter(|f| f.step.part() == part).collect();
+        (!left.is_done()).then(|| trouble(part, &left, &failures))
+    };
+    Part::ALL.into_iter().filter_map(of).collect()
+}
+
 /// The first thing that is in the way, with its reason, and the others by name.
-fn trouble(left: &Plan, failures: &[Failure]) -> Trouble {
-    let is_root = |failure: &&Failure| !matches!(failure.error, StepError::NoLink(_));
-    let roots: Vec<&Failure> = failures.iter().filter(is_root).collect();
+fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
+    let is_root = |failure: &&&Failure| !matches!(failure.error, StepError::NoLink(_));
+    let roots: Vec<&&Failure> = failures.iter().filter(is_root).collect();
     if let Some(first) = roots.first() {
         let others = roots[1..].iter().take(NAMED_FAILURES);
         let others: String = others
@@ -467,39 +529,30 @@ fn trouble(left: &Plan, failures: &[Failure]) -> Trouble {
             String::new()
         };
         return Trouble {
+            part,
             step: first.step.to_string(),
             evidence: format!("{}{others}{more}", chain(&first.error)),
         };
     }
     match (left.conflicts.first(), left.steps.first()) {
         (Some(conflict), _) => Trouble {
+            part,
             step: conflict.on.clone(),
             evidence: conflict.evidence.clone(),
         },
         (None, step) => Trouble {
+            part,
             step: step.map(ToString::to_string).unwrap_or_default(),
             evidence: "it was made, and was gone again when we looked".to_owned(),
         },
     }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::kernel::KernelError;
     use super::super::names::LinkName;
-    use super::super::plan::Conflict;
+    use super::super::plan::{Conflict, Step};
     use super::*;
 
     fn link(name: &str) -> LinkName {
@@ -517,6 +570,16 @@ mod tests {
         StepError::Kernel(KernelError::Refused(std::io::Error::from_raw_os_error(1)))
     }
 
+    /// What is said of links that are not as wanted.
+    fn said(conflicts: &[Conflict], failures: &[Failure]) -> Trouble {
+        let mut left = Plan::default();
+        left.steps.insert(Step::SetUp { name: link("a") });
+        left.conflicts.extend(conflicts.iter().cloned());
+        let mut troubles = troubles(&left, failures);
+        assert_eq!(troubles.len(), 1);
+        troubles.remove(0)
+    }
+
     #[test]
     fn the_first_cause_is_named_and_its_consequences_are_not() {
         let failures = [
@@ -524,28 +587,38 @@ mod tests {
             failure("b", refused()),
             failure("c", refused()),
         ];
-        let said = trouble(&Plan::default(), &failures);
-        assert_eq!(said.step, "link b: set up");
+        let trouble = said(&[], &failures);
+        assert_eq!(trouble.step, "link b: set up");
         assert_eq!(
-            said.evidence,
+            trouble.evidence,
             "the kernel refused: Operation not permitted (os error 1); \
              link c: set up: the kernel refused: Operation not permitted (os error 1)"
         );
         let many: Vec<Failure> = (0..9).map(|n| failure(&format!("l{n}"), refused())).collect();
-        assert!(
-            trouble(&Plan::default(), &many)
-                .evidence
-                .ends_with("; and 5 more")
-        );
+        assert!(said(&[], &many).evidence.ends_with("; and 5 more"));
     }
 
     #[test]
     fn without_a_failure_the_conflict_or_what_is_left_is_named() {
+        assert_eq!(said(&[], &[]).step, "link a: set up");
+        let conflict = Conflict {
+            part: Part::Links,
+            on: "link b".to_owned(),
+            evidence: "not ours".to_owned(),
+        };
+        assert_eq!(said(&[conflict], &[]).step, "link b");
+    }
+
+    #[test]
+    fn each_part_has_its_own_trouble() {
         let mut left = Plan::default();
-        left.steps.insert(Step::SetUp { name: link("a") });
-        assert_eq!(trouble(&left, &[]).step, "link a: set up");
-        let (on, evidence) = ("link b".to_owned(), "not ours".to_owned());
-        left.conflicts.insert(Conflict { on, evidence });
-        assert_eq!(trouble(&left, &[]).step, "link b");
+        left.steps.insert(Step::SetFilter { tag: "t".to_owned() });
+        left.conflicts.insert(Conflict {
+            part: Part::Links,
+            on: "link b".to_owned(),
+            evidence: "not ours".to_owned(),
+        });
+        let parts: Vec<Part> = troubles(&left, &[]).iter().map(|trouble| trouble.part).collect();
+        assert_eq!(parts, [Part::Links, Part::Filter]);
     }
 }

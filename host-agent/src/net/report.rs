@@ -7,6 +7,7 @@ use sovereign_reconcile::family::Family;
 use sovereign_reconcile::uplink::Exit;
 
 use super::observed::Observed;
+use super::plan::Part;
 use super::wanted::Wanted;
 
 /// Something that became true of an instance's network.
@@ -17,8 +18,17 @@ pub enum NetworkEvent {
         /// The guests whose TAP can be opened.
         guests: BTreeSet<Name>,
     },
+    /// A part beside the links is as wanted.
+    Works {
+        /// Which.
+        part: Part,
+        /// By what means, where there are several.
+        how: Option<String>,
+    },
     /// Something is not there; it is tried again by itself.
     Failed {
+        /// What does not work for it.
+        part: Part,
         /// The first step that failed.
         step: String,
         /// Why, and what else failed.
@@ -53,7 +63,7 @@ pub enum NetworkEvent {
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
-    state: Option<NetworkEvent>,
+    states: BTreeMap<Part, NetworkEvent>,
     carriers: BTreeMap<Name, bool>,
     exits: BTreeMap<Family, Exit>,
 }
@@ -62,19 +72,24 @@ impl Reporter {
     /// All is as wanted.
     pub(super) fn ready(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
         let guests = wanted.taps.values().cloned().collect();
-        self.state(NetworkEvent::Ready { guests })
+        self.state(Part::Links, NetworkEvent::Ready { guests })
+    }
+
+    /// A part beside the links is as wanted.
+    pub(super) fn works(&mut self, part: Part, how: Option<String>) -> Option<NetworkEvent> {
+        self.state(part, NetworkEvent::Works { part, how })
     }
 
     /// Something is not.
-    pub(super) fn failed(&mut self, step: String, evidence: String) -> Option<NetworkEvent> {
-        self.state(NetworkEvent::Failed { step, evidence })
+    pub(super) fn failed(&mut self, part: Part, step: String, evidence: String) -> Option<NetworkEvent> {
+        self.state(part, NetworkEvent::Failed { part, step, evidence })
     }
 
-    fn state(&mut self, now: NetworkEvent) -> Option<NetworkEvent> {
-        if self.state.as_ref() == Some(&now) {
+    fn state(&mut self, part: Part, now: NetworkEvent) -> Option<NetworkEvent> {
+        if self.states.get(&part) == Some(&now) {
             return None;
         }
-        self.state = Some(now.clone());
+        self.states.insert(part, now.clone());
         Some(now)
     }
 
@@ -133,10 +148,24 @@ mod tests {
         let mut reporter = Reporter::default();
         assert!(reporter.ready(&wanted).is_some());
         assert!(reporter.ready(&wanted).is_none());
-        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_some());
-        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_none());
-        assert!(reporter.failed("a".to_owned(), "c".to_owned()).is_some());
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "b".to_owned())
+                .is_some()
+        );
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "b".to_owned())
+                .is_none()
+        );
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "c".to_owned())
+                .is_some()
+        );
+        assert!(reporter.works(Part::Filter, None).is_some());
         assert!(reporter.ready(&wanted).is_some());
+        assert!(reporter.works(Part::Filter, None).is_none());
     }
 
     #[test]

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::Switched;
+use tokio::time::Instant;
 
 use super::apply::{self, Failure};
+use super::filter::{Enforcer, FilterError};
 use super::ground::{self, Ground, Opened};
 use super::kernel::{Kernel, KernelError};
+use super::names::Mark;
 use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
-use super::plan::Plan;
+use super::plan::{Plan, Step, plan};
 use super::switches::Switches;
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
@@ -26,6 +29,9 @@ pub(super) enum Broken {
     /// Requests are not answered.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The packet filter cannot be looked at.
+    #[error("the packet filter cannot be looked at")]
+    Filter(#[from] FilterError),
     /// The subscription cannot be read.
     #[error("no notifications")]
     Notifications(#[from] io::Error),
@@ -89,12 +95,18 @@ impl Seat {
         };
         let notifications = Notifications::over(set.events, config.receive_buffer)
             .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
+        let tag = Mark::of(&config.instance).prefix;
+        let filter = Enforcer::open(set.netfilter, config.receive_buffer, &tag, config.filter)
+            .await
+            .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
         let switches = Switches::open(set.sysctl, config.switched.clone())
             .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,
             switches,
+            filter,
+            by: None,
             tuns: Arc::new(TunPool::new(source, set.tuns)),
             observed: Observed::default(),
         })
@@ -145,6 +157,7 @@ impl Held {
         let opened = Opened {
             requests,
             events,
+            netfilter: None, // a network that leads nowhere filters nothing
             sysctl,
             tuns,
         };
@@ -157,6 +170,10 @@ pub(super) struct Session {
     kernel: Kernel,
     notifications: Notifications,
     switches: Switches,
+    /// What is filtered and translated.
+    pub(super) filter: Enforcer,
+    /// Who changed the filter last.
+    by: Option<String>,
     /// For TAPs.
     pub(super) tuns: Arc<TunPool>,
     /// As of the last look, and of all notifications since.
@@ -166,11 +183,18 @@ pub(super) struct Session {
 impl Session {
     /// Waits for news. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<(), Broken> {
-        Ok(self.notifications.wait().await?)
+        // Losing an arm is safe: what it read stays in its buffer.
+        tokio::select! {
+            told = self.notifications.wait() => Ok(told?),
+            told = self.filter.wait() => Ok(told?),
+        }
     }
 
     /// The program that made the last of the changes that were taken in, where the kernel told and it still runs.
     pub(super) fn changed_by(&mut self) -> Option<String> {
+        if let Some(by) = self.by.take() {
+            return Some(by);
+        }
         let port = self.notifications.take_author()?;
         // A program's first netlink socket has its process id as its port (net/netlink/af_netlink.c, netlink_autobind).
         let name = std::fs::read_to_string(format!("/proc/{port}/comm")).ok();
@@ -185,6 +209,10 @@ impl Session {
 
     /// Takes the news in; looks at everything where some were lost.
     pub(super) async fn catch_up(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
+        self.by = self.filter.take().await?.or(self.by.take());
+        if self.filter.due().is_some_and(|due| due <= Instant::now()) {
+            self.filter.look().await?;
+        }
         match self.notifications.drain(&mut self.observed)? {
             Drained::All => {
                 // Another uplink has switches of its own.
@@ -208,7 +236,33 @@ impl Session {
         self.notifications.drain(&mut self.observed)?;
         self.observed = self.kernel.observe().await?;
         self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
-        Ok(())
+        Ok(self.filter.look().await?)
+    }
+
+    /// By what the filter is enforced, and what of it is not; `None` when there is none.
+    pub(super) fn enforced(&self, wanted: &Wanted) -> Option<String> {
+        let filter = wanted.filter.as_ref()?;
+        let lacks = self.filter.lacks(Some(filter));
+        let parts = std::iter::once(self.filter.name()).chain(lacks);
+        Some(parts.collect::<Vec<_>>().join("; "))
+    }
+
+    /// What is to be done, the packet filter included.
+    pub(super) fn plan(&mut self, wanted: &Wanted) -> Plan {
+        let mut todo = plan(wanted, &self.observed);
+        let filter = wanted.filter.as_ref();
+        match self.filter.differs(filter) {
+            Ok(false) => {}
+            Ok(true) => {
+                let tag = wanted.mark.prefix.clone();
+                todo.steps.insert(match filter {
+                    Some(_) => Step::SetFilter { tag },
+                    None => Step::RemoveFilter { tag },
+                });
+            }
+            Err(conflict) => drop(todo.conflicts.insert(conflict)),
+        }
+        todo
     }
 
     fn watched(&self, instance: &Name, spec: &NetworkSpec) -> BTreeSet<Sysctl> {
@@ -216,8 +270,14 @@ impl Session {
     }
 
     /// Makes the steps of a plan.
-    pub(super) async fn apply(&mut self, plan: &Plan) -> Vec<Failure> {
-        let (kernel, switches) = (&mut self.kernel, &mut self.switches);
-        apply::apply(plan, &self.observed, kernel, &self.tuns, switches).await
+    pub(super) async fn apply(&mut self, plan: &Plan, wanted: &Wanted) -> Vec<Failure> {
+        let means = apply::Means {
+            kernel: &mut self.kernel,
+            tuns: &self.tuns,
+            switches: &mut self.switches,
+            enforcer: &mut self.filter,
+            filter: wanted.filter.as_ref(),
+        };
+        apply::apply(plan, &self.observed, means).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Conflict, Plan, Step};
+use super::{Conflict, Part, Plan, Step};
 use crate::names::LinkName;
 use crate::observed::{Kind, Link, Observed};
 use crate::wanted::{Bridge, DEFAULT_MTU, Wanted};
@@ -89,6 +89,7 @@ impl Plan {
         if !wanted.mark.is_on(&link.name, link.group) {
             let (group, ours) = (link.group, wanted.mark.group);
             self.conflicts.insert(Conflict {
+                part: Part::Links,
                 on: format!("link {name}"),
                 evidence: format!("a link of this name is there but not ours: group {group}, ours is {ours}"),
             });

@@ -14,7 +14,7 @@ mod links;
 mod routing;
 mod step;
 
-pub use crate::conflict::Conflict;
+pub use crate::conflict::{Conflict, Part};
 pub use step::Step;
 pub(crate) use step::as_text;
 
@@ -28,6 +28,17 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What of it is about one part.
+    #[must_use]
+    pub fn of(&self, part: Part) -> Self {
+        let steps = self.steps.iter().filter(|step| step.part() == part).cloned();
+        let conflicts = self.conflicts.iter().filter(|conflict| conflict.part == part);
+        Self {
+            steps: steps.collect(),
+            conflicts: conflicts.cloned().collect(),
+        }
+    }
+
     /// Whether all is as wanted.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use sovereign_protocol::subnet::HostAddress;
 
+use crate::conflict::Part;
 use crate::names::{LinkName, Mac};
 use crate::route::{Route, WantedRoute};
 use crate::rule::Rule;
@@ -144,6 +145,24 @@ pub enum Step {
 
 pub(crate) fn as_text<S: serde::Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
+}
+
+impl Step {
+    /// The part that it is of.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match self {
+            Self::AddRoute { route } if !route.ours => Part::Links,
+            Self::AddRoute { .. }
+            | Self::RemoveRoute { .. }
+            | Self::AddRule { .. }
+            | Self::RemoveRule { .. }
+            | Self::SetSysctl { .. }
+            | Self::RestoreSysctl { .. } => Part::Routing,
+            Self::SetFilter { .. } | Self::RemoveFilter { .. } => Part::Filter,
+            _ => Part::Links,
+        }
+    }
 }
 
 impl fmt::Display for Step {

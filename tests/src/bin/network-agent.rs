@@ -13,7 +13,9 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::{LinkName, Mac};
-use sovereign_host_agent::net::{Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card};
+use sovereign_host_agent::net::{
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card,
+};
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Uplink, Vpn};
@@ -50,6 +52,11 @@ fn main() -> Result<()> {
                 }),
             };
             let mut config = NetworkConfig::new(instance, ground, directory.join("switched.json"));
+            config.filter = match std::env::var("NETWORK_AGENT_FILTER").as_deref() {
+                Ok("plain") => FilterChoice::PlainNft,
+                Ok("iptables") => FilterChoice::Iptables,
+                _ => FilterChoice::Auto,
+            };
             if receive_buffer != "-" {
                 config.receive_buffer = receive_buffer.parse()?;
             }
@@ -217,7 +224,8 @@ fn shown(event: &NetworkEvent) -> String {
             let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
             format!("ready {}", guests.join(" "))
         }
-        NetworkEvent::Failed { step, evidence } => format!("failed {step}: {evidence}"),
+        NetworkEvent::Works { part, how } => format!("works {part:?} {}", how.as_deref().unwrap_or_default()),
+        NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
         NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),

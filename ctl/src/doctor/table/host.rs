@@ -59,6 +59,10 @@ const ROUTES: Check = check(
     "ip route show default table all",
     "it lists a default route by a link that is up",
 );
+const FILTERS: Check = check(
+    "nft list tables; iptables-save | head",
+    "one of the two answers, and no table of somebody else has our name",
+);
 const RESTART_WAIT: Fix = Fix {
     run: "{sovereign} watch",
     automatic: false,
@@ -471,10 +475,26 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Routing,
+        "RoutingFailed",
+        Fault,
+        "Routes, rules or switches of this host that guests need cannot be set.",
+        STATUS,
+        RESTART,
+    ),
+    entry(
+        Routing,
         ANY,
         Fault,
         "The host does not route for {guest} as it should ({code}).",
         STATUS,
+        RESTART,
+    ),
+    entry(
+        Nat,
+        "FilterFailed",
+        Fault,
+        "The packet filter that lets guests out and forwards ports to them cannot be made, so guests have no way out.",
+        FILTERS,
         RESTART,
     ),
     entry(
