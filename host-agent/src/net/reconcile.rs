@@ -406,6 +406,7 @@ impl Reconciler {
         tracing::info!(%wake, by_others, by, steps, "changing the network");
         let instance = self.config.instance.clone();
         let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, is_news).await?;
+        let _ = session.changed_by(); // that was us
         if by_others && !made.is_empty() {
             self.tell_repair(made, by).await;
         }

@@ -23,6 +23,9 @@ use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::{Helper, HelperConfig, Namespaces, Set, Stage, StageFailure};
 
+/// The largest process id there is (PID_MAX_LIMIT, linux/threads.h).
+const PROCESSES: u32 = 4 << 20;
+
 /// The sockets are of no use any more: take fresh ones.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -195,7 +198,8 @@ impl Session {
         if let Some(by) = self.by.take() {
             return Some(by);
         }
-        let port = self.notifications.take_author()?;
+        // Further sockets of a program have numbers that no process has.
+        let port = self.notifications.take_author().filter(|port| *port <= PROCESSES)?;
         // A program's first netlink socket has its process id as its port (net/netlink/af_netlink.c, netlink_autobind).
         let name = std::fs::read_to_string(format!("/proc/{port}/comm")).ok();
         let name = name.map(|name| format!(" ({})", name.trim_end().escape_debug()));
