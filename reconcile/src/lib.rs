@@ -7,6 +7,7 @@ pub mod conflict;
 pub mod family;
 pub mod filter;
 pub mod iptables;
+pub mod leftovers;
 pub mod names;
 pub mod nft;
 pub mod observed;

@@ -10,8 +10,12 @@ use sha2::{Digest, Sha256};
 pub use sovereign_protocol::link_name::{LINK_NAME_BYTES, LinkName};
 use sovereign_protocol::name::Name;
 
+use crate::observed::Link;
+
 const PREFIX: &str = "sv";
 const TAG_CHARS: usize = 4;
+const GROUPS: u32 = 0x4000_0000;
+const TABLES: u32 = 0x5300_0000;
 const GUEST_CHARS: usize = 8;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
@@ -46,9 +50,38 @@ impl Mark {
         let number = u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
         Self {
             prefix: format!("{PREFIX}{}", text(&bytes, TAG_CHARS)),
-            group: 0x4000_0000 | (number >> 4), // a positive int for every tool
-            table: 0x5300_0000 | (number >> 8), // 1392508928 to 1409286143
+            group: GROUPS | (number >> 4), // a positive int for every tool
+            table: TABLES | (number >> 8), // 1392508928 to 1409286143
         }
+    }
+
+    /// The mark that a link carries, of whatever instance; its table follows from its group.
+    #[must_use]
+    pub fn on(link: &Link) -> Option<Self> {
+        let prefix = link
+            .name
+            .get(..PREFIX.len() + TAG_CHARS)
+            .filter(|text| Self::is_prefix(text))?;
+        let rest = &link.name[prefix.len()..];
+        let named = rest.is_empty() || rest.starts_with(['-', '_']);
+        (named && link.group & !0x0fff_ffff == GROUPS).then(|| Self {
+            prefix: prefix.to_owned(),
+            group: link.group,
+            table: TABLES | (link.group & 0x0fff_ffff) >> 4,
+        })
+    }
+
+    /// Whether an instance's links begin so.
+    #[must_use]
+    pub fn is_prefix(text: &str) -> bool {
+        let tag = text.strip_prefix(PREFIX).unwrap_or_default();
+        tag.len() == TAG_CHARS && tag.bytes().all(|letter| ALPHABET.contains(&letter))
+    }
+
+    /// Whether a table is some instance's.
+    #[must_use]
+    pub fn has_table(table: u32) -> bool {
+        table & !0x00ff_ffff == TABLES
     }
 
     /// Whether a link with this name and group is ours.
@@ -155,6 +188,11 @@ mod tests {
                 prop_assert!(LinkName::parse(tap.as_str()).is_some());
                 prop_assert!(mark.is_on(tap.as_str(), mark.group));
                 prop_assert!(seen.insert(tap), "two links share a name");
+            }
+            for name in &seen {
+                let mut link = crate::observed::Observed::fresh().links.remove(&1).unwrap();
+                (link.name, link.group) = (name.to_string(), mark.group);
+                prop_assert_eq!(Mark::on(&link), Some(mark.clone()), "all of it is known from any link");
             }
             prop_assert!(mark.group > 0 && mark.group <= i32::MAX as u32);
             prop_assert!(!mark.is_on("eth0", mark.group));

@@ -14,6 +14,7 @@
 mod apply;
 pub mod card;
 mod filter;
+pub mod gc;
 mod ground;
 pub mod iptables;
 pub mod kernel;

@@ -199,7 +199,10 @@ impl Session {
             return Some(by);
         }
         // Further sockets of a program have numbers that no process has.
-        let port = self.notifications.take_author().filter(|port| *port <= PROCESSES)?;
+        let port = self
+            .notifications
+            .take_author()
+            .filter(|port| *port <= PROCESSES)?;
         // A program's first netlink socket has its process id as its port (net/netlink/af_netlink.c, netlink_autobind).
         let name = std::fs::read_to_string(format!("/proc/{port}/comm")).ok();
         let name = name.map(|name| format!(" ({})", name.trim_end().escape_debug()));
