@@ -13,6 +13,7 @@
 
 mod apply;
 pub mod card;
+pub mod conntrack;
 pub mod kernel;
 mod network;
 pub mod nft;
