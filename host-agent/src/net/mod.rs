@@ -13,6 +13,7 @@
 
 mod apply;
 pub mod card;
+pub mod conntrack;
 mod filter;
 pub mod gc;
 mod ground;

@@ -1,6 +1,6 @@
 //! By iptables: chains of our own and what leads into them, family by family.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sovereign_reconcile::filter::Filter;
@@ -94,8 +94,9 @@ impl Chains {
         let wanted = self
             .families()
             .filter_map(|family| self.wanted(filter, family).ok());
-        wanted
+        let all: BTreeSet<String> = wanted
             .flat_map(|wanted| wanted.lacks.into_iter().map(|lack| lack.to_string()))
-            .collect()
+            .collect();
+        all.into_iter().collect() // both families may lack the same
     }
 }
