@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use sovereign_tests::android::{APP, CHOSE_CELLULAR, Chains, GATEWAY, Phone, SUBNET, Uplink, Vpn, Way};
-use sovereign_tests::net::can_run;
+use sovereign_tests::net::{can_run, holders, namespace_of};
 
 const BRIDGE: &str = "vm_bridge";
 /// A route table that nobody else has.
@@ -319,4 +319,26 @@ fn s10_what_accumulates_when_a_script_runs_twice() -> Result<()> {
         ensure!(copies()? == 1, "one -D");
         Ok(())
     })
+}
+
+#[test]
+fn nothing_of_a_phone_is_left() -> Result<()> {
+    if !can_run("nothing_of_a_phone_is_left") {
+        return Ok(());
+    }
+    let phone = phone(Vpn::Off)?;
+    let spaces = [phone.machine(), phone.guest().space(), phone.internet()];
+    let pids = spaces.map(sovereign_tests::space::Space::pid);
+    let mut namespaces = Vec::new();
+    for pid in pids {
+        namespaces.push(namespace_of(pid)?);
+    }
+    ensure!(namespaces.iter().all(|namespace| !holders(namespace).is_empty()));
+    ensure!(!namespaces.contains(&namespace_of(std::process::id())?));
+    drop(phone);
+    for (pid, namespace) in pids.into_iter().zip(namespaces) {
+        ensure!(namespace_of(pid).is_err(), "process {pid} lives");
+        ensure!(holders(&namespace).is_empty(), "{namespace} is held");
+    }
+    Ok(())
 }

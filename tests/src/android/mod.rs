@@ -27,7 +27,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::space::{ANSWER, Guest, SILENCE, Service, Space, State};
+pub use crate::space::Way;
+use crate::space::{ANSWER, Guest, SILENCE, Service, Space, State, soon};
 
 mod netd;
 
@@ -60,17 +61,6 @@ pub enum Sender {
 pub const CHOSE_CELLULAR: Sender = Sender::Mark(0x30065);
 /// An app's socket that chose nothing.
 pub const APP: Sender = Sender::Uid(10_123);
-
-/// A way that packets should go, or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The guest sends an echo request to the internet.
-    PingOut,
-    /// The guest connects to the internet.
-    TcpOut,
-    /// A process of the phone, root's, connects to the guest.
-    TcpIn,
-}
 
 /// A phone that is up, its guest and the internet. Ends with all that is in it when dropped.
 pub struct Phone {
@@ -289,7 +279,7 @@ impl Phone {
     /// When there is none for [`ANSWER`].
     pub fn answers(&self, way: Way) -> Result<()> {
         let what = format!("{way:?}, {ANSWER:?}");
-        crate::space::soon(&what, |within| self.passes(way, within))
+        soon(&what, |within| self.passes(way, within))
     }
 
     /// Asks and hears nothing.

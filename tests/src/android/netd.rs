@@ -3,7 +3,6 @@
 use std::fmt;
 
 use anyhow::Result;
-use serde_json::Value;
 
 use crate::space::Space;
 
@@ -197,7 +196,7 @@ impl Tables {
 fn is_up(machine: &Space, uplink: Uplink) -> Result<bool> {
     let link = machine.ip_json(&format!("link show dev {uplink}"))?;
     let flags = link.first().and_then(|link| link["flags"].as_array());
-    Ok(flags.into_iter().flatten().any(|flag| *flag == Value::from("UP")))
+    Ok(flags.into_iter().flatten().any(|flag| flag == "UP"))
 }
 
 /// Incoming packets are marked in mangle INPUT only; forwarded ones meet a DROP (TetherController::setDefaults).

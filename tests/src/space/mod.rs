@@ -19,7 +19,7 @@ mod state;
 
 pub use guest::{GUEST_PORT, Guest};
 pub(crate) use probe::soon;
-pub use probe::{ANSWER, SILENCE};
+pub use probe::{ANSWER, SILENCE, Way};
 pub use service::Service;
 pub use state::State;
 
@@ -116,12 +116,32 @@ impl Space {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Runs lines of `ip` (without the word) in one process; the first that fails ends it.
+    /// Runs lines of `ip` (without the word, with `-6` or `-4` before them or not), the first that fails ends it.
     ///
     /// # Errors
     /// With what it said, when one failed.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        self.feed(&["ip", "-batch", "-"], lines).map(drop)
+        let family = |line: &str| {
+            line.split(' ')
+                .next()
+                .filter(|word| word.starts_with('-'))
+                .map(str::to_owned)
+        };
+        let lines: Vec<&str> = lines.lines().collect();
+        for run in lines.chunk_by(|one, other| family(one) == family(other)) {
+            let option = family(run[0]);
+            let bare = run.iter().map(|line| match &option {
+                Some(option) => format!("{}\n", line[option.len()..].trim_start()),
+                None => format!("{line}\n"),
+            });
+            let words: Vec<&str> = ["ip"]
+                .into_iter()
+                .chain(option.as_deref())
+                .chain(["-batch", "-"])
+                .collect();
+            self.feed(&words, &bare.collect::<String>())?;
+        }
+        Ok(())
     }
 
     /// What `ip -json` says.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -18,6 +19,17 @@ pub const ANSWER: Duration = Duration::from_secs(10);
 pub const SILENCE: Duration = Duration::from_millis(800);
 /// Echo requests are this far apart.
 const BETWEEN: Duration = Duration::from_millis(100);
+
+/// A way that packets should go, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The guest sends an echo request to the internet.
+    PingOut,
+    /// The guest connects to the internet.
+    TcpOut,
+    /// A process of the machine, root's, connects to the guest.
+    TcpIn,
+}
 
 impl Space {
     /// Whether one of many echo requests is answered within this time.
@@ -87,7 +99,7 @@ fn ping(to: IpAddr, within: Duration) -> io::Result<bool> {
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
     };
     let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
-    let until = Instant::now() + within;
+    let (until, identifier) = (Instant::now() + within, identifier());
     for number in 0u16.. {
         let now = Instant::now();
         if now >= until {
@@ -96,7 +108,7 @@ fn ping(to: IpAddr, within: Duration) -> io::Result<bool> {
         let next = until.min(now + BETWEEN);
         let sent = sendto(
             &socket,
-            &request(to, number),
+            &request(to, identifier, number),
             SendFlags::empty(),
             &SocketAddr::new(to, 0),
         );
@@ -113,7 +125,9 @@ fn ping(to: IpAddr, within: Duration) -> io::Result<bool> {
             match recvfrom(&socket, &mut bytes, RecvFlags::empty()) {
                 Ok((length, _, from)) => {
                     let from = from.and_then(|from| SocketAddr::try_from(from).ok());
-                    if from.is_some_and(|from| from.ip() == to) && is_answer(to, &bytes[..length.min(256)]) {
+                    if from.is_some_and(|from| from.ip() == to)
+                        && is_answer(to, identifier, &bytes[..length.min(256)])
+                    {
                         return Ok(true);
                     }
                 }
@@ -125,13 +139,17 @@ fn ping(to: IpAddr, within: Duration) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The identifier of our requests (RFC 792, RFC 4443).
-const IDENTIFIER: [u8; 2] = *b"sv";
+/// The identifier of the next series of requests (RFC 792, RFC 4443): with one for all, connection tracking would take
+/// the next series for more of the last.
+fn identifier() -> [u8; 2] {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes()
+}
 
-fn request(to: IpAddr, number: u16) -> [u8; 8] {
+fn request(to: IpAddr, identifier: [u8; 2], number: u16) -> [u8; 8] {
     let kind = if to.is_ipv4() { 8 } else { 128 };
     let [high, low] = number.to_be_bytes();
-    let mut message = [kind, 0, 0, 0, IDENTIFIER[0], IDENTIFIER[1], high, low];
+    let mut message = [kind, 0, 0, 0, identifier[0], identifier[1], high, low];
     if to.is_ipv4() {
         let words = message
             .chunks(2)
@@ -143,7 +161,7 @@ fn request(to: IpAddr, number: u16) -> [u8; 8] {
     message
 }
 
-fn is_answer(to: IpAddr, packet: &[u8]) -> bool {
+fn is_answer(to: IpAddr, identifier: [u8; 2], packet: &[u8]) -> bool {
     let header = if to.is_ipv4() {
         packet.first().map_or(0, |b| usize::from(b & 15) * 4)
     } else {
@@ -151,5 +169,5 @@ fn is_answer(to: IpAddr, packet: &[u8]) -> bool {
     };
     let kind = if to.is_ipv4() { 0 } else { 129 };
     let message = packet.get(header..).unwrap_or_default();
-    message.first() == Some(&kind) && message.get(4..6) == Some(&IDENTIFIER)
+    message.first() == Some(&kind) && message.get(4..6) == Some(&identifier[..])
 }
