@@ -18,6 +18,7 @@ pub mod interface;
 pub mod layers;
 pub mod layout;
 pub mod limits;
+pub mod mesh;
 pub mod name;
 pub mod operation;
 pub mod record;
