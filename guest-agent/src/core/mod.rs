@@ -1,6 +1,7 @@
 //! The pure core: no clock, no I/O, no spawn. `now_ms` is milliseconds since boot.
 
 pub mod apply;
+pub mod brief;
 pub mod clock;
 pub mod judge;
 pub mod net;
