@@ -259,7 +259,7 @@ fn every_code_that_an_agent_can_emit_is_in_the_table() {
             Codes::Words(file) => (file, words(&sources[*file])),
             Codes::Variants(file, head) => (file, variants(&sources[*file], head)),
         };
-        assert!(found.len() > 2, "{file}: {found:?}");
+        assert!(found.len() > 1, "{file}: {found:?}");
         unknown.extend(
             found
                 .into_iter()
