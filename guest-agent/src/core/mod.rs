@@ -5,6 +5,7 @@ pub mod brief;
 pub mod clock;
 pub mod judge;
 pub mod net;
+pub mod outcome;
 pub mod pace;
 pub mod service;
 pub mod world;

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use sovereign_protocol::condition::{Status, Verdict};
 
 use super::brief::Required;
+pub use super::outcome::{Adjusted, LaunchError, Probe, Progress};
 
 /// Ends within [`CRASH_WINDOW_MS`] that make a crash loop.
 const CRASHES: usize = 5;
@@ -63,46 +64,6 @@ pub enum State {
     Stopped,
 }
 
-/// What a probe found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// Log-in, query, not in recovery.
-    Ready(String),
-    /// It answers that it recovers or starts up.
-    Recovering(String),
-    /// Nobody listens.
-    Refused(String),
-    /// Nothing came back in time.
-    Silent(String),
-    /// It answered something else.
-    Broken(String),
-}
-
-/// Why a launch failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LaunchError {
-    /// Trying again cannot help: code and evidence.
-    #[error("{1}")]
-    Hopeless(&'static str, String),
-    /// It may work next time.
-    #[error("{0}")]
-    Failed(String),
-    /// Nothing was started: what it needs of another guest does not answer. It is tried again for ever.
-    #[error("{0}")]
-    NotYet(String),
-}
-
-/// How an adjustment to the specification came out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Adjusted {
-    /// All is as specified.
-    Done,
-    /// Some settings need a restart.
-    Restart(String),
-    /// It could not be done.
-    Failed(String),
-}
-
 /// What happens to a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -126,17 +87,6 @@ pub enum Event {
     Stop,
     /// Time passes.
     Tick,
-}
-
-/// How far a service is with its specification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// It runs as specified.
-    Reached,
-    /// It is on its way.
-    Pending,
-    /// It does not run as specified; why.
-    Failed(String),
 }
 
 /// What is to be done for a service.
@@ -442,7 +392,8 @@ impl Machine {
     }
 
     fn adjust_if_due(&mut self, now_ms: u64) -> Option<Action> {
-        let due = self.verdict.status == Status::True
+        // One that needs another guest's may be unwell because it is to be changed: its database is elsewhere now.
+        let due = (self.verdict.status == Status::True || self.required.is_some())
             && self.can_use() // else it would be restarted without what it needs
             && !self.adjusted
             && !self.adjusting

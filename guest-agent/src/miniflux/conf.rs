@@ -47,7 +47,7 @@ pub fn text(settings: &Settings<'_>) -> String {
     let (role, password) = (database.role.as_str(), percent(password.reveal()));
     let mut text = format!(
         "# Written by sovereign-guest at each start.\n\
-         DATABASE_URL=postgres://{role}:{password}@{at}/{role}?sslmode=disable&connect_timeout=5\n\
+         DATABASE_URL=postgres://{role}:{password}@{at}/{role}?sslmode=disable&connect_timeout=2\n\
          RUN_MIGRATIONS=1\n\
          LISTEN_ADDR=0.0.0.0:{port}\n"
     );
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(
             text_for("10.0.0.2", "ab12"),
             "# Written by sovereign-guest at each start.\n\
-             DATABASE_URL=postgres://web_mini-flux:ab12@10.0.0.2:5433/web_mini-flux?sslmode=disable&connect_timeout=5\n\
+             DATABASE_URL=postgres://web_mini-flux:ab12@10.0.0.2:5433/web_mini-flux?sslmode=disable&connect_timeout=2\n\
              RUN_MIGRATIONS=1\nLISTEN_ADDR=0.0.0.0:8081\n\
              CREATE_ADMIN=1\nADMIN_USERNAME=admin\nADMIN_PASSWORD=s3cret\n"
         );

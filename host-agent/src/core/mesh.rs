@@ -58,7 +58,7 @@ pub(super) fn ties(spec: &HostSpec, guest: &Name) -> Ties {
     };
     let requirements = config.services.iter().filter_map(|service| {
         let place = place(spec, guest, config, service)?;
-        let unseen = Verdict::unknown("", "");
+        let unseen = Verdict::unknown("WaitsFor", "not looked at yet");
         Some((service.name.clone(), requirement(place, &unseen)))
     });
     let mut clients: BTreeMap<Name, Vec<Client>> = BTreeMap::new();

@@ -312,3 +312,15 @@ fn a_status_names_what_is_needed() {
         ("miniflux", "sql/postgres", Status::True)
     );
 }
+
+/// Else the guest would take over the old document and never be ready.
+#[test]
+fn a_change_while_a_guest_boots_reaches_it() {
+    let mut world = World::new(1);
+    let old = spec("10.0.0.2");
+    world.step(Event::Applied(old.clone()), 0);
+    world.step(Event::NetworkMode(NetworkMode::Private), 0);
+    world.step(Event::Tick, 10_000); // they do not wait for the network any longer
+    let effects = world.step(Event::Applied(spec("10.0.0.9")), 10_000);
+    assert_eq!(pushed(&effects), ["sql", "web"]);
+}
