@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use sovereign_protocol::limits::NAME_CHARS;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, Service, ServiceKind};
+use sovereign_protocol::spec::{Forward, Service};
 
 use crate::error::{CommandError, Kind};
 
@@ -80,8 +80,7 @@ impl fmt::Display for Known {
 
 /// The port that a service has in its guest.
 pub(crate) fn port_of(service: &Service) -> u16 {
-    let ServiceKind::Postgres { port, .. } = service.kind;
-    port
+    service.kind.port()
 }
 
 /// The forward that is asked for, named; `known` are all that exist, in file and host agent.
@@ -199,6 +198,7 @@ pub(crate) fn is_meant(forward: &Forward, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sovereign_protocol::spec::ServiceKind;
     use std::collections::BTreeMap;
 
     fn name(text: &str) -> Name {
@@ -213,6 +213,7 @@ mod tests {
                 port: *port,
             },
             limits: None,
+            requires: None,
         };
         ports.iter().map(service).collect()
     }

@@ -1,5 +1,6 @@
 //! The image by way of the build crates: the only file that knows their interface.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,11 +9,11 @@ use sovereign_rootfs::{Arch, Artifacts, Build, Error, Lock, LockError, Progress}
 
 use crate::agent::Binaries;
 use crate::clock::seconds;
-use crate::config::Settings;
+use crate::config::{Images, RECIPE, Settings};
 use crate::context::{Context, escaped, talk};
 use crate::error::{CommandError, Kind};
 
-/// The lock's name beside the configuration; without that file the cache keeps one.
+/// The name of the first recipe's lock beside the configuration; without that file the cache keeps one.
 const LOCK: &str = "sovereign.lock";
 
 /// How the lock is treated.
@@ -29,6 +30,8 @@ pub(crate) enum LockUse {
 /// A finished image.
 #[derive(Debug)]
 pub(crate) struct Built {
+    /// Its recipe.
+    pub(crate) recipe: String,
     /// Its files.
     pub(crate) image: Image,
     /// The release of its kernel.
@@ -41,7 +44,7 @@ pub(crate) struct Built {
     pub(crate) change: Option<String>,
 }
 
-/// Builds the image or finds it in the cache; tells its progress on stderr.
+/// Builds the images of all guests, or finds them in the cache; tells its progress on stderr. Never none.
 ///
 /// # Errors
 /// `Configuration` for recipe, mirror and lock; `NotReached` when something could not be had.
@@ -50,8 +53,24 @@ pub(crate) async fn make(
     settings: &Settings,
     binaries: &Binaries,
     lock: LockUse,
-) -> Result<Built, CommandError> {
-    let inputs = Inputs::new(context, settings, binaries)?;
+) -> Result<Vec<Built>, CommandError> {
+    let mut built = Vec::new();
+    for recipe in settings.recipes() {
+        built.push(make_one(Inputs::new(context, settings, recipe, binaries)?, lock).await?);
+    }
+    Ok(built)
+}
+
+/// The images that were made, for the guests that boot them.
+pub(crate) fn images(built: &[Built]) -> Images {
+    let by_recipe: BTreeMap<String, Image> = built
+        .iter()
+        .map(|built| (built.recipe.clone(), built.image.clone()))
+        .collect();
+    Images::new(unknown_image(), by_recipe)
+}
+
+async fn make_one(inputs: Inputs, lock: LockUse) -> Result<Built, CommandError> {
     let job = move || {
         let mut teller = Teller::default();
         let request = inputs.request(lock);
@@ -72,6 +91,7 @@ pub(crate) async fn make(
             kernel_version: artifacts.kernel_version.clone(),
             fresh: artifacts.built,
             image: image(artifacts),
+            recipe: inputs.recipe.clone(),
             change,
             lock: path,
         })
@@ -87,7 +107,7 @@ pub(crate) async fn make(
     })?
 }
 
-/// The image, if it is in the cache; makes and fetches nothing.
+/// The images that are in the cache, and the recipes of those that are not; makes and fetches nothing.
 ///
 /// # Errors
 /// As [`make`], for what cannot be read.
@@ -95,23 +115,45 @@ pub(crate) fn find(
     context: &Context,
     settings: &Settings,
     binaries: &Binaries,
-) -> Result<Option<Image>, CommandError> {
-    let inputs = Inputs::new(context, settings, binaries)?;
-    let found = sovereign_rootfs::find(&inputs.request(LockUse::Followed), &mut |_| {});
-    Ok(found.map_err(failed)?.map(image))
+) -> Result<(Images, Vec<String>), CommandError> {
+    let (mut images, mut missing) = (BTreeMap::new(), Vec::new());
+    for recipe in settings.recipes() {
+        let inputs = Inputs::new(context, settings, recipe, binaries)?;
+        let found = sovereign_rootfs::find(&inputs.request(LockUse::Followed), &mut |_| {});
+        match found.map_err(failed)? {
+            Some(artifacts) => drop(images.insert(recipe.to_owned(), image(artifacts))),
+            None => missing.push(recipe.to_owned()),
+        }
+    }
+    Ok((Images::new(unknown_image(), images), missing))
 }
 
-/// Where the lock that one keeps with the configuration is, there or not.
-pub(crate) fn kept_lock(settings: &Settings) -> PathBuf {
-    settings.path.parent().unwrap_or(Path::new("")).join(LOCK)
+/// Stands in for what is not built yet; its files are not compared.
+fn unknown_image() -> Image {
+    Image {
+        kernel: "unbuilt".into(),
+        initramfs: "unbuilt".into(),
+        root: "unbuilt".into(),
+        agent: "unbuilt".into(),
+        digest: String::new(),
+    }
+}
+
+/// Where the lock of a recipe that one keeps with the configuration is, there or not.
+pub(crate) fn kept_lock(settings: &Settings, recipe: &str) -> PathBuf {
+    let name = match recipe {
+        RECIPE => LOCK.to_owned(),
+        other => format!("sovereign-{other}.lock"),
+    };
+    settings.path.parent().unwrap_or(Path::new("")).join(name)
 }
 
 /// Keeps a copy of the lock that was followed beside the configuration; false when one is there already.
 ///
 /// # Errors
 /// `Configuration`, when it cannot be read or written.
-pub(crate) fn keep_lock(settings: &Settings, followed: &Path) -> Result<bool, CommandError> {
-    let kept = kept_lock(settings);
+pub(crate) fn keep_lock(settings: &Settings, recipe: &str, followed: &Path) -> Result<bool, CommandError> {
+    let kept = kept_lock(settings, recipe);
     if kept.exists() {
         return Ok(false);
     }
@@ -134,16 +176,23 @@ struct Inputs {
     cache: PathBuf,
     lock: Option<PathBuf>,
     settings: Settings,
+    recipe: String,
     binaries: Binaries,
 }
 
 impl Inputs {
-    fn new(context: &Context, settings: &Settings, binaries: &Binaries) -> Result<Self, CommandError> {
-        let lock = kept_lock(settings);
+    fn new(
+        context: &Context,
+        settings: &Settings,
+        recipe: &str,
+        binaries: &Binaries,
+    ) -> Result<Self, CommandError> {
+        let lock = kept_lock(settings, recipe);
         Ok(Self {
             cache: context.environment.cache()?,
             lock: lock.exists().then_some(lock),
             settings: settings.clone(),
+            recipe: recipe.to_owned(),
             binaries: binaries.clone(),
         })
     }
@@ -154,7 +203,7 @@ impl Inputs {
             mirror: self.settings.mirror.as_deref(),
             snapshot: self.settings.snapshot.as_deref(),
             arch: Arch::Amd64, // the guest binaries beside us are x86_64
-            recipe: &self.settings.recipe,
+            recipe: &self.recipe,
             locked: lock == LockUse::Exact,
             update: lock == LockUse::Renewed,
             init: &self.binaries.init,
@@ -258,20 +307,20 @@ mod tests {
         let path = dir.path().join(crate::config::FILE);
         let settings = crate::config::parse(&path, &crate::config::template()).unwrap();
         let cached = dir.path().join("cached.lock");
-        let error = keep_lock(&settings, &cached).unwrap_err();
+        let error = keep_lock(&settings, RECIPE, &cached).unwrap_err();
         assert_eq!(
             (error.kind, error.reason.as_str()),
             (Kind::Configuration, "LockUnwritable")
         );
         std::fs::write(&cached, LOCK_TEXT).unwrap();
-        assert!(keep_lock(&settings, &cached).unwrap());
+        assert!(keep_lock(&settings, RECIPE, &cached).unwrap());
         let kept = std::fs::read_to_string(dir.path().join("sovereign.lock")).unwrap();
         assert!(
             kept.contains("[packages.linux]") && kept.contains("build --update"),
             "{kept}"
         );
         assert!(
-            !keep_lock(&settings, &cached).unwrap(),
+            !keep_lock(&settings, RECIPE, &cached).unwrap(),
             "one that is there is never replaced"
         );
     }
@@ -289,7 +338,7 @@ mod tests {
             guest: "g".into(),
         };
         let followed = |lock| {
-            let inputs = Inputs::new(&context, &settings, &binaries).unwrap();
+            let inputs = Inputs::new(&context, &settings, RECIPE, &binaries).unwrap();
             let request = inputs.request(lock);
             (request.lock_file(), request.locked, request.update)
         };

@@ -43,7 +43,7 @@ pub(crate) fn ready_line(guest: &GuestStatus, width: usize, took: Option<&str>, 
         let conditions = guest
             .conditions
             .iter()
-            .filter(move |c| c.layer == layer && c.status == Status::True);
+            .filter(move |c| c.layer == layer && c.status == Status::True && !c.subject.contains('.'));
         conditions
             .map(|c| headline(&line(&c.evidence)))
             .collect::<Vec<_>>()
@@ -77,7 +77,14 @@ pub(crate) fn ready_line(guest: &GuestStatus, width: usize, took: Option<&str>, 
         clock,
         listens.join(", "),
     ];
-    if guest.conditions.iter().any(|c| c.layer == Layer::Service) {
+    let needs: Vec<&str> = guest
+        .requires
+        .iter()
+        .map(|required| required.of.as_str())
+        .collect();
+    if !needs.is_empty() {
+        parts.push(format!("needs {}", needs.join(", ")));
+    } else if guest.conditions.iter().any(|c| c.layer == Layer::Service) {
         parts.push(format!("psql: {psql}"));
     }
     parts.retain(|part| !part.is_empty());
@@ -210,6 +217,7 @@ pub(crate) mod examples {
                 target: "sql:5432".into(),
                 status: Status::True,
             }],
+            requires: Vec::new(),
         }
     }
 
@@ -228,7 +236,7 @@ mod tests {
     use super::examples::{condition, guest, report};
     use super::*;
     use sovereign_protocol::name::Name;
-    use sovereign_protocol::status::Phase;
+    use sovereign_protocol::status::{Phase, RequiredStatus};
 
     #[test]
     fn a_healthy_guest() {
@@ -277,5 +285,20 @@ instance default  revision 3
             "sql   Ready in 6.4 s   PostgreSQL 17.6   clock +0.3 ms ±0.4 ms   127.0.0.1:15432   psql: sovereign psql sql"
         );
         assert!(ready_line(&guest(), 3, None, "x").contains("Ready since 2026-01-02T03:04:05Z"));
+        let mut web = guest();
+        web.requires = vec![RequiredStatus {
+            service: Name::parse("miniflux").unwrap(),
+            of: "sql/postgres".into(),
+            status: Status::True,
+        }];
+        web.conditions[0].evidence = "Miniflux 2.2.6: /healthcheck answered OK".into();
+        let mut edge = condition(Layer::Service, Status::True, "Met");
+        edge.subject = "miniflux.requires".into();
+        web.conditions.push(edge);
+        let line = ready_line(&web, 3, None, "x");
+        assert!(
+            line.contains("   Miniflux 2.2.6   ") && line.ends_with("   needs sql/postgres"),
+            "{line}"
+        );
     }
 }

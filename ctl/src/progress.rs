@@ -63,25 +63,27 @@ pub(crate) fn is_ready(guest: &GuestStatus) -> bool {
     guest.ready == Status::True && guest.applied_revision == guest.spec_revision && switched
 }
 
-/// The lowest layer that keeps a wanted guest from being ready, in the first such guest.
+/// The lowest layer that keeps a wanted guest from being ready, in the first such guest that does not only wait for
+/// another one.
 pub(crate) fn first_broken(report: &StatusReport, wanted: &BTreeSet<Name>) -> Option<Broken> {
-    for name in wanted {
-        match report.guests.iter().find(|guest| guest.name == *name) {
-            None => {
-                return Some(broken(
-                    name,
-                    Layer::Vmm,
-                    "",
-                    Status::Unknown,
-                    "NotReported",
-                    "the host agent does not report it",
-                ));
-            }
-            Some(guest) if !is_ready(guest) => return Some(first_broken_of(guest)),
-            Some(_) => {}
-        }
-    }
-    None
+    let all: Vec<Broken> = wanted.iter().filter_map(|name| broken_in(report, name)).collect();
+    let own = all.iter().position(|broken| broken.reason != "WaitsFor");
+    all.into_iter().nth(own.unwrap_or(0))
+}
+
+fn broken_in(report: &StatusReport, name: &Name) -> Option<Broken> {
+    let Some(guest) = report.guests.iter().find(|guest| guest.name == *name) else {
+        let evidence = "the host agent does not report it";
+        return Some(broken(
+            name,
+            Layer::Vmm,
+            "",
+            Status::Unknown,
+            "NotReported",
+            evidence,
+        ));
+    };
+    (!is_ready(guest)).then(|| first_broken_of(guest))
 }
 
 fn guests<'r>(report: &'r StatusReport, wanted: &'r BTreeSet<Name>) -> impl Iterator<Item = &'r GuestStatus> {
@@ -292,6 +294,23 @@ mod tests {
             "NotReported"
         );
         assert_eq!(first_broken(&one(|_| {}), &wanted()), None);
+        // Who waits for another guest is not the one to look at.
+        let unready = |name: &str, reason: &str| {
+            let mut guest = guest();
+            (guest.name, guest.ready) = (Name::parse(name).unwrap(), Status::False);
+            guest.conditions = vec![condition(Layer::Service, Status::False, reason)];
+            guest
+        };
+        let both = report(vec![unready("a", "WaitsFor"), unready("b", "Recovering")]);
+        let names = ["a", "b"].map(|name| Name::parse(name).unwrap());
+        let found = first_broken(&both, &names.clone().into()).unwrap();
+        assert_eq!((found.guest.as_str(), found.reason.as_str()), ("b", "Recovering"));
+        assert_eq!(
+            first_broken(&both, &names[..1].iter().cloned().collect())
+                .unwrap()
+                .reason,
+            "WaitsFor"
+        );
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use sovereign_protocol::event::{Events, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::limits::EVENTS_BATCH;
-use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::{GuestSpec, SpecError};
 use sovereign_protocol::v1::Refusal;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,8 +34,8 @@ pub enum Request {
 
 /// What carries out effects; everything that comes of one returns as a [`Request`].
 pub trait Hands {
-    /// Begins an effect; never waits. The password is that of the effect's service.
-    fn begin(&mut self, effect: Effect, password: Option<Secret>);
+    /// Begins an effect; never waits.
+    fn begin(&mut self, effect: Effect);
     /// Tells PID 1 that the engine still turns.
     fn alive(&mut self);
 }
@@ -193,13 +192,13 @@ impl Engine {
     }
 
     fn act(&mut self, request: Request, hands: &mut impl Hands) {
-        for (effect, password) in self.turn(request) {
-            hands.begin(effect, password);
+        for effect in self.turn(request) {
+            hands.begin(effect);
         }
         self.tell();
     }
 
-    fn turn(&mut self, request: Request) -> Vec<(Effect, Option<Secret>)> {
+    fn turn(&mut self, request: Request) -> Vec<Effect> {
         let effects = match request {
             Request::Event(event) => self.world.step(event, self.now_ms()),
             Request::Apply(document, reply) => self.apply(&document, reply),
@@ -223,10 +222,7 @@ impl Engine {
                         let _ = reply.send(answer); // a caller that is gone had its document applied: it was sent
                     }
                 }
-                effect => {
-                    let password = self.password(&effect);
-                    begun.push((effect, password));
-                }
+                effect => begun.push(effect),
             }
         }
         begun
@@ -244,13 +240,6 @@ impl Engine {
                 Vec::new()
             }
         }
-    }
-
-    fn password(&self, effect: &Effect) -> Option<Secret> {
-        let Effect::Service(service, _) = effect else {
-            return None;
-        };
-        self.world.secret(&service.name)
     }
 
     /// CLOCK_BOOTTIME by way of tokio's clock, so that tests can turn it; they agree but for suspends.
@@ -289,7 +278,7 @@ mod tests {
     struct NoHands;
 
     impl Hands for NoHands {
-        fn begin(&mut self, _: Effect, _: Option<Secret>) {}
+        fn begin(&mut self, _: Effect) {}
         fn alive(&mut self) {}
     }
 

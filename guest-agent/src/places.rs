@@ -22,6 +22,8 @@ pub const PG_VERSIONS: &str = "/usr/lib/postgresql";
 pub const PG_DATA: &str = "/var/lib/postgresql";
 /// The generated configuration of PostgreSQL.
 pub const RUN_POSTGRES: &str = "/run/sovereign/postgres";
+/// Miniflux's configuration, its process and what it says.
+pub const RUN_MINIFLUX: &str = "/run/sovereign/miniflux";
 /// The directory of PostgreSQL's Unix socket.
 pub const PG_SOCKETS: &str = "/run/postgresql";
 /// Search path of everything that is started here.

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, GuestSpec, VERSION};
 
+use crate::core::Ties;
+
 /// The document for a guest; without a card nothing is said about an interface.
 pub(crate) fn guest_spec(
     name: &Name,
     config: &GuestConfig,
+    ties: Ties,
     revision: u64,
     secrets: BTreeMap<String, Exposed>,
     carded: bool,
@@ -21,12 +24,14 @@ pub(crate) fn guest_spec(
         secrets,
         interface: config.interface.clone().filter(|_| carded),
         tailscale: config.tailscale.clone(),
+        requirements: ties.requirements,
+        clients: ties.clients,
     }
 }
 
 /// Whether a guest has to be told of the change; forwards, memory and restarts are the host's alone.
 pub(crate) fn concerns_guest(name: &Name, old: &GuestConfig, new: &GuestConfig) -> bool {
-    let told = |config| guest_spec(name, config, 0, BTreeMap::new(), true);
+    let told = |config| guest_spec(name, config, Ties::default(), 0, BTreeMap::new(), true);
     told(old) != told(new)
 }
 
@@ -44,7 +49,7 @@ mod tests {
             "forwards":[],"interface":{"addresses":["10.0.0.2/24"]},"tailscale":{}}}}"#;
         let spec = HostSpec::parse(document.as_bytes()).unwrap();
         let (name, config) = spec.guests.iter().next().unwrap();
-        let told = |carded| guest_spec(name, config, 7, BTreeMap::new(), carded);
+        let told = |carded| guest_spec(name, config, Ties::default(), 7, BTreeMap::new(), carded);
         let all = told(true);
         assert_eq!((all.version, all.revision, &all.hostname), (VERSION, 7, name));
         assert_eq!(all.services[0].limits.as_ref().unwrap().pids_max, Some(99));

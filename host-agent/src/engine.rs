@@ -11,15 +11,16 @@ use sovereign_protocol::event::{self, Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
+use sovereign_protocol::mesh::{Requirement, ServiceRef};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, ServiceKind};
+use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Namespace, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
-use crate::core::{Effect, Event, World};
+use crate::core::{Effect, Event, Ties, World};
 use crate::document;
 use crate::forward::Forward;
 use crate::guest;
@@ -559,22 +560,42 @@ impl Engine {
     }
 
     fn document(&mut self, name: &Name, config: &GuestConfig, revision: u64) -> anyhow::Result<Wanted> {
-        let mut secrets = BTreeMap::new();
-        for service in &config.services {
-            let ServiceKind::Postgres { .. } = service.kind;
-            secrets.insert(
-                service.name.to_string(),
-                self.secrets.password(name, &service.name)?,
-            );
-        }
+        let ties = self.world.ties(name);
+        let secrets = self.secrets_of(name, config, &ties)?;
         let carded = self.cards.contains(name);
-        let spec = document::guest_spec(name, config, revision, secrets, carded);
+        let spec = document::guest_spec(name, config, ties, revision, secrets, carded);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             revision,
             shutdown: false,
             kill: false,
         })
+    }
+
+    /// Each service's own, those of who logs in to it, and that of what it needs.
+    fn secrets_of(
+        &mut self,
+        name: &Name,
+        config: &GuestConfig,
+        ties: &Ties,
+    ) -> anyhow::Result<BTreeMap<String, Exposed>> {
+        let mut secrets = BTreeMap::new();
+        for Service { name: service, .. } in &config.services {
+            secrets.insert(service.to_string(), self.secrets.password(name, service)?);
+            if let Some(needed) = ties.requirements.get(service) {
+                let value = self.secrets.credential(&needed.of, &needed.role)?;
+                secrets.insert(Requirement::secret(service), value);
+            }
+            let of = ServiceRef {
+                guest: name.clone(),
+                service: service.clone(),
+            };
+            for client in ties.clients.get(service).into_iter().flatten() {
+                let value = self.secrets.credential(&of, &client.role)?;
+                secrets.insert(client.secret(service), value);
+            }
+        }
+        Ok(secrets)
     }
 
     /// Reserves what is new, releases what is gone; conflicts become conditions.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::mesh::{Role, ServiceRef};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::Exposed;
@@ -36,12 +37,23 @@ impl Secrets {
         })
     }
 
-    /// A service's password; made and kept on first use.
+    /// A service's own password; made and kept on first use.
     ///
     /// # Errors
     /// When it cannot be kept.
     pub fn password(&mut self, guest: &Name, service: &Name) -> anyhow::Result<Exposed> {
-        let key = format!("{guest}/{service}");
+        self.value(format!("{guest}/{service}"))
+    }
+
+    /// The password of a role of a service, which both the service and who logs in are told; as [`Secrets::password`].
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub fn credential(&mut self, of: &ServiceRef, role: &Role) -> anyhow::Result<Exposed> {
+        self.value(format!("{of}/{role}"))
+    }
+
+    fn value(&mut self, key: String) -> anyhow::Result<Exposed> {
         if let Some(value) = self.values.get(&key) {
             return Ok(value.clone());
         }

@@ -169,6 +169,12 @@ impl Feed {
         self.entries.get(key).map(|e| &e.verdict)
     }
 
+    /// One condition as it reads at `now_ms`.
+    #[must_use]
+    pub fn condition(&self, key: &Key, now_ms: u64) -> Option<Condition> {
+        Some(self.entries.get(key)?.condition(key, now_ms))
+    }
+
     /// All conditions as they read at `now_ms`.
     pub fn snapshot(&self, now_ms: u64) -> impl Iterator<Item = Condition> + '_ {
         self.entries.iter().map(move |(key, e)| e.condition(key, now_ms))

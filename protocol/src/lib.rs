@@ -19,6 +19,7 @@ pub mod layers;
 pub mod layout;
 pub mod limits;
 pub mod link_name;
+pub mod mesh;
 pub mod name;
 pub mod operation;
 pub mod port;

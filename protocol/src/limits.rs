@@ -41,6 +41,10 @@ pub const EVIDENCE_CHARS: usize = 512;
 pub const SOCKET_PATH_BYTES: usize = 107;
 /// Characters of a name.
 pub const NAME_CHARS: usize = 32;
+/// Services of other guests that log in to one service; each has a database of its own.
+pub const CLIENTS: usize = 64;
+/// Characters of a role and its database; PostgreSQL cuts what is longer (NAMEDATALEN).
+pub const ROLE_CHARS: usize = 63;
 /// Bytes of `boot.json`.
 pub const BOOT_RECORD_BYTES: usize = 64 << 10;
 /// Bytes of the line that a hybrid Unix socket sends or answers.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::interface::InterfaceSpec;
 use crate::limits;
 use crate::link_name::LinkName;
+use crate::mesh::{Client, Requirement, ServiceRef};
 use crate::name::Name;
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
@@ -201,6 +202,12 @@ pub struct GuestSpec {
     /// Tailscale in the guest; without it nothing is said about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tailscale: Option<TailscaleSpec>,
+    /// What services here need of other guests, by service.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requirements: BTreeMap<Name, Requirement>,
+    /// Services of other guests that log in here, by the service that they log in to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clients: BTreeMap<Name, Vec<Client>>,
 }
 
 /// Tailscale in a guest is to run: `{}`. Its daemon's socket is at its usual place.
@@ -224,6 +231,9 @@ pub struct Service {
     /// What it may use; everything without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// The service of another guest that it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<ServiceRef>,
 }
 
 /// What a service with all its processes may use (cgroup v2); what is `None` has no limit.
@@ -252,6 +262,30 @@ pub enum ServiceKind {
         /// The TCP port inside the guest.
         port: u16,
     },
+    /// Miniflux from the image; it keeps all that it knows in a PostgreSQL of another guest.
+    Miniflux {
+        /// The TCP port inside the guest.
+        port: u16,
+    },
+}
+
+impl ServiceKind {
+    /// The TCP port inside the guest.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Postgres { port, .. } | Self::Miniflux { port } => *port,
+        }
+    }
+
+    /// Its name in documents and in sovereign.toml.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Postgres { .. } => "postgres",
+            Self::Miniflux { .. } => "miniflux",
+        }
+    }
 }
 
 /// Why a document is not valid.
@@ -308,6 +342,7 @@ impl HostSpec {
                 }
             }
         }
+        spec.check_requirements()?;
         Ok(spec)
     }
 
@@ -363,6 +398,7 @@ impl GuestSpec {
                 problem,
             })?;
         }
+        spec.check_ties()?;
         Ok(spec)
     }
 }
@@ -414,7 +450,9 @@ fn check_services(path: &str, services: &[Service]) -> Result<(), SpecError> {
         if let Some(limits) = &service.limits {
             check_limits(&format!("{path}[{index}].limits"), limits)?;
         }
-        let ServiceKind::Postgres { settings, .. } = &service.kind;
+        let ServiceKind::Postgres { settings, .. } = &service.kind else {
+            continue;
+        };
         for (key, value) in settings {
             if !is_setting_name(key) || value.contains(['\n', '\r', '\0']) {
                 return Err(SpecError::Value {
@@ -465,10 +503,13 @@ mod tests {
                     port: 5432,
                 },
                 limits: None,
+                requires: None,
             }],
             secrets: BTreeMap::from([("postgres".into(), Exposed(Secret::new("s3cret".into())))]),
             interface: None,
             tailscale: None,
+            requirements: BTreeMap::new(),
+            clients: BTreeMap::new(),
         }
     }
 

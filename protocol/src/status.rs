@@ -44,6 +44,9 @@ pub struct GuestStatus {
     pub conditions: Vec<ConditionStatus>,
     /// Port forwards.
     pub forwards: Vec<ForwardStatus>,
+    /// What its services need of other guests.
+    #[serde(default)]
+    pub requires: Vec<RequiredStatus>,
 }
 
 /// Where a guest is in its life.
@@ -95,6 +98,17 @@ pub struct ConditionStatus {
     pub age_ms: u64,
     /// Milliseconds of validity.
     pub valid_ms: u64,
+}
+
+/// What a service needs of another guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequiredStatus {
+    /// The service that needs it.
+    pub service: Name,
+    /// What it needs, `guest/service`.
+    pub of: String,
+    /// Whether it can be used; the condition `service.requires` says why.
+    pub status: Status,
 }
 
 /// A port forward.

@@ -1,4 +1,4 @@
-//! A real build: `build <cache> <init> <agent> [--locked] [--update] [--arm64]`.
+//! A real build: `build <cache> <init> <agent> [--miniflux] [--locked] [--update] [--arm64]`.
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         .map(Path::new)
         .collect();
     let [cache, init, agent] = paths.as_slice() else {
-        eprintln!("usage: build <cache> <init> <agent> [--locked] [--update] [--arm64]");
+        eprintln!("usage: build <cache> <init> <agent> [--miniflux] [--locked] [--update] [--arm64]");
         return ExitCode::from(2);
     };
     let request = Build {
@@ -21,7 +21,11 @@ fn main() -> ExitCode {
         mirror: None,
         snapshot: None,
         arch: if has("--arm64") { Arch::Arm64 } else { Arch::Amd64 },
-        recipe: "postgresql-17",
+        recipe: if has("--miniflux") {
+            "miniflux"
+        } else {
+            "postgresql-17"
+        },
         locked: has("--locked"),
         update: has("--update"),
         init,

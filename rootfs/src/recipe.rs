@@ -15,13 +15,39 @@ pub(crate) struct Recipe {
     /// Code name of the release.
     pub(crate) suite: &'static str,
     list: &'static str,
+    /// The line of etc/passwd and that of etc/group for the user of its service.
+    user: (&'static str, &'static str),
+    /// The directory that init binds to the data disk, if its service keeps anything.
+    data: Option<&'static str>,
 }
 
-const RECIPES: &[Recipe] = &[Recipe {
-    name: "postgresql-17",
-    suite: "trixie",
-    list: include_str!("../recipes/postgresql-17.packages"),
-}];
+const RECIPES: &[Recipe] = &[
+    Recipe {
+        name: "postgresql-17",
+        suite: "trixie",
+        list: include_str!("../recipes/postgresql-17.packages"),
+        user: (
+            "postgres:x:999:999:PostgreSQL:/var/lib/postgresql:/bin/sh",
+            "postgres:x:999:",
+        ),
+        data: Some("var/lib/postgresql"),
+    },
+    Recipe {
+        name: "miniflux",
+        suite: "trixie",
+        list: include_str!("../recipes/miniflux.packages"),
+        user: (
+            "miniflux:x:998:998:Miniflux:/nonexistent:/usr/sbin/nologin",
+            "miniflux:x:998:",
+        ),
+        data: None,
+    },
+];
+
+/// Certificates of authorities, one file each.
+const AUTHORITIES: &str = "usr/share/ca-certificates/";
+/// All of them in one file, as ca-certificates' script makes it.
+const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// Path prefixes that a guest never reads.
 const DROPPED: &[&str] = &[
@@ -64,26 +90,12 @@ const DIRECTORIES: &[(&str, u32)] = &[
     ("tmp", 0o1777),
     ("usr/bin", 0o755),
     ("usr/sbin", 0o755),
-    ("var/lib/postgresql", 0o755),
     ("var/log", 0o755),
     ("var/tmp", 0o1777),
 ];
 
-const FILES: &[(&str, &str)] = &[
-    (
-        "etc/passwd",
-        "root:x:0:0:root:/root:/bin/sh\npostgres:x:999:999:PostgreSQL:/var/lib/postgresql:/bin/sh\n\
-         nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    ),
-    (
-        "etc/group",
-        "root:x:0:\ntty:x:5:\npostgres:x:999:\nnogroup:x:65534:\n",
-    ),
-    (
-        "etc/nsswitch.conf",
-        "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nservices: files\n",
-    ),
-];
+const NSSWITCH: &str =
+    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nservices: files\n";
 
 /// Applets that get a name, where no package brought a program of that name.
 const APPLETS: &[&str] = &[
@@ -205,9 +217,23 @@ impl Recipe {
             tree.directory(path, *mode)?;
         }
         merge_usr(tree, arch)?;
-        for (path, text) in FILES {
+        if let Some(path) = self.data {
+            tree.directory(path, 0o755)?;
+        }
+        let (user, group) = self.user;
+        let passwd = format!(
+            "root:x:0:0:root:/root:/bin/sh\n{user}\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        );
+        let group = format!("root:x:0:\ntty:x:5:\n{group}\nnogroup:x:65534:\n");
+        let files = [
+            ("etc/passwd", passwd.as_str()),
+            ("etc/group", &group),
+            ("etc/nsswitch.conf", NSSWITCH),
+        ];
+        for (path, text) in files {
             tree.file(path, 0o644, text.as_bytes())?;
         }
+        bundle_authorities(tree)?;
         for name in RUN_TIME_FILES {
             tree.link(&format!("etc/{name}"), &format!("/run/sovereign/etc/{name}"))?;
         }
@@ -247,6 +273,21 @@ fn merge_usr(tree: &mut Tree, arch: Arch) -> Result<(), TreeError> {
         tree.link(name, target)?;
     }
     Ok(())
+}
+
+/// Programs look for one file with all authorities; where no package brought any there is none.
+fn bundle_authorities(tree: &mut Tree) -> Result<(), TreeError> {
+    let mut bundle = Vec::new();
+    for (path, _) in tree.iter().filter(|(path, _)| path.starts_with(AUTHORITIES)) {
+        if let Some(content) = tree.content(path) {
+            bundle.extend_from_slice(content);
+        }
+    }
+    tree.prune(|path| path.starts_with(AUTHORITIES));
+    match bundle.is_empty() {
+        true => Ok(()),
+        false => tree.file(BUNDLE, 0o644, bundle),
+    }
 }
 
 fn add_applets(tree: &mut Tree) -> Result<(), TreeError> {
@@ -321,6 +362,29 @@ mod tests {
         let tree = finished();
         assert!(tree.get("usr/share/doc").is_none());
         assert!(tree.get("usr/lib/postgresql").is_none());
+    }
+
+    #[test]
+    fn each_recipe_has_its_own_user_and_only_what_keeps_data_has_a_place_for_it() {
+        let mut tree = Tree::default();
+        for (name, text) in [("b", "two\n"), ("a", "one\n")] {
+            let path = format!("usr/share/ca-certificates/mozilla/{name}.crt");
+            tree.file(&path, 0o644, text.as_bytes()).unwrap();
+        }
+        Recipe::named("miniflux")
+            .unwrap()
+            .finish(&mut tree, Arch::Amd64)
+            .unwrap();
+        let passwd = String::from_utf8_lossy(tree.content("etc/passwd").unwrap());
+        assert!(
+            passwd.contains("\nminiflux:x:998:998:") && !passwd.contains("postgres"),
+            "{passwd}"
+        );
+        assert!(tree.get("var/lib/postgresql").is_none());
+        assert_eq!(tree.content(BUNDLE), Some(b"one\ntwo\n".as_slice()));
+        assert!(tree.get("usr/share/ca-certificates").is_none());
+        let postgres = finished();
+        assert!(postgres.get("var/lib/postgresql").is_some() && postgres.get(BUNDLE).is_none());
     }
 
     #[test]

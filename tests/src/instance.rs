@@ -92,7 +92,11 @@ impl Instance {
         )
     }
 
-    fn write(&self, text: &str) -> Result<()> {
+    /// Writes this configuration.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn write(&self, text: &str) -> Result<()> {
         Ok(std::fs::write(self.path("sovereign.toml"), text)?)
     }
 
@@ -201,6 +205,17 @@ impl Instance {
     /// As [`Self::status`].
     pub fn guest(&self) -> Result<Value> {
         Ok(self.status()?["guests"][0].take())
+    }
+
+    /// A guest of this name in `status --json`.
+    ///
+    /// # Errors
+    /// As [`Self::status`], or when there is none.
+    pub fn guest_named(&self, name: &str) -> Result<Value> {
+        let mut status = self.status()?;
+        let guests = status["guests"].as_array_mut().context("no guests")?;
+        let found = guests.iter_mut().find(|guest| guest["name"] == name);
+        Ok(found.with_context(|| format!("no guest {name}"))?.take())
     }
 
     /// The instance's name.
@@ -365,6 +380,8 @@ fn show(state: &Path) {
         "guests/sql/shim.log",
         "guests/sql/console.log",
         "guests/sql/exit.json",
+        "guests/web/shim.log",
+        "guests/web/console.log",
     ] {
         if let Ok(bytes) = std::fs::read(state.join(name)) {
             let text = String::from_utf8_lossy(&bytes);

@@ -220,6 +220,7 @@ fn config() -> GuestConfig {
                 port: 5432,
             },
             limits: None,
+            requires: None,
         }],
         forwards: Vec::<Forward>::new(),
         restart: Restart::default(),

@@ -50,6 +50,8 @@ pub(super) enum Shown {
     Table(&'static [&'static str]),
     /// As the comment of a table without keys.
     ExampleTable,
+    /// Where the example of a second guest needs it.
+    Elsewhere,
 }
 
 /// One key.
@@ -132,7 +134,7 @@ pub(super) const IMAGE: Key = Key {
     path: "build.recipe",
     form: Form::Choice(&[RECIPE]),
     absent: Absent::Value(RECIPE),
-    about: "what the image holds",
+    about: "what the image of a guest with PostgreSQL holds; one with Miniflux boots `miniflux`",
     shown: Shown::Example("\"postgresql-17\""),
 };
 pub(super) const NAMESPACE: Key = Key {
@@ -224,17 +226,24 @@ pub(super) const RESTART_WEDGED: Key = Key {
 };
 pub(super) const KIND: Key = Key {
     path: "guest.NAME.service.SERVICE.kind",
-    form: Form::Choice(&["postgres"]),
+    form: Form::Choice(&["postgres", "miniflux"]),
     absent: Absent::Needed,
-    about: "what it is; services start in order of name",
+    about: "what it is, which also says what image the guest boots; a guest has one service",
     shown: Shown::Set("\"postgres\""),
 };
 pub(super) const PORT: Key = Key {
     path: "guest.NAME.service.SERVICE.port",
     form: Form::Count(PORTS),
-    absent: Absent::Value("5432"),
+    absent: Absent::Words("5432 for postgres, 8080 for miniflux"),
     about: "its port inside the guest",
     shown: Shown::Set("5432"),
+};
+pub(super) const REQUIRES: Key = Key {
+    path: "guest.NAME.service.SERVICE.requires",
+    form: Form::Words("GUEST/SERVICE, such as \"sql/postgres\""),
+    absent: Absent::Words("none; miniflux needs one"),
+    about: "a PostgreSQL of another guest: role and database are made there; it starts when that is ready",
+    shown: Shown::Elsewhere,
 };
 pub(super) const LIMIT_MEMORY: Key = Key {
     path: "guest.NAME.service.SERVICE.limits.memory",
@@ -318,6 +327,7 @@ pub(super) const ALL: &[&Key] = &[
     &RESTART_WEDGED,
     &KIND,
     &PORT,
+    &REQUIRES,
     &LIMIT_MEMORY,
     &LIMIT_CPU,
     &LIMIT_TASKS,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{
-    self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service, TailscaleSpec,
+    self, Forward, GuestConfig, HostNetwork, HostSpec, Image, Restart, Service, ServiceKind, TailscaleSpec,
 };
 
 use crate::context::Context;
@@ -16,6 +16,7 @@ mod addresses;
 pub(crate) mod edit;
 mod keys;
 mod limits;
+mod mesh;
 mod network;
 mod reference;
 mod source;
@@ -29,8 +30,10 @@ pub(crate) use reference::template;
 pub(crate) const FILE: &str = "sovereign.toml";
 /// The largest file that is read, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
-/// The only recipe for now.
+/// The recipe of a guest with PostgreSQL, or with nothing.
 pub(crate) const RECIPE: &str = "postgresql-17";
+/// The recipe of a guest with Miniflux.
+pub(crate) const MINIFLUX: &str = "miniflux";
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +44,7 @@ pub(crate) struct Settings {
     pub(crate) mirror: Option<String>,
     /// The snapshot service that has what the mirror no longer carries.
     pub(crate) snapshot: Option<String>,
-    /// The recipe of the image.
+    /// The recipe of the image of guests with PostgreSQL.
     pub(crate) recipe: String,
     /// The network that the guests share.
     pub(crate) network: Option<HostNetwork>,
@@ -63,8 +66,23 @@ pub(crate) struct Guest {
 }
 
 impl Settings {
+    /// The recipe of the image that a guest boots: its services say it.
+    fn recipe_of(&self, guest: &Guest) -> &str {
+        let miniflux = |service: &Service| matches!(service.kind, ServiceKind::Miniflux { .. });
+        match guest.services.iter().any(miniflux) {
+            true => MINIFLUX,
+            false => &self.recipe,
+        }
+    }
+
+    /// The recipes of all images that the guests boot; never none.
+    pub(crate) fn recipes(&self) -> BTreeSet<&str> {
+        let guests = self.guests.values();
+        guests.map(|guest| self.recipe_of(guest)).collect()
+    }
+
     /// The document for the host agent: all guests, or those in `only`.
-    pub(crate) fn host_spec(&self, image: &Image, only: Option<&BTreeSet<Name>>) -> HostSpec {
+    pub(crate) fn host_spec(&self, images: &Images, only: Option<&BTreeSet<Name>>) -> HostSpec {
         let wanted = self
             .guests
             .iter()
@@ -73,9 +91,33 @@ impl Settings {
             version: spec::VERSION,
             network: self.network.clone(),
             guests: wanted
-                .map(|(name, guest)| (name.clone(), guest.with(image)))
+                .map(|(name, guest)| (name.clone(), guest.with(images.of(self.recipe_of(guest)))))
                 .collect(),
         }
+    }
+}
+
+/// The images that guests boot, by recipe.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    first: Image,
+    others: BTreeMap<String, Image>,
+}
+
+impl Images {
+    /// These images by their recipes; what is not among them boots the first.
+    pub(crate) fn new(first: Image, others: BTreeMap<String, Image>) -> Self {
+        Self { first, others }
+    }
+
+    fn of(&self, recipe: &str) -> &Image {
+        self.others.get(recipe).unwrap_or(&self.first)
+    }
+}
+
+impl From<Image> for Images {
+    fn from(image: Image) -> Self {
+        Self::new(image, BTreeMap::new())
     }
 }
 

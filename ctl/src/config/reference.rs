@@ -7,6 +7,16 @@ const HEAD: &str = "\
 # What `sovereign up` makes true. Every key, its default and its limits: docs/configuration.md.
 # Change something and run `sovereign up` again; `sovereign down` stops everything, data stays.
 ";
+/// A second guest, which needs the first.
+const TAIL: &str = "
+# [guest.web]                     # a second guest, whose service needs the first one's; `up web` brings up both
+# [guest.web.service.miniflux]
+# kind = \"miniflux\"               # a feed reader; log in as admin with what `sovereign secret web/miniflux` prints
+# requires = \"sql/postgres\"       # GUEST/SERVICE: starts when that is ready, with a database of its own there
+# [[guest.web.forward]]
+# name = \"miniflux\"
+# listen = \"127.0.0.1:18080\"
+";
 /// Where a comment begins beside a key.
 const COMMENT_COLUMN: usize = 33;
 
@@ -27,6 +37,7 @@ pub(crate) fn template() -> String {
                 text += &format!("\n# [{table}.{name}]  # {}\n", key.about);
                 open = None;
             }
+            Shown::Elsewhere => {}
             Shown::Set(value) | Shown::Example(value) => {
                 if open.as_ref() != Some(&table) {
                     // A table of examples only is an example itself.
@@ -56,7 +67,7 @@ pub(crate) fn template() -> String {
             }
         }
     }
-    text
+    text + TAIL
 }
 
 /// The table of a key in the example, and the key in it.

@@ -28,7 +28,10 @@ fn settings_become_lines_of_postgresql_conf() {
     assert_eq!(parse(&text).unwrap_err().reason, "WrongType");
     let text = text.replace("limit.x", "\"pg.x\"");
     let settings = parse(&text).unwrap();
-    let ServiceKind::Postgres { settings, .. } = &settings.guests.values().next().unwrap().services[0].kind;
+    let ServiceKind::Postgres { settings, .. } = &settings.guests.values().next().unwrap().services[0].kind
+    else {
+        panic!()
+    };
     let lines: Vec<String> = settings
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
@@ -44,7 +47,7 @@ fn limits_and_tailscale_reach_the_document_and_their_absence_does_too() {
     let text = format!(
         "{GUEST}[guest.sql.service.postgres.limits]\nmemory = \"1GiB\"\ncpu = \"150%\"\n[guest.sql.tailscale]\n"
     );
-    let document = parse(&text).unwrap().host_spec(&image(), None);
+    let document = parse(&text).unwrap().host_spec(&image().into(), None);
     let guest = document.guests.values().next().unwrap();
     let limits = guest.services[0].limits.as_ref().unwrap();
     assert_eq!(
@@ -68,17 +71,58 @@ fn image() -> Image {
 fn only_the_asked_guests_are_in_the_document() {
     let settings = parse(&format!("{GUEST}[guest.other]\n")).unwrap();
     let image = image();
-    assert_eq!(settings.host_spec(&image, None).guests.len(), 2);
+    assert_eq!(settings.host_spec(&image.clone().into(), None).guests.len(), 2);
     let only = std::collections::BTreeSet::from([Name::parse("sql").unwrap()]);
     assert_eq!(
         settings
-            .host_spec(&image, Some(&only))
+            .host_spec(&image.clone().into(), Some(&only))
             .guests
             .keys()
             .cloned()
             .collect::<Vec<_>>(),
         only.into_iter().collect::<Vec<_>>()
     );
+}
+
+const WEB: &str = "[guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n";
+
+#[test]
+fn a_guest_comes_with_what_it_requires_and_boots_the_image_of_its_services() {
+    let settings = parse(&format!("{GUEST}{WEB}[guest.other]\n")).unwrap();
+    let names = |names: &[&str]| -> std::collections::BTreeSet<Name> {
+        names.iter().map(|name| Name::parse(name).unwrap()).collect()
+    };
+    for (asked, with) in [
+        (&["web"][..], &["sql", "web"][..]),
+        (&["sql"], &["sql"]),
+        (&["other", "web"], &["other", "sql", "web"]),
+        (&["nobody"], &[]),
+    ] {
+        assert_eq!(settings.with_required(&names(asked)), names(with));
+    }
+    assert_eq!(
+        settings.recipes().into_iter().collect::<Vec<_>>(),
+        [MINIFLUX, RECIPE]
+    );
+    assert_eq!(parse(GUEST).unwrap().recipes().len(), 1);
+    let own = |recipe: &str| Image {
+        digest: recipe.to_owned(),
+        ..image()
+    };
+    let by_recipe = [MINIFLUX, RECIPE].map(|recipe| (recipe.to_owned(), own(recipe)));
+    let spec = settings.host_spec(&Images::new(image(), by_recipe.into()), None);
+    let digests: Vec<&str> = spec
+        .guests
+        .values()
+        .map(|guest| guest.image.digest.as_str())
+        .collect();
+    assert_eq!(digests, [RECIPE, RECIPE, MINIFLUX]);
+    let miniflux = &spec.guests[&Name::parse("web").unwrap()].services[0];
+    assert_eq!(
+        (&miniflux.kind, miniflux.kind.port()),
+        (&ServiceKind::Miniflux { port: 8080 }, 8080)
+    );
+    assert_eq!(miniflux.requires.as_ref().unwrap().to_string(), "sql/postgres");
 }
 
 /// (what stands in the file, line, key, code, text that the message must hold)
@@ -291,6 +335,66 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         "guest.sql.tailscale.authkey",
         "UnknownKey",
         "unknown key; accepted: no key",
+    ),
+    (
+        "[guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql\"\n",
+        3,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "accepted: GUEST/SERVICE, such as \"sql/postgres\"",
+    ),
+    (
+        "[guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n",
+        3,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "there is no guest sql; accepted: none: add a guest with PostgreSQL first",
+    ),
+    (
+        "[guest.sql.service.postgres]\nkind = \"postgres\"\n\
+         [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgre\"\n",
+        5,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "guest sql has no service postgre; did you mean \"sql/postgres\"; accepted: sql/postgres",
+    ),
+    (
+        "[guest.sql.service.postgres]\nkind = \"postgres\"\n[guest.web.service.miniflux]\nkind = \"miniflux\"\n",
+        3,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "Miniflux needs a PostgreSQL, and none is named; accepted: sql/postgres",
+    ),
+    (
+        "[guest.sql.service.postgres]\nkind = \"postgres\"\nrequires = \"web/miniflux\"\n\
+         [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n",
+        3,
+        "guest.sql.service.postgres.requires",
+        "BadRequirement",
+        "PostgreSQL needs no other service; accepted: no value",
+    ),
+    (
+        "network.namespace = \"none\"\n[guest.sql.service.postgres]\nkind = \"postgres\"\n\
+         [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n",
+        6,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "there is no network between web and sql; accepted: another [network] namespace than \"none\"",
+    ),
+    (
+        "[guest.sql.service.postgres]\nkind = \"postgres\"\n\
+         [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\nsettings.a = 1\n",
+        6,
+        "guest.web.service.miniflux.settings.a",
+        "OwnedSetting",
+        "Miniflux has no settings here",
+    ),
+    (
+        "[guest.sql.service.a]\nkind = \"postgres\"\n[guest.sql.service.b]\nkind = \"postgres\"\n",
+        3,
+        "guest.sql.service.b",
+        "Contradiction",
+        "a guest of its own for each service",
     ),
     (
         "[build]\nrecipe = \"postgresql-16\"\n",

@@ -10,10 +10,15 @@ use sovereign_protocol::spec::{
 
 use super::source::Source;
 use super::written::{self, Written};
-use super::{Guest, Problem, Settings, keys, limits, network, values};
+use super::{Guest, Problem, Settings, keys, limits, mesh, network, values};
 
 /// A test reads every default by the form of its key.
 const HAS_DEFAULT: &str = "the key has a default that fits";
+
+/// What [`keys::PORT`] says of ports that are not written.
+const POSTGRES_PORT: u16 = 5432;
+/// See [`POSTGRES_PORT`].
+const MINIFLUX_PORT: u16 = 8080;
 
 /// Lines of postgresql.conf that would take PostgreSQL out of the agent's sight.
 const OWNED_SETTINGS: [&str; 6] = [
@@ -67,6 +72,7 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
         network,
         guests,
     };
+    check_services(source, &settings)?;
     check_listens(source, &settings)?;
     check_contract(source, &settings)?;
     Ok(settings)
@@ -135,8 +141,14 @@ fn service(
     let at = |last: &'static str| ["guest", guest, "service", key, last];
     let name = parse_name(source, &["guest", guest, "service", key], key)?;
     let known = ("UnknownKind", "kind of service");
-    values::choice(source, &at("kind"), Some(&written.kind), &keys::KIND, known)?;
-    let port = values::count(source, &at("port"), written.port, &keys::PORT)?.expect(HAS_DEFAULT);
+    let kind = values::choice(source, &at("kind"), Some(&written.kind), &keys::KIND, known)?;
+    let port = values::count(source, &at("port"), written.port, &keys::PORT)?;
+    let requires = mesh::requires(source, &at("requires"), written.requires.as_deref())?;
+    if let Some(setting) = written.settings.keys().next().filter(|_| kind == "miniflux") {
+        let path = ["guest", guest, "service", key, "settings", setting];
+        let problem = source.problem(&path, "OwnedSetting", "Miniflux has no settings here");
+        return Err(problem.accepts("no value"));
+    }
     let mut settings = BTreeMap::new();
     for (setting, value) in written.settings {
         let path = ["guest", guest, "service", key, "settings", &setting];
@@ -151,9 +163,19 @@ fn service(
         }
         settings.insert(setting.clone(), setting_value(source, &path, value)?);
     }
+    let kind = match kind {
+        "miniflux" => ServiceKind::Miniflux {
+            port: port.unwrap_or(MINIFLUX_PORT),
+        },
+        _ => ServiceKind::Postgres {
+            settings,
+            port: port.unwrap_or(POSTGRES_PORT),
+        },
+    };
     Ok(Service {
         name,
-        kind: ServiceKind::Postgres { settings, port },
+        kind,
+        requires,
         limits: limits::of(
             source,
             &["guest", guest, "service", key, "limits"],
@@ -213,7 +235,7 @@ fn forward(
             .problem(&at("listen"), "OutOfRange", "port 0 cannot be forwarded")
             .accepts("a port from 1 to 65535"));
     }
-    let ServiceKind::Postgres { port: own, .. } = service.kind;
+    let own = service.kind.port();
     let port = values::count(source, &at("port"), written.port, &keys::FORWARD_PORT)?.unwrap_or(own);
     if port != own {
         let text = format!(
@@ -234,6 +256,20 @@ fn forward(
 
 pub(super) fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
     Name::parse(text).map_err(|error| source.problem(path, "BadName", error.to_string()))
+}
+
+/// Each image holds the programs of one kind of service, and the guest's agent runs one.
+fn check_services(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
+    for (name, guest) in &settings.guests {
+        if let [_, second, ..] = guest.services.as_slice() {
+            let path = ["guest", name.as_str(), "service", second.name.as_str()];
+            let text = format!("guest {name} has a service already, and a guest runs one");
+            return Err(source
+                .problem(&path, "Contradiction", text)
+                .accepts("a guest of its own for each service"));
+        }
+    }
+    Ok(())
 }
 
 fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
@@ -262,7 +298,7 @@ fn check_contract(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Pr
         digest: String::new(),
     };
     let all: BTreeSet<Name> = settings.guests.keys().cloned().collect();
-    let document = serde_json::to_vec(&settings.host_spec(&image, Some(&all)))
+    let document = serde_json::to_vec(&settings.host_spec(&image.into(), Some(&all)))
         .map_err(|error| source.problem(&[], "Invalid", error.to_string()))?;
     match HostSpec::parse(&document) {
         Ok(_) => Ok(()),
@@ -290,8 +326,13 @@ fn at_written_path(source: &Source<'_>, settings: &Settings, path: &str, problem
         Some(guest.services.get(index)?.name.as_str())
     });
     let mut written = vec!["guest", guest, key];
+    if let (true, Some(service)) = (path.ends_with("].requires"), service) {
+        written.extend([service, "requires"]);
+        return mesh::objection(source, settings, &written, problem);
+    }
     if key == "service" {
-        written.extend(service.into_iter().chain(["settings"]));
+        let below = index.map(|_| "settings");
+        written.extend(service.into_iter().chain(below));
     }
     let unit = if matches!(key, "memory" | "data") {
         " (MiB)"

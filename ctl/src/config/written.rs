@@ -73,6 +73,7 @@ pub(super) struct Guest {
 pub(super) struct Service {
     pub(super) kind: String,
     pub(super) port: Option<i64>,
+    pub(super) requires: Option<String>,
     pub(super) limits: Option<Limits>,
     #[serde(default)]
     pub(super) settings: BTreeMap<String, toml::Value>,

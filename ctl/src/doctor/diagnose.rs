@@ -25,28 +25,77 @@ pub(crate) fn diagnose(facts: &Facts) -> Diagnosis {
         findings.push(finding(facts, None, &host));
     }
     let mut guests = Vec::new();
-    for mut guest in observed::guests(facts) {
-        let explanations = judge(facts, &host, &mut guest);
+    let mut roots: Vec<Elsewhere> = Vec::new();
+    for mut guest in needed_first(observed::guests(facts)) {
+        let mut elsewhere = roots.clone();
+        elsewhere.retain(|root| guest.requires.iter().any(|(_, needed)| *needed == root.guest));
+        let explanations = judge(facts, &host, &mut guest, &elsewhere);
         for (about, explanation) in guest.observations.iter().zip(&explanations) {
             if *explanation == Explanation::Root {
                 findings.push(finding(facts, Some(&guest.name), about));
+                roots.extend(Elsewhere::of(&guest, about));
             }
         }
-        guests.push(report::guest(&guest, &host, &explanations));
+        guests.push(report::guest(&guest, &host, &elsewhere, &explanations));
     }
+    guests.sort_by(|a, b| a.name.cmp(&b.name));
     report::diagnosis(facts, &host, guests, findings)
 }
 
-/// Where in a guest's graph an observation is: the host agent, or one of the guest's own by its place in the list.
+/// What is broken in a guest that others need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    pub(super) guest: Name,
+    pub(super) level: Level,
+    pub(super) subject: String,
+}
+
+impl Elsewhere {
+    /// A root that keeps a guest's services from others; a forward or Tailscale of its own does not.
+    fn of(guest: &Guest, about: &Observation) -> Option<Self> {
+        let service = Level::Layer(Layer::Service);
+        let carries =
+            about.level == service || ancestors(service, TailscaleMode::Userspace).contains(&about.level);
+        carries.then(|| Self {
+            guest: guest.name.clone(),
+            level: about.level,
+            subject: about.subject.clone(),
+        })
+    }
+}
+
+/// The guests with each after all that it needs; nobody needs itself (the contract refuses that).
+fn needed_first(mut guests: Vec<Guest>) -> Vec<Guest> {
+    let mut sorted: Vec<Guest> = Vec::new();
+    while !guests.is_empty() {
+        let free = |guest: &Guest| {
+            let waits = |needed: &Name| guests.iter().any(|other| other.name == *needed);
+            !guest.requires.iter().any(|(_, needed)| waits(needed))
+        };
+        let next = guests.iter().position(free).unwrap_or(0);
+        sorted.push(guests.remove(next));
+    }
+    sorted
+}
+
+/// Where in a guest's graph an observation is: the host agent, one of the guest's own by its place in the list, or one
+/// of another guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Node {
     Host,
     Own(usize),
+    /// By its place among what is broken in the guests that this one needs.
+    Elsewhere(usize),
 }
 
 /// Explains each observation of a guest. One that is not ready never goes without a finding.
-fn judge(facts: &Facts, host: &Observation, guest: &mut Guest) -> Vec<Explanation<Node>> {
-    let mut explanations = explained(host, &guest.observations);
+fn judge(
+    facts: &Facts,
+    host: &Observation,
+    guest: &mut Guest,
+    elsewhere: &[Elsewhere],
+) -> Vec<Explanation<Node>> {
+    let mut explanations = explained(host, guest, elsewhere);
     let together = || guest.observations.iter().zip(&explanations);
     let is_explained = together().any(|(about, explanation)| {
         matches!(explanation, Explanation::Root | Explanation::Blocked(_)) && !advisory(about)
@@ -75,27 +124,49 @@ fn advisory(about: &Observation) -> bool {
     matches!(about.level, Level::Layer(layer) if layer.advisory())
 }
 
-fn explained(host: &Observation, observations: &[Observation]) -> Vec<Explanation<Node>> {
+fn explained(host: &Observation, guest: &Guest, elsewhere: &[Elsewhere]) -> Vec<Explanation<Node>> {
+    let observations = &guest.observations;
     let own = observations.iter().enumerate();
+    let others = (0..elsewhere.len()).map(|index| (Node::Elsewhere(index), Standing::Broken));
     let nodes: Vec<(Node, Standing)> = std::iter::once((Node::Host, standing(host)))
+        .chain(others)
         .chain(own.map(|(index, about)| (Node::Own(index), standing(about))))
         .collect();
     let level = |node: &Node| match node {
         Node::Host => host.level,
         Node::Own(index) => observations[*index].level,
+        Node::Elsewhere(index) => elsewhere[*index].level,
     };
     // No status tells the mode yet; a guest without Tailscale has no node for it.
     let mode = TailscaleMode::Userspace;
     let is_below = |low: &Node, high: &Node| {
-        ancestors(level(high), mode).contains(&level(low)) || acts(low, high, observations)
+        if let (Node::Elsewhere(index), Node::Own(own)) = (low, high) {
+            return stands_on(&observations[*own], guest, &elsewhere[*index]);
+        }
+        let both_here = !matches!((low, high), (Node::Elsewhere(_), _) | (_, Node::Elsewhere(_)));
+        let stands = both_here && ancestors(level(high), mode).contains(&level(low));
+        stands || acts(low, high, observations)
     };
-    explain(&nodes, is_below).split_off(1)
+    explain(&nodes, is_below).split_off(1 + elsewhere.len())
+}
+
+/// A service that needs another guest's stands on what is broken there, and its forwards do.
+fn stands_on(about: &Observation, guest: &Guest, broken: &Elsewhere) -> bool {
+    let mut needs = guest.requires.iter();
+    match about.level {
+        Level::Layer(Layer::Service) => needs.any(|(service, needed)| {
+            let whole = about.subject.strip_prefix(service.as_str());
+            *needed == broken.guest && whole.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        }),
+        Level::Layer(Layer::Forward) => needs.any(|(_, needed)| *needed == broken.guest),
+        _ => false,
+    }
 }
 
 /// Within the clock: the guest says why it does not follow, the host measures that it did not.
 fn acts(low: &Node, high: &Node, observations: &[Observation]) -> bool {
     let is = |node: &Node, subject: &str| match node {
-        Node::Host => false,
+        Node::Host | Node::Elsewhere(_) => false,
         Node::Own(index) => {
             let about = &observations[*index];
             about.level == Layer::Clock.into() && about.subject == subject

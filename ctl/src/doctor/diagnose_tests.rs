@@ -1,5 +1,5 @@
 use sovereign_protocol::record::Record;
-use sovereign_protocol::status::GuestStatus;
+use sovereign_protocol::status::{GuestStatus, RequiredStatus};
 
 use super::super::examples::{
     WELL, codes, healthy, inspection, killed, name, picture, report, seen, set, status, with_status,
@@ -507,5 +507,97 @@ fn the_json_and_its_schema_name_the_same_fields() {
     assert_eq!(
         known,
         &Level::ALL.map(|level| serde_json::Value::from(level.as_str()))
+    );
+}
+
+/// `web`, whose service needs that of `sql`.
+fn web() -> GuestStatus {
+    let mut web = status();
+    web.name = name("web");
+    web.requires = vec![RequiredStatus {
+        service: name("miniflux"),
+        of: "sql/postgres".into(),
+        status: True,
+    }];
+    let at = web.conditions.iter().position(|c| c.layer == Service).unwrap();
+    web.conditions[at].subject = "miniflux".into();
+    let mut edge = web.conditions[at].clone();
+    (edge.subject, edge.reason) = ("miniflux.requires".into(), "Met".into());
+    web.conditions.push(edge);
+    web
+}
+
+fn together(sql: GuestStatus, web: GuestStatus) -> Facts {
+    Facts {
+        agent: Agent::Answered(report(vec![sql, web])),
+        inspection: Ok(inspection(vec![])),
+        ..healthy()
+    }
+}
+
+/// Sets one condition of the service or its edge.
+fn says(guest: &mut GuestStatus, subject: &str, status: Status, reason: &str) {
+    let found = guest.conditions.iter_mut().find(|c| c.subject == subject);
+    let condition = found.unwrap();
+    (condition.status, condition.reason) = (status, reason.into());
+    guest.ready = guest.ready.and(status);
+}
+
+#[test]
+fn a_broken_service_explains_who_needs_it() {
+    let (mut sql, mut waits) = (status(), web());
+    says(&mut sql, "postgres", False, "CrashLoop");
+    says(&mut waits, "miniflux.requires", False, "WaitsFor");
+    for own in ["WaitsFor", "Broken"] {
+        says(&mut waits, "miniflux", False, own);
+        set(&mut waits, Forward, False, "NotListening", "refuses");
+        let diagnosis = diagnose(&together(sql.clone(), waits.clone()));
+        assert_eq!(codes(&diagnosis), [("service", "CrashLoop")], "{own}");
+        assert_eq!(diagnosis.findings[0].guest, Some(name("sql")));
+        let layers = &diagnosis.guests[1].layers;
+        for subject in ["miniflux", "miniflux.requires"] {
+            let found = layers.iter().find(|layer| layer.subject == subject).unwrap();
+            assert_eq!(found.verdict, Judgement::Blocked);
+            let by = &found.blocked_by[0];
+            assert_eq!(
+                (by.guest.as_ref(), by.subject.as_str()),
+                (Some(&name("sql")), "postgres")
+            );
+        }
+        let text = super::super::picture::picture(&diagnosis);
+        assert!(text.contains("(blocked by service postgres of sql)"), "{text}");
+    }
+}
+
+#[test]
+fn a_guest_that_another_needs_explains_it_from_its_lowest_layer_on() {
+    let (mut sql, mut waits) = (status(), web());
+    set(&mut sql, Vmm, False, "Panicked", "x");
+    session_lost(&mut sql);
+    says(&mut waits, "miniflux.requires", Unknown, "WaitsFor");
+    let diagnosis = diagnose(&together(sql, waits));
+    assert_eq!(codes(&diagnosis), [("vmm", "Panicked")]);
+}
+
+#[test]
+fn what_is_broken_in_the_guest_itself_is_its_own_and_an_edge_alone_is_a_finding() {
+    let mut own = web();
+    says(&mut own, "miniflux", False, "CrashLoop");
+    let diagnosis = diagnose(&together(status(), own));
+    assert_eq!(diagnosis.findings[0].guest, Some(name("web")));
+    let mut waits = web();
+    says(&mut waits, "miniflux.requires", Unknown, "WaitsFor");
+    assert_eq!(
+        codes(&diagnose(&together(status(), waits))),
+        [("service", "WaitsFor")]
+    );
+    // A broken forward of the other guest keeps nobody from its service.
+    let (mut sql, mut own) = (status(), web());
+    set(&mut sql, Forward, False, "PortUnavailable", "x");
+    says(&mut own, "miniflux", False, "Broken");
+    let diagnosis = diagnose(&together(sql, own));
+    assert_eq!(
+        codes(&diagnosis),
+        [("service", "Broken"), ("forward", "PortUnavailable")]
     );
 }

@@ -3,8 +3,9 @@
 use sovereign_protocol::condition::{Layer, Status, Verdict};
 use sovereign_protocol::inspection::{AgentSeen, GuestSeen, SocketSeen};
 use sovereign_protocol::layers::Level;
+use sovereign_protocol::mesh::ServiceRef;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::status::{GuestStatus, Phase};
+use sovereign_protocol::status::{GuestStatus, Phase, RequiredStatus};
 
 use super::facts::{Agent, Configuration, Facts};
 
@@ -47,6 +48,8 @@ pub(super) struct Guest {
     pub(super) phase: Option<Phase>,
     pub(super) ready: Option<Status>,
     pub(super) observations: Vec<Observation>,
+    /// What its services need of other guests: service, guest.
+    pub(super) requires: Vec<(String, Name)>,
 }
 
 pub(super) const HOST_AGENT: &str = "host agent";
@@ -179,7 +182,13 @@ fn reported(facts: &Facts, status: &GuestStatus) -> Option<Guest> {
         phase: Some(status.phase),
         ready: Some(status.ready),
         observations,
+        requires: status.requires.iter().filter_map(required).collect(),
     }))
+}
+
+fn required(required: &RequiredStatus) -> Option<(String, Name)> {
+    let of: ServiceRef = required.of.parse().ok()?;
+    Some((required.service.to_string(), of.guest))
 }
 
 /// The host measures clocks and sees its own side itself; the rest it has from the guest agent.
@@ -187,6 +196,7 @@ fn source(layer: Layer, subject: &str) -> &'static str {
     match layer {
         Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward => HOST_AGENT,
         Layer::Clock if subject == "offset" => HOST_AGENT,
+        Layer::Service if subject.ends_with(".requires") => HOST_AGENT,
         _ => GUEST_AGENT,
     }
 }
@@ -262,6 +272,7 @@ fn inspected(seen: &GuestSeen) -> Guest {
         phase: None,
         ready: None,
         observations,
+        requires: Vec::new(),
     })
 }
 

@@ -69,7 +69,14 @@ fn layers(guest: &GuestPicture) -> Vec<String> {
 fn places(places: &[Place]) -> String {
     let names: Vec<String> = places
         .iter()
-        .map(|place| line(format!("{} {}", place.layer, place.subject).trim_end()))
+        .map(|place| {
+            let guest = place.guest.as_ref();
+            let of = guest.map_or_else(String::new, |guest| format!(" of {guest}"));
+            line(&format!(
+                "{}{of}",
+                format!("{} {}", place.layer, place.subject).trim_end()
+            ))
+        })
         .collect();
     names.join(", ")
 }

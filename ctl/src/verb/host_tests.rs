@@ -12,7 +12,7 @@ fn started(context: &Context) -> FakeHost {
         digest: "d".into(),
     };
     let settings = config::parse(Path::new("s.toml"), &config::template()).unwrap();
-    FakeHost::start(&context.layout, settings.host_spec(&image, None))
+    FakeHost::start(&context.layout, settings.host_spec(&image.clone().into(), None))
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{HostSpec, Image};
+use sovereign_protocol::spec::HostSpec;
 use sovereign_protocol::status::Phase;
 use sovereign_reconcile::view::NetworkMode;
 
@@ -26,10 +26,11 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
     let settings = config::load(context)?;
     let names = super::up::wanted(&settings, only)?;
     let binaries = Binaries::find()?;
-    let built = image::find(context, &settings, &binaries)?;
+    let (images, missing) = image::find(context, &settings, &binaries)?;
     let mut found = look(context, &binaries).await?;
-    found.image = built.is_some();
-    let all = settings.host_spec(&built.unwrap_or_else(unknown_image), None);
+    found.image = missing.is_empty();
+    let all = settings.host_spec(&images, None);
+    let stays = settings.with_required(&found.running.union(&names).cloned().collect());
     let wanted = match only {
         None => all,
         // The other guests of the file stay as they are.
@@ -37,12 +38,12 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
             guests: all
                 .guests
                 .into_iter()
-                .filter(|(name, _)| names.contains(name) || found.running.contains(name))
+                .filter(|(name, _)| stays.contains(name))
                 .collect(),
             ..all
         },
     };
-    let steps = plan(&context.layout.instance, &wanted, &settings.recipe, &found).map_err(|error| {
+    let steps = plan(&context.layout.instance, &wanted, &missing, &found).map_err(|error| {
         CommandError::new(Kind::Configuration, "BadNetwork", "no network can be made of it").because(error)
     })?;
     if context.json {
@@ -104,15 +105,4 @@ async fn look(context: &Context, binaries: &Binaries) -> Result<Found, CommandEr
 /// True when somebody holds the private network of this instance; it outlives host agents.
 fn helper_answers(layout: &Layout) -> bool {
     std::os::unix::net::UnixStream::connect(layout.netns()).is_ok()
-}
-
-/// Stands in for what is not built yet; its files are not compared.
-fn unknown_image() -> Image {
-    Image {
-        kernel: "unbuilt".into(),
-        initramfs: "unbuilt".into(),
-        root: "unbuilt".into(),
-        agent: "unbuilt".into(),
-        digest: String::new(),
-    }
 }

@@ -69,6 +69,7 @@ fn at_rest(context: &Context) -> StatusReport {
         vmm: None,
         conditions: Vec::new(),
         forwards: Vec::new(),
+        requires: Vec::new(),
     });
     StatusReport {
         schema: SCHEMA.to_owned(),

@@ -37,6 +37,7 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         "sovereign up",
     );
     let built = image::make(context, &settings, &binaries, args.locked.lock_use()).await?;
+    let images = image::images(&built);
 
     context.when_interrupted(
         "interrupted; the host agent may run, `sovereign down` stops it",
@@ -47,8 +48,11 @@ pub(super) async fn run(context: &Context, args: Up) -> Result<(), CommandError>
         talk("host agent started");
     }
     let before = link.status().await?;
-    let only = args.name.is_some().then(|| beside_running(&before, &wanted));
-    let spec = settings.host_spec(&built.image, only.as_ref());
+    let only = args.name.is_some().then(|| {
+        let stays = beside_running(&before, &wanted);
+        settings.with_required(&stays)
+    });
+    let spec = settings.host_spec(&images, only.as_ref());
     tell_leaving(&before, &spec);
 
     // Subscribed before asked: no change after the apply can be missed.
@@ -75,7 +79,8 @@ pub(super) fn wanted(settings: &Settings, name: Option<&Name>) -> Result<BTreeSe
         return Ok(settings.guests.keys().cloned().collect());
     };
     if settings.guests.contains_key(name) {
-        return Ok(BTreeSet::from([name.clone()]));
+        // And what it requires: it would not become ready alone.
+        return Ok(settings.with_required(&BTreeSet::from([name.clone()])));
     }
     let known: Vec<&str> = settings.guests.keys().map(Name::as_str).collect();
     let message = format!(

@@ -12,6 +12,7 @@ use sovereign_guest_agent::core::world::{Effect, Event, World};
 use sovereign_guest_agent::engine::{self, Hands, Request};
 use sovereign_guest_agent::facts::BootFacts;
 use sovereign_guest_agent::handover::{self, Handover};
+use sovereign_guest_agent::miniflux::Miniflux;
 use sovereign_guest_agent::net::{self, kernel::Files};
 use sovereign_guest_agent::postgres::Postgres;
 use sovereign_guest_agent::server::Server;
@@ -19,7 +20,6 @@ use sovereign_guest_agent::{clock, log, observe, places, spawn, tailscale};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::limits::GUEST_EVENTS;
-use sovereign_protocol::secret::Secret;
 use sovereign_protocol::spec::ServiceKind;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -128,7 +128,7 @@ impl RealHands {
 }
 
 impl Hands for RealHands {
-    fn begin(&mut self, effect: Effect, password: Option<Secret>) {
+    fn begin(&mut self, effect: Effect) {
         match effect {
             Effect::Hostname(name) => note("hostname", set_hostname(name.as_str())),
             Effect::Clock(adjustment) => {
@@ -153,11 +153,13 @@ impl Hands for RealHands {
             }
             Effect::Answer(..) => {} // the engine's own
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
-            Effect::Service(service, action) => {
-                let ServiceKind::Postgres { .. } = &service.kind;
+            Effect::Service(brief, action) => {
                 let (events, mut queue) = mpsc::channel(SERVICE_EVENTS);
-                let (name, requests) = (service.name.clone(), self.requests.clone());
-                tokio::spawn(Postgres::new(service, password).act(action, events));
+                let (name, requests) = (brief.service.name.clone(), self.requests.clone());
+                match &brief.service.kind {
+                    ServiceKind::Postgres { .. } => tokio::spawn(Postgres::new(*brief).act(action, events)),
+                    ServiceKind::Miniflux { .. } => tokio::spawn(Miniflux::new(*brief).act(action, events)),
+                };
                 tokio::spawn(async move {
                     while let Some(event) = queue.recv().await {
                         let request = Request::Event(Event::Service(name.clone(), event));

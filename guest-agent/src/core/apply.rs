@@ -11,12 +11,14 @@ use std::collections::BTreeSet;
 
 use sovereign_protocol::condition::{Key, Layer, Verdict};
 use sovereign_protocol::interface::InterfaceSpec;
+use sovereign_protocol::mesh::Requirement;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Exposed, GuestSpec, Service, ServiceKind};
+use sovereign_protocol::spec::{Exposed, GuestSpec, ServiceKind};
 
+use super::brief::Brief;
 use super::net::{Order, Wanted};
-use super::service::{self, Machine, Progress, State};
-use super::world::{Effect, Kept, LOOK_VALID_MS, World, config_key};
+use super::service::{self, Progress, State};
+use super::world::{Effect, Kept, LOOK_VALID_MS, World, client_key, config_key};
 
 /// Who applied is answered within this time; what fails later is told by a condition alone.
 /// Below the deadline of the host's call (5 s).
@@ -87,17 +89,28 @@ impl Application {
 /// The first conflict in words.
 pub fn admit(spec: &GuestSpec) -> Result<(), String> {
     if spec.services.len() > 1 {
-        return Err("services: one PostgreSQL per guest is what this agent can run".to_owned());
+        return Err("services: one service per guest is what this agent can run".to_owned());
     }
     let printable = |secret: &Exposed| secret.0.reveal().bytes().all(|byte| (0x20..0x7f).contains(&byte));
     if let Some((name, _)) = spec.secrets.iter().find(|(_, secret)| !printable(secret)) {
         return Err(format!("secrets.{name}: only printable ASCII is accepted"));
     }
     for (index, service) in spec.services.iter().enumerate() {
-        let ServiceKind::Postgres { settings, port } = &service.kind;
-        if *port == 0 {
+        if service.kind.port() == 0 {
             return Err(format!("services[{index}].port: 0 is no port"));
         }
+        let settings = match &service.kind {
+            ServiceKind::Postgres { settings, .. } => settings,
+            ServiceKind::Miniflux { .. } => {
+                let key = Requirement::secret(&service.name);
+                if !spec.requirements.contains_key(&service.name) || !spec.secrets.contains_key(&key) {
+                    return Err(format!(
+                        "services[{index}]: its database or the password is missing"
+                    ));
+                }
+                continue;
+            }
+        };
         let reserved = |key: &&String| RESERVED.contains(&key.to_ascii_lowercase().as_str());
         if let Some(key) = settings.keys().find(reserved) {
             return Err(format!(
@@ -312,20 +325,25 @@ impl World {
     fn tell_services(&mut self, spec: &GuestSpec, now_ms: u64) -> Vec<Effect> {
         let mut told: Vec<(Name, service::Event)> = Vec::new();
         for service in &spec.services {
-            let secret = spec.secrets.get(service.name.as_str()).cloned();
-            match self.services.get_mut(&service.name) {
+            let (name, brief) = (&service.name, Brief::of(spec, service));
+            let required = brief.required();
+            match self.services.get_mut(name) {
                 Some(kept) => {
                     let leaving = matches!(kept.machine.state(), State::Stopping { .. } | State::Stopped);
-                    if kept.service != *service || kept.secret != secret || leaving {
-                        kept.service.clone_from(service);
-                        kept.secret = secret;
-                        told.push((service.name.clone(), service::Event::Changed));
+                    let news = kept.brief.required() != required;
+                    let changed = !kept.brief.is_same_order(&brief) || leaving;
+                    let gone = kept.replace(brief);
+                    for role in gone {
+                        self.feed.remove(&client_key(name, &role));
                     }
+                    // First: what cannot be used is no reason for a restart.
+                    told.extend(news.then(|| (name.clone(), service::Event::Required(required))));
+                    told.extend(changed.then(|| (name.clone(), service::Event::Changed)));
                 }
                 None => {
-                    self.services
-                        .insert(service.name.clone(), new_service(service, secret));
-                    told.push((service.name.clone(), service::Event::Disk(self.disk)));
+                    self.services.insert(name.clone(), Kept::new(brief));
+                    told.push((name.clone(), service::Event::Required(required)));
+                    told.push((name.clone(), service::Event::Disk(self.disk)));
                 }
             }
         }
@@ -337,14 +355,6 @@ impl World {
         told.into_iter()
             .filter_map(|(name, event)| self.service(&name, event, now_ms))
             .collect()
-    }
-}
-
-fn new_service(service: &Service, secret: Option<Exposed>) -> Kept {
-    Kept {
-        service: service.clone(),
-        secret,
-        machine: Machine::default(),
     }
 }
 

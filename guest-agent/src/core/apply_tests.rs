@@ -6,7 +6,7 @@ use sovereign_protocol::condition::Status;
 use sovereign_protocol::feed::Feed;
 
 use sovereign_protocol::secret::Secret;
-use sovereign_protocol::spec::TailscaleSpec;
+use sovereign_protocol::spec::{Service, TailscaleSpec};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -24,6 +24,7 @@ fn spec(revision: u64, port: u16, address: &str) -> GuestSpec {
                 port,
             },
             limits: None,
+            requires: None,
         }],
         secrets: std::collections::BTreeMap::new(),
         interface: Some(InterfaceSpec {
@@ -31,6 +32,8 @@ fn spec(revision: u64, port: u16, address: &str) -> GuestSpec {
             ..InterfaceSpec::default()
         }),
         tailscale: None,
+        requirements: std::collections::BTreeMap::new(),
+        clients: std::collections::BTreeMap::new(),
     }
 }
 
@@ -83,10 +86,7 @@ fn orders(effects: &[Effect]) -> Vec<Order> {
 
 fn actions(effects: &[Effect]) -> Vec<(u16, Action)> {
     let action = |effect: &Effect| match effect {
-        Effect::Service(service, action) => {
-            let ServiceKind::Postgres { port, .. } = &service.kind;
-            Some((*port, *action))
-        }
+        Effect::Service(service, action) => Some((service.service.kind.port(), *action)),
         _ => None,
     };
     effects.iter().filter_map(action).collect()

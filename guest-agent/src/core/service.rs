@@ -11,12 +11,17 @@ use std::collections::VecDeque;
 
 use sovereign_protocol::condition::{Status, Verdict};
 
+use super::brief::Required;
+pub use super::outcome::{Adjusted, LaunchError, Probe, Progress};
+
 /// Ends within [`CRASH_WINDOW_MS`] that make a crash loop.
 const CRASHES: usize = 5;
 /// See [`CRASHES`].
 const CRASH_WINDOW_MS: u64 = 60_000;
 const FIRST_PAUSE_MS: u64 = 200;
 const LONGEST_PAUSE_MS: u64 = 10_000;
+/// Between looks whether what it needs can be reached.
+const NOT_YET_MS: u64 = 1_000;
 /// Between tries of an adjustment that fails.
 const ADJUST_AGAIN_MS: u64 = 60_000;
 /// Between probes while the service is not ready.
@@ -33,7 +38,7 @@ pub const VALID_MS: u64 = 3 * PROBE_STEADY_MS;
 /// Where a service is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// The data disk is not known to be good.
+    /// The data disk is not known to be good, or what it needs of another guest cannot be used.
     Waiting,
     /// Its data directory and configuration are made, its process is started or adopted.
     Launching,
@@ -59,43 +64,6 @@ pub enum State {
     Stopped,
 }
 
-/// What a probe found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// Log-in, query, not in recovery.
-    Ready(String),
-    /// It answers that it recovers or starts up.
-    Recovering(String),
-    /// Nobody listens.
-    Refused(String),
-    /// Nothing came back in time.
-    Silent(String),
-    /// It answered something else.
-    Broken(String),
-}
-
-/// Why a launch failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LaunchError {
-    /// Trying again cannot help: code and evidence.
-    #[error("{1}")]
-    Hopeless(&'static str, String),
-    /// It may work next time.
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// How an adjustment to the specification came out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Adjusted {
-    /// All is as specified.
-    Done,
-    /// Some settings need a restart.
-    Restart(String),
-    /// It could not be done.
-    Failed(String),
-}
-
 /// What happens to a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -113,21 +81,12 @@ pub enum Event {
     Adjusted(Adjusted),
     /// Its specification is another one now.
     Changed,
+    /// Whether what it needs of another guest can be used; `None` when it needs nothing.
+    Required(Option<Required>),
     /// It is to stop.
     Stop,
     /// Time passes.
     Tick,
-}
-
-/// How far a service is with its specification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Progress {
-    /// It runs as specified.
-    Reached,
-    /// It is on its way.
-    Pending,
-    /// It does not run as specified; why.
-    Failed(String),
 }
 
 /// What is to be done for a service.
@@ -150,6 +109,7 @@ pub enum Action {
 pub struct Machine {
     state: State,
     disk: Status,
+    required: Option<Required>,
     verdict: Verdict,
     ends_ms: VecDeque<u64>,
     silent: u32,
@@ -168,6 +128,7 @@ impl Default for Machine {
         Self {
             state: State::Waiting,
             disk: Status::Unknown,
+            required: None,
             verdict: Verdict::unknown("Waiting", "the data disk was not looked at yet"),
             ends_ms: VecDeque::new(),
             silent: 0,
@@ -207,6 +168,8 @@ impl Machine {
         let up = self.state == State::Up && self.verdict.status == Status::True;
         match (&self.unadjusted, &self.state) {
             (Some(why), _) => Progress::Failed(why.clone()),
+            // What it needs lives elsewhere: going back to an older specification would not help it.
+            (None, State::Pausing { .. }) if self.required.is_some() => Progress::Pending,
             (None, State::Pausing { .. } | State::Stuck) => Progress::Failed(self.verdict.evidence.clone()),
             (None, State::Stopped) => Progress::Reached,
             (None, _) if up && self.adjusted && !self.adjusting => Progress::Reached,
@@ -243,6 +206,7 @@ impl Machine {
             Event::Probed(probe) => self.probed(probe, now_ms),
             Event::Adjusted(outcome) => self.adjusted(outcome, now_ms),
             Event::Changed => self.changed(),
+            Event::Required(required) => self.required(required, now_ms),
             Event::Stop => self.stop(now_ms, false),
             Event::Tick => self.tick(now_ms),
         }
@@ -250,18 +214,54 @@ impl Machine {
 
     fn disk(&mut self, status: Status) -> Option<Action> {
         self.disk = status;
-        match (&self.state, status) {
-            (State::Waiting, Status::True) => Some(self.launch()),
-            (State::Waiting, Status::False) => {
+        // A running service is left alone: it knows best what it can still do.
+        match self.state {
+            State::Waiting => self.begin(),
+            _ => None,
+        }
+    }
+
+    /// Launches, or waits for what a launch needs.
+    fn begin(&mut self) -> Option<Action> {
+        self.state = State::Waiting;
+        match (self.disk, &self.required) {
+            (Status::True, None | Some((Status::True, _))) => return Some(self.launch()),
+            (Status::True, Some((status, why))) => {
+                self.verdict = Verdict::new(*status, "WaitsFor", format!("not started: {why}"));
+            }
+            (Status::False, _) => {
                 self.verdict = Verdict::no(
                     "DiskMissing",
                     "not started: the data disk is not good (see layer disk)",
                 );
-                None
             }
-            // A running service is left alone: it knows best what it can still do.
+            (Status::Unknown, _) => {}
+        }
+        None
+    }
+
+    fn required(&mut self, required: Option<Required>, now_ms: u64) -> Option<Action> {
+        self.required = required;
+        match self.state {
+            State::Waiting => self.begin(),
+            State::Stuck if self.can_use() => {
+                self.ends_ms.clear();
+                self.begin()
+            }
+            // It goes on by itself; a look tells sooner how it is.
+            State::Starting | State::Up => {
+                self.next_probe_ms = self.next_probe_ms.min(now_ms);
+                self.adjust_if_due(now_ms)
+            }
             _ => None,
         }
+    }
+
+    /// Nothing is needed of another guest, or it can be used.
+    fn can_use(&self) -> bool {
+        self.required
+            .as_ref()
+            .is_none_or(|(status, _)| *status == Status::True)
     }
 
     fn launch(&mut self) -> Action {
@@ -296,6 +296,12 @@ impl Machine {
                 self.verdict = Verdict::no(reason, evidence);
             }
             Err(LaunchError::Failed(evidence)) => self.pause("LaunchFailed", &evidence, now_ms),
+            Err(LaunchError::NotYet(evidence)) => {
+                self.state = State::Pausing {
+                    until_ms: now_ms + NOT_YET_MS,
+                };
+                self.verdict = Verdict::no("Unreachable", format!("not started: {evidence}"));
+            }
         }
         None
     }
@@ -311,7 +317,7 @@ impl Machine {
 
     fn ended(&mut self, how: &str, now_ms: u64) -> Option<Action> {
         match self.state {
-            State::Stopping { again: true, .. } => Some(self.launch()),
+            State::Stopping { again: true, .. } => self.begin(),
             State::Stopping { again: false, .. } => self.stopped(),
             State::Launching | State::Starting | State::Up => {
                 self.pause("Ended", how, now_ms);
@@ -386,7 +392,9 @@ impl Machine {
     }
 
     fn adjust_if_due(&mut self, now_ms: u64) -> Option<Action> {
-        let due = self.verdict.status == Status::True
+        // One that needs another guest's may be unwell because it is to be changed: its database is elsewhere now.
+        let due = (self.verdict.status == Status::True || self.required.is_some())
+            && self.can_use() // else it would be restarted without what it needs
             && !self.adjusted
             && !self.adjusting
             && now_ms >= self.next_adjust_ms;
@@ -425,8 +433,7 @@ impl Machine {
             State::Up => self.adjust_if_due(0),
             State::Stuck | State::Stopped => {
                 self.ends_ms.clear();
-                self.state = State::Waiting;
-                self.disk(self.disk)
+                self.begin()
             }
             State::Pausing { .. } => {
                 self.ends_ms.clear();
@@ -473,7 +480,7 @@ impl Machine {
 
     fn tick(&mut self, now_ms: u64) -> Option<Action> {
         match self.state {
-            State::Pausing { until_ms } if now_ms >= until_ms => Some(self.launch()),
+            State::Pausing { until_ms } if now_ms >= until_ms => self.begin(),
             State::Stopping { since_ms, .. }
                 if !self.killed && now_ms.saturating_sub(since_ms) >= STOP_MS =>
             {

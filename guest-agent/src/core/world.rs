@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::feed::Feed;
+use sovereign_protocol::mesh::Role;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::secret::Secret;
-use sovereign_protocol::spec::{Exposed, GuestSpec, Service, ServiceKind};
+use sovereign_protocol::spec::{GuestSpec, Service, ServiceKind};
 use sovereign_protocol::v1::ClockCorrection;
 
 use super::apply::Application;
+use super::brief::Brief;
 use super::clock::{Adjustment, Discipline};
 use super::judge::{self, Miss};
 use super::net::Order;
-use super::service::{self, Action, Machine, State};
+use super::service::{self, Action, Machine, Progress, State};
 use crate::facts::BootFacts;
 
 /// Between ticks while something is not settled.
@@ -60,7 +61,7 @@ pub enum Effect {
     /// Name this guest.
     Hostname(Name),
     /// For a service that is, or was, specified like this.
-    Service(Service, Action),
+    Service(Box<Brief>, Action),
     /// Set or steer the clock.
     Clock(Adjustment),
     /// Make the interface like this; answered by [`Event::NetworkTaken`].
@@ -91,9 +92,47 @@ pub struct World {
 /// A service and what it was last told to be.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub(super) service: Service,
-    pub(super) secret: Option<Exposed>,
+    pub(super) brief: Brief,
     pub(super) machine: Machine,
+    /// The brief of which every client is known to have its role and database.
+    granted: Option<Brief>,
+}
+
+impl Kept {
+    pub(super) fn new(brief: Brief) -> Self {
+        Self {
+            brief,
+            machine: Machine::default(),
+            granted: None,
+        }
+    }
+
+    /// Tells it anew; the roles that are not its clients' any more.
+    pub(super) fn replace(&mut self, brief: Brief) -> Vec<Role> {
+        let old = std::mem::replace(&mut self.brief, brief).clients.into_iter();
+        let stays = |role: &Role| self.brief.clients.iter().any(|(client, _)| client.role == *role);
+        old.map(|(client, _)| client.role)
+            .filter(|role| !stays(role))
+            .collect()
+    }
+
+    /// Whether each client may log in.
+    fn clients(&mut self) -> Vec<(Role, Verdict)> {
+        if !self.brief.clients.is_empty() && self.machine.progress() == Progress::Reached {
+            self.granted = Some(self.brief.clone());
+        }
+        let granted = self.granted.as_ref().map_or(&[][..], |brief| &brief.clients);
+        let judged = self.brief.clients.iter().map(|client| {
+            let (role, from) = (&client.0.role, &client.0.from);
+            let from: Vec<String> = from.iter().map(ToString::to_string).collect();
+            let verdict = match granted.contains(client) {
+                true => Verdict::yes("Granted", format!("it may log in from {}", from.join(", "))),
+                false => Verdict::unknown("Granting", "role and database are being made"),
+            };
+            (role.clone(), verdict)
+        });
+        judged.collect()
+    }
 }
 
 impl World {
@@ -133,12 +172,6 @@ impl World {
     #[must_use]
     pub fn wanted(&self) -> Option<&GuestSpec> {
         self.application.wanted()
-    }
-
-    /// The secret of a service, as it was last told.
-    #[must_use]
-    pub fn secret(&self, service: &Name) -> Option<Secret> {
-        Some(self.services.get(service)?.secret.as_ref()?.0.clone())
     }
 
     /// Milliseconds until the next tick must come at the latest.
@@ -254,14 +287,19 @@ impl World {
         }
         // Only these tell something new about the service; the rest passes time.
         let seen = !matches!(event, service::Event::Tick | service::Event::Disk(_));
-        let Kept { service, machine, .. } = self.services.get_mut(name)?;
-        let before = machine.verdict().clone();
-        let action = machine.step(event, now_ms);
-        let effect = action.map(|action| Effect::Service(service.clone(), action));
+        let kept = self.services.get_mut(name)?;
+        let before = kept.machine.verdict().clone();
+        let action = kept.machine.step(event, now_ms);
+        let effect = action.map(|action| Effect::Service(Box::new(kept.brief.clone()), action));
+        let clients = kept.clients();
+        let machine = &kept.machine;
         let key = Key::new(Layer::Service, name.as_str());
         let config = config_key(name);
         if machine.state() == &State::Stopped && !is_wanted(self.application.wanted(), name) {
             self.services.remove(name);
+            for (role, _) in &clients {
+                self.feed.remove(&client_key(name, role));
+            }
             self.feed.remove(&key);
             self.feed.remove(&config);
             return effect;
@@ -270,6 +308,10 @@ impl World {
         if seen || rests || *machine.verdict() != before || self.feed.verdict(&key).is_none() {
             self.feed
                 .observe(key, machine.verdict().clone(), service::VALID_MS, now_ms);
+            for (role, verdict) in clients {
+                let key = client_key(name, &role);
+                self.feed.observe(key, verdict, service::VALID_MS, now_ms);
+            }
         }
         match machine.unadjusted().or_else(|| self.application.refusal(&config)) {
             Some(why) => {
@@ -328,6 +370,11 @@ pub(super) fn config_key(service: &Name) -> Key {
     Key::new(Layer::Service, format!("{service}.config"))
 }
 
+/// The condition of a service of another guest that logs in to this one.
+pub(super) fn client_key(service: &Name, role: &Role) -> Key {
+    Key::new(Layer::Service, format!("{service}.{role}"))
+}
+
 pub(super) fn is_wanted(spec: Option<&GuestSpec>, name: &Name) -> bool {
     spec.is_some_and(|spec| spec.services.iter().any(|service| service.name == *name))
 }
@@ -335,3 +382,7 @@ pub(super) fn is_wanted(spec: Option<&GuestSpec>, name: &Name) -> bool {
 #[cfg(test)]
 #[path = "world_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "ties_tests.rs"]
+mod ties_tests;

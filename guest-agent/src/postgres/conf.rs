@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{fs, io};
 
+use sovereign_protocol::mesh::Client;
+
 use crate::places;
 
 /// The role that the readiness probe logs in as; it may do what every role may do.
@@ -14,6 +16,7 @@ pub const SUPERUSER: &str = "postgres";
 /// The name of the map in pg_ident.conf.
 const MAP: &str = "sovereign";
 
+const HBA: &str = "pg_hba.conf";
 /// What the server has read: a copy, so that an adopting agent need not ask it to read again.
 const LOADED: &str = "loaded";
 
@@ -26,6 +29,8 @@ pub struct Settings {
     pub shared_memory: SharedMemory,
     /// The specification's own settings.
     pub lines: BTreeMap<String, String>,
+    /// Services of other guests that log in.
+    pub clients: Vec<Client>,
 }
 
 /// dynamic_shared_memory_type.
@@ -63,11 +68,17 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
     let port = settings.port.to_string();
     let hba = directory.join("pg_hba.conf").display().to_string();
     let ident = directory.join("pg_ident.conf").display().to_string();
+    // Every address: that of the card may come, go and change while the server runs. Who comes by it is let in by
+    // pg_hba.conf alone.
+    let addresses = match settings.clients.is_empty() {
+        true => "127.0.0.1",
+        false => "*",
+    };
     let ours = [
         ("hba_file", hba.as_str()),
         ("ident_file", ident.as_str()),
         ("port", port.as_str()),
-        ("listen_addresses", "127.0.0.1"),
+        ("listen_addresses", addresses),
         ("unix_socket_directories", places::PG_SOCKETS),
         ("dynamic_shared_memory_type", settings.shared_memory.as_str()),
         ("shared_buffers", "16MB"),
@@ -88,12 +99,20 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
     text
 }
 
-/// pg_hba.conf: users of the guest by who they are, everybody else by password.
+/// pg_hba.conf: users of the guest by who they are, everybody else by password; from other guests only who needs it,
+/// from its own addresses, as its own role, to its own database.
 #[must_use]
-pub fn pg_hba() -> String {
-    format!(
+pub fn pg_hba(clients: &[Client]) -> String {
+    let mut text = format!(
         "local all all peer map={MAP}\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
-    )
+    );
+    for Client { role, from } in clients {
+        for address in from {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            let _ = writeln!(text, "host \"{role}\" \"{role}\" {address}/{bits} scram-sha-256");
+        }
+    }
+    text
 }
 
 /// pg_ident.conf: root is the agent; every other user is the role of the same name.
@@ -115,7 +134,7 @@ fn quote(value: &str) -> String {
 pub fn write(directory: &Path, settings: &Settings, server_user: &str) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let files = [
-        ("pg_hba.conf", pg_hba()),
+        (HBA, pg_hba(&settings.clients)),
         ("pg_ident.conf", pg_ident(server_user)),
         ("postgresql.conf", postgresql_conf(directory, settings)),
     ];
@@ -132,7 +151,18 @@ pub fn write(directory: &Path, settings: &Settings, server_user: &str) -> io::Re
 /// # Errors
 /// The system's own.
 pub fn mark_loaded(directory: &Path) -> io::Result<()> {
-    fs::copy(directory.join("postgresql.conf"), directory.join(LOADED)).map(drop)
+    fs::write(directory.join(LOADED), readable(directory)?)
+}
+
+/// What a server reads again when it is asked to.
+fn readable(directory: &Path) -> io::Result<Vec<u8>> {
+    let (conf, hba) = (directory.join("postgresql.conf"), directory.join(HBA));
+    let mut all = fs::read(conf)?;
+    all.extend(match fs::read(hba) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        hba => hba?,
+    });
+    Ok(all)
 }
 
 /// Notes that the server is about to read another configuration.
@@ -155,14 +185,16 @@ pub fn was_loaded(directory: &Path) -> bool {
 /// True when the files hold these settings already.
 #[must_use]
 pub fn is_written(directory: &Path, settings: &Settings) -> bool {
-    let text = fs::read_to_string(directory.join("postgresql.conf"));
-    text.is_ok_and(|text| text == postgresql_conf(directory, settings))
+    let has = |name: &str, wanted: String| {
+        fs::read(directory.join(name)).is_ok_and(|text| text == wanted.as_bytes())
+    };
+    has("postgresql.conf", postgresql_conf(directory, settings)) && has(HBA, pg_hba(&settings.clients))
 }
 
 /// True when the server has read the configuration as it is now.
 #[must_use]
 pub fn is_loaded(directory: &Path) -> bool {
-    let wanted = fs::read(directory.join("postgresql.conf")).ok();
+    let wanted = readable(directory).ok();
     wanted.is_some() && wanted == fs::read(directory.join(LOADED)).ok()
 }
 
@@ -179,6 +211,7 @@ mod tests {
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
+            clients: Vec::new(),
         }
     }
 
@@ -197,10 +230,38 @@ mod tests {
         );
     }
 
+    fn client(from: &str) -> Client {
+        serde_json::from_str(&format!(r#"{{"role":"web_mini-flux","from":["{from}"]}}"#)).unwrap()
+    }
+
+    #[test]
+    fn another_guest_is_let_in_from_its_address_to_its_own_database_alone() {
+        let mut with = settings(&[]);
+        assert!(postgresql_conf(Path::new("/x"), &with).contains("listen_addresses = '127.0.0.1'\n"));
+        with.clients = vec![client("10.0.0.3"), client("fd00::3")];
+        assert!(postgresql_conf(Path::new("/x"), &with).contains("listen_addresses = '*'\n"));
+        let text = pg_hba(&with.clients);
+        let more = text.strip_prefix(&pg_hba(&[])).unwrap();
+        assert_eq!(
+            more,
+            "host \"web_mini-flux\" \"web_mini-flux\" 10.0.0.3/32 scram-sha-256\n\
+             host \"web_mini-flux\" \"web_mini-flux\" fd00::3/128 scram-sha-256\n"
+        );
+        // A changed address changes only this file, and is to be read all the same.
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &with, "postgres").unwrap();
+        mark_loaded(directory.path()).unwrap();
+        assert!(is_loaded(directory.path()) && is_written(directory.path(), &with));
+        with.clients[0] = client("10.0.0.4");
+        assert!(!is_written(directory.path(), &with));
+        write(directory.path(), &with, "postgres").unwrap();
+        assert!(!is_loaded(directory.path()));
+    }
+
     #[test]
     fn nobody_is_let_in_by_trust() {
         assert!(
-            pg_hba()
+            pg_hba(&[client("10.0.0.3")])
                 .lines()
                 .all(|line| line.ends_with("scram-sha-256") || line.contains(" peer "))
         );
@@ -258,7 +319,7 @@ mod tests {
     #[test]
     fn users_of_the_guest_are_who_they_are_and_everybody_else_has_a_password() {
         assert_eq!(
-            pg_hba(),
+            pg_hba(&[]),
             "local all all peer map=sovereign\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
         );
     }

@@ -1,38 +1,38 @@
 //! PostgreSQL: from an action of the core to files, processes and sessions, and back to an event.
 //!
-//! `conf` writes texts, `cluster` owns the data directory, `process` the cgroup and the
-//! postmaster, `session` talks to it. What is to be done is decided in `core`.
+//! `conf` writes texts, `cluster` owns the data directory, `session` talks to the server. What is to be done is decided in `core`.
 
 pub mod client;
 pub mod cluster;
 pub mod conf;
-pub mod process;
 pub mod scram;
 pub mod session;
 
 use std::path::Path;
 
+use nix::sys::signal::Signal;
+use sovereign_protocol::mesh::Client;
 use sovereign_protocol::secret::Secret;
-use sovereign_protocol::spec::{Limits, Service, ServiceKind};
+use sovereign_protocol::spec::{Limits, ServiceKind};
 use tokio::sync::mpsc;
 
 use crate::cgroup::Cgroup;
+use crate::core::brief::Brief;
 use crate::core::service::{Action, Adjusted, Event, LaunchError, Probe};
-use crate::{clock, log, places};
+use crate::{clock, log, places, process};
 use cluster::Cluster;
 
 /// One PostgreSQL as it is to run.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    service: Service,
-    password: Option<Secret>,
+    brief: Brief,
 }
 
 impl Postgres {
-    /// A PostgreSQL with the password of its superuser, if it is to have one.
+    /// A PostgreSQL by its part of the specification.
     #[must_use]
-    pub fn new(service: Service, password: Option<Secret>) -> Self {
-        Self { service, password }
+    pub fn new(brief: Brief) -> Self {
+        Self { brief }
     }
 
     /// Does it and sends what came of it; for [`Action::Launch`] also the end of the process.
@@ -42,7 +42,7 @@ impl Postgres {
             Action::Probe => Event::Probed(self.probe().await),
             Action::Adjust => Event::Adjusted(self.adjust().await.unwrap_or_else(Adjusted::Failed)),
             Action::Stop => {
-                process::stop(&self.cgroup(), cluster::any_main_pid());
+                process::stop(&self.cgroup(), cluster::any_main_pid(), Signal::SIGINT);
                 return;
             }
             Action::Kill => {
@@ -80,7 +80,7 @@ impl Postgres {
         if let Some(how) = self.missed(&cluster) {
             let _ = events.send(Event::Missed(how)).await; // nobody listens when the agent ends
         }
-        cluster.prepare(self.password.as_ref()).await?;
+        cluster.prepare(self.password()).await?;
         let settings = self.settings();
         conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name())
             .map_err(failed("write the configuration"))?;
@@ -93,7 +93,7 @@ impl Postgres {
             // It starts all the same; the adjustment, which follows, fails and is told.
             log::line("a limit cannot be set", &[("error", &error)]);
         }
-        process::start(&cgroup, &cluster.command()).map_err(failed("start postgres"))
+        process::start(&cgroup, cluster::USER, &cluster.command(), None).map_err(failed("start postgres"))
     }
 
     async fn probe(&self) -> Probe {
@@ -121,7 +121,7 @@ impl Postgres {
             // From here on it is not known what the server has read, until it says so.
             conf::forget_loaded(directory).map_err(written)?;
         }
-        let adjusted = session::adjust(&self.target(), self.password.as_ref(), reload).await?;
+        let adjusted = session::adjust(&self.target(), self.password(), &self.grants(), reload).await?;
         if adjusted == Adjusted::Done {
             conf::mark_loaded(directory).map_err(written)?;
         }
@@ -129,20 +129,23 @@ impl Postgres {
     }
 
     fn settings(&self) -> conf::Settings {
-        let ServiceKind::Postgres { settings, port } = &self.service.kind;
+        let lines = match &self.brief.service.kind {
+            ServiceKind::Postgres { settings, .. } => settings.clone(),
+            ServiceKind::Miniflux { .. } => std::collections::BTreeMap::new(), // never this one's
+        };
         conf::Settings {
-            port: *port,
+            port: self.brief.service.kind.port(),
             shared_memory: conf::SharedMemory::probe(Path::new("/dev/shm")),
-            lines: settings.clone(),
+            lines,
+            clients: self.clients().cloned().collect(),
         }
     }
 
     /// Where the running server listens, which is not yet the specified port after a change of port.
     fn target(&self) -> session::Target {
-        let ServiceKind::Postgres { port, .. } = &self.service.kind;
         session::Target {
             sockets: places::PG_SOCKETS.into(),
-            port: cluster::running_port().unwrap_or(*port),
+            port: cluster::running_port().unwrap_or(self.brief.service.kind.port()),
         }
     }
 
@@ -158,11 +161,31 @@ impl Postgres {
         )
     }
 
+    fn password(&self) -> Option<&Secret> {
+        self.brief.password.as_ref().map(|password| &password.0)
+    }
+
+    fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.brief.clients.iter().map(|(client, _)| client)
+    }
+
+    /// One without a password could not log in: it is not made.
+    fn grants(&self) -> Vec<session::Grant> {
+        let clients = self.brief.clients.iter();
+        let grants = clients.filter_map(|(client, password)| {
+            Some(session::Grant {
+                role: client.role.clone(),
+                password: password.as_ref()?.0.clone(),
+            })
+        });
+        grants.collect()
+    }
+
     fn limits(&self) -> Limits {
-        self.service.limits.clone().unwrap_or_default()
+        self.brief.service.limits.clone().unwrap_or_default()
     }
 
     fn cgroup(&self) -> Cgroup {
-        Cgroup::of_service(self.service.name.as_str())
+        Cgroup::of_service(self.brief.service.name.as_str())
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sovereign_protocol::mesh::Role;
 use sovereign_protocol::secret::Secret;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -99,12 +100,23 @@ async fn log_in(target: &Target, role: &str) -> Result<Client<UnixStream>, PgErr
 ///
 /// # Errors
 /// What stands in the way, in words without secrets.
-pub async fn adjust(target: &Target, password: Option<&Secret>, reload: bool) -> Result<Adjusted, String> {
+pub async fn adjust(
+    target: &Target,
+    password: Option<&Secret>,
+    grants: &[Grant],
+    reload: bool,
+) -> Result<Adjusted, String> {
     let adjusted = async {
         if let Some(password) = password {
-            set_password(target, password)
+            let mut superuser = log_in(target, SUPERUSER).await.map_err(|error| chain(&error))?;
+            set_password(&mut superuser, SUPERUSER, password)
                 .await
                 .map_err(|error| format!("set the password of {SUPERUSER}: {}", chain(&error)))?;
+        }
+        for wanted in grants {
+            grant(target, wanted)
+                .await
+                .map_err(|error| format!("make role and database {}: {}", wanted.role, chain(&error)))?;
         }
         if !reload {
             return Ok(Adjusted::Done);
@@ -119,13 +131,13 @@ pub async fn adjust(target: &Target, password: Option<&Secret>, reload: bool) ->
 }
 
 /// Looks first whether it is that password, so that a restart of the agent writes nothing.
-async fn set_password(target: &Target, password: &Secret) -> Result<(), PgError> {
-    let mut superuser = log_in(target, SUPERUSER).await?;
-    let kept = superuser
-        .query(&format!(
-            "SELECT rolpassword FROM pg_authid WHERE rolname = '{SUPERUSER}'"
-        ))
-        .await?;
+async fn set_password(
+    superuser: &mut Client<UnixStream>,
+    role: &str,
+    password: &Secret,
+) -> Result<(), PgError> {
+    let query = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{role}'");
+    let kept = superuser.query(&query).await?;
     let mut kept = kept.into_iter().flatten().flatten();
     if kept.any(|verifier| scram::matches(&verifier, password.reveal())) {
         return Ok(());
@@ -134,8 +146,38 @@ async fn set_password(target: &Target, password: &Secret) -> Result<(), PgError>
     getrandom::fill(&mut salt).map_err(|error| PgError::Stream(io::Error::other(error)))?;
     // The verifier and not the password: a failing statement is logged.
     let verifier = scram::verifier(password.reveal(), &salt);
-    let statement = format!("ALTER ROLE {SUPERUSER} PASSWORD '{verifier}'");
+    let statement = format!("ALTER ROLE \"{role}\" PASSWORD '{verifier}'");
     superuser.query(&statement).await.map(drop)
+}
+
+/// A role of another guest's service, and the database of its name that it owns.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The role.
+    pub role: Role,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// Makes what is missing of a role and its database; changes nothing that is as it should be. What a role owns stays
+/// when nobody is granted it any more: pg_hba.conf no longer lets it in.
+async fn grant(target: &Target, wanted: &Grant) -> Result<(), PgError> {
+    let role = wanted.role.as_str(); // no quote can be in it
+    let mut superuser = log_in(target, SUPERUSER).await?;
+    let there = |table: &str, column: &str| format!("SELECT 1 FROM {table} WHERE {column} = '{role}'");
+    if superuser.query(&there("pg_roles", "rolname")).await?.is_empty() {
+        superuser.query(&format!("CREATE ROLE \"{role}\" LOGIN")).await?;
+    }
+    set_password(&mut superuser, role, &wanted.password).await?;
+    if superuser
+        .query(&there("pg_database", "datname"))
+        .await?
+        .is_empty()
+    {
+        let statement = format!("CREATE DATABASE \"{role}\" OWNER \"{role}\"");
+        superuser.query(&statement).await?;
+    }
+    Ok(())
 }
 
 async fn reload(target: &Target) -> Result<Result<Adjusted, String>, PgError> {

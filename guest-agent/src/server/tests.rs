@@ -10,7 +10,6 @@ use sovereign_protocol::condition::{Key, Layer, Verdict};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::{BootKey, dial};
 use sovereign_protocol::operation::OperationId;
-use sovereign_protocol::secret::Secret;
 use sovereign_protocol::service::GuestClient;
 use sovereign_protocol::transport::bind_unix;
 use sovereign_protocol::v1::{Document, Ping, Refusal};
@@ -23,7 +22,7 @@ use tokio::time::Instant;
 struct Recorder(mpsc::UnboundedSender<Effect>);
 
 impl Hands for Recorder {
-    fn begin(&mut self, effect: Effect, _: Option<Secret>) {
+    fn begin(&mut self, effect: Effect) {
         let _ = self.0.send(effect);
     }
     fn alive(&mut self) {}

@@ -1,8 +1,7 @@
 //! Watches tailscaled by asking its LocalAPI, while the specification wants Tailscale. Changes nothing in it.
 //!
-//! `http` reads the answer, `status` judges it.
+//! `status` judges the answer.
 
-pub mod http;
 pub mod status;
 
 use std::io;
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::core::world::Event;
 use crate::engine::Request;
-use crate::log;
+use crate::{http, log};
 use status::Answer;
 
 /// An answer must be there within this time.

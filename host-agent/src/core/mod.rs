@@ -5,6 +5,7 @@
 
 mod allowance;
 mod backoff;
+mod mesh;
 mod network;
 mod observe;
 mod report;
@@ -13,6 +14,7 @@ mod world;
 
 pub use allowance::Allowance;
 pub use backoff::{Backoff, Next};
+pub use mesh::Ties;
 pub(crate) use observe::vmm_verdict;
 #[cfg(test)]
 pub(crate) use world::tests::config as test_config;

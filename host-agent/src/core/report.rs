@@ -23,7 +23,12 @@ impl World {
         let guests = self.guests.iter().map(|(name, guest)| {
             let ready = readiness.get(name).copied().unwrap_or(Status::Unknown);
             let conditions = conditions.remove(name.as_str()).unwrap_or_default();
-            guest_report(name, guest, ready, &conditions, now_ms, &when)
+            let required = self.required(name, guest);
+            let report = guest_report(name, guest, ready, &conditions, now_ms, &when);
+            GuestStatus {
+                requires: required,
+                ..report
+            }
         });
         StatusReport {
             schema: SCHEMA.to_owned(),
@@ -129,6 +134,7 @@ fn guest_report(
             .iter()
             .map(|c| condition_report(name, c, now_ms, when))
             .collect(),
+        requires: Vec::new(),
     }
 }
 

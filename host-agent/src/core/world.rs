@@ -12,6 +12,7 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::backoff::{Backoff, Next};
+use super::mesh::{self, Edge};
 use super::network::Network;
 use super::observe::forget_forwards;
 use super::wedge::Wedge;
@@ -106,7 +107,7 @@ pub(super) struct Guest {
     pub(super) machine: Option<Machine>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
-    start_at_ms: Option<u64>,
+    pub(super) start_at_ms: Option<u64>,
     backoff: Backoff,
     serving: bool,
     pub(super) wedge: Wedge,
@@ -123,6 +124,8 @@ pub struct World {
     /// How far each guest's journal was read; outlives boots and agents.
     pub(super) read: BTreeMap<Name, Cursor>,
     pub(super) network: Network,
+    /// What services need of other guests, by guest and service.
+    pub(super) edges: BTreeMap<(Name, Name), Edge>,
     spec: Option<HostSpec>,
     stopping: bool,
 }
@@ -137,6 +140,7 @@ impl World {
             revision: 0,
             read: BTreeMap::new(),
             network: Network::default(),
+            edges: BTreeMap::new(),
             spec: None,
             stopping: false,
         }
@@ -198,10 +202,12 @@ impl World {
             Event::Network(event) => self.network_event(event, now_ms),
             other => self.observe(other, now_ms),
         }
+        self.stop_due(&mut effects);
         self.start_due(now_ms, &mut effects);
         self.end_wedged(now_ms, &mut effects);
         self.judge_machines(now_ms);
         self.judge_cards(now_ms);
+        self.judge_edges(now_ms, &mut effects);
         self.judge_ready(now_ms, &mut effects);
         effects
     }
@@ -282,7 +288,13 @@ impl World {
     }
 
     fn apply(&mut self, spec: HostSpec, now_ms: u64, effects: &mut Vec<Effect>) {
-        let before = self.spec.as_ref().and_then(|spec| spec.network.clone());
+        let old = self.spec.clone();
+        let before = old.as_ref().and_then(|spec| spec.network.clone());
+        let tied = |name: &Name| {
+            let old = old.as_ref().map(|old| mesh::ties(old, name));
+            old.is_some_and(|old| old != mesh::ties(&spec, name))
+        };
+        let tied: BTreeSet<Name> = spec.guests.keys().filter(|name| tied(name)).cloned().collect();
         if !self.wants(&spec) {
             self.revision += 1;
             self.spec = Some(spec.clone());
@@ -296,22 +308,25 @@ impl World {
         for (name, guest) in &mut self.guests {
             if !spec.guests.contains_key(name) {
                 guest.wanted = false;
-                guest.stop(name, effects);
+                guest.start_at_ms = None;
             }
         }
+        self.stop_due(effects);
         for (name, config) in spec.guests {
             let guest = self
                 .guests
                 .entry(name.clone())
                 .or_insert_with(|| Guest::new(config.clone(), now_ms));
-            if guest.config != config || guest.spec_revision == 0 {
+            let is_tied = tied.contains(&name);
+            if guest.config != config || guest.spec_revision == 0 || is_tied {
                 forget_forwards(&mut self.feed, &name, &guest.config, &config);
-                let told = guest.spec_revision == 0 || concerns_guest(&name, &guest.config, &config);
+                let told =
+                    guest.spec_revision == 0 || is_tied || concerns_guest(&name, &guest.config, &config);
                 if told {
                     guest.spec_revision = self.revision;
                 }
                 guest.config = config;
-                if told && guest.phase == Phase::Running {
+                if told && matches!(guest.phase, Phase::Starting | Phase::Running) {
                     effects.push(Effect::Push(
                         name.clone(),
                         guest.config.clone(),
@@ -367,10 +382,11 @@ impl World {
 
     fn stop_all(&mut self, effects: &mut Vec<Effect>) {
         self.stopping = true;
-        for (name, guest) in &mut self.guests {
+        for guest in self.guests.values_mut() {
             guest.wanted = false;
-            guest.stop(name, effects);
+            guest.start_at_ms = None;
         }
+        self.stop_due(effects);
     }
 
     fn start_due(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
@@ -483,7 +499,7 @@ impl Guest {
         }
     }
 
-    fn stop(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+    pub(super) fn stop(&mut self, name: &Name, effects: &mut Vec<Effect>) {
         self.start_at_ms = None;
         match self.phase {
             Phase::Starting | Phase::Running => {
@@ -507,6 +523,7 @@ pub(super) fn host_owned(layer: Layer, subject: &str) -> bool {
     match layer {
         Layer::Vmm | Layer::Session | Layer::Tap | Layer::Routing | Layer::Nat | Layer::Forward => true,
         Layer::Clock => subject == OFFSET,
+        Layer::Service => mesh::is_requirement(subject),
         _ => false,
     }
 }

@@ -33,6 +33,7 @@ pub(crate) fn config(port: u16) -> GuestConfig {
                 port,
             },
             limits: None,
+            requires: None,
         }],
         forwards: vec![Forward {
             name: postgres,

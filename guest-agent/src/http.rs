@@ -1,4 +1,4 @@
-//! One GET over HTTP/1.1: strict, bounded, for a server on a Unix socket that we ask and do not trust.
+//! One GET over HTTP/1.1: strict, bounded, for a server in the guest that we ask and do not trust.
 //!
 //! Own code and not hyper, whose client adds 253 KB to a static binary (measured) with a budget of 2.5 MB.
 //! The request says `Connection: close`; nothing is ever reused.

@@ -84,20 +84,24 @@ fn watch(pid: u32) -> io::Result<Option<Receiver>> {
     }
 }
 
-/// Starts the program in its cgroup.
+/// Starts the program in its cgroup as a user; it speaks on the console unless it is given another place.
 ///
 /// # Errors
 /// The system's own.
-pub fn start(cgroup: &Cgroup, command: &(PathBuf, Vec<OsString>)) -> io::Result<Running> {
-    let child = Command::new(places::GUEST)
-        .args(spawn::arguments(
-            cgroup.path(),
-            super::cluster::USER,
-            &command.0,
-            &command.1,
-        ))
-        .stdin(Stdio::null())
-        .spawn()?;
+pub fn start(
+    cgroup: &Cgroup,
+    user: &str,
+    command: &(PathBuf, Vec<OsString>),
+    output: Option<File>,
+) -> io::Result<Running> {
+    let mut start = Command::new(places::GUEST);
+    start
+        .args(spawn::arguments(cgroup.path(), user, &command.0, &command.1))
+        .stdin(Stdio::null());
+    if let Some(output) = output {
+        start.stdout(output.try_clone()?).stderr(output);
+    }
+    let child = start.spawn()?;
     Ok(Running {
         main: Main::Child(child),
         cgroup: cgroup.clone(),
@@ -105,6 +109,15 @@ pub fn start(cgroup: &Cgroup, command: &(PathBuf, Vec<OsString>)) -> io::Result<
 }
 
 impl Running {
+    /// The main process, while it was not waited for.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match &self.main {
+            Main::Child(child) => child.id(),
+            Main::Adopted { pid, .. } => Some(*pid),
+        }
+    }
+
     /// Waits for the end of the main process and then of everything in the cgroup; how it ended, in words.
     pub async fn ended(self) -> String {
         let how = match self.main {
@@ -144,11 +157,11 @@ pub fn missed(file: &Path, main: u32, agent_since_ms: u64) -> Option<String> {
     (exit.at_ms < agent_since_ms).then(|| exit.describe())
 }
 
-/// Asks the main process for a fast stop; without one everything in the cgroup is asked to end.
-pub fn stop(cgroup: &Cgroup, main: Option<u32>) {
+/// Asks the main process to end by its own signal; without one everything in the cgroup is asked by SIGTERM.
+pub fn stop(cgroup: &Cgroup, main: Option<u32>, by: Signal) {
     let members = cgroup.members().unwrap_or_default();
     match main.filter(|pid| members.contains(pid)) {
-        Some(pid) => signal(pid, Signal::SIGINT),
+        Some(pid) => signal(pid, by),
         None => members.iter().for_each(|pid| signal(*pid, Signal::SIGTERM)),
     }
 }
