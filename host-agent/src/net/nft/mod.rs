@@ -13,6 +13,8 @@ use sovereign_reconcile::nft::{Family, Tables, mark, marked};
 
 pub(crate) mod attributes;
 mod expressions;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod monitor;
 mod probe;
 pub(crate) mod socket;
