@@ -226,9 +226,10 @@ fn settings_that_we_never_use_make_a_step_unknown() {
             .count()
     };
     assert_eq!(count(&read(&written(&wanted))), 0);
-    // masquerade with a port, a step of another kind, and a list that is none
+    // masquerade to ports, at random, a step of another kind, and a list that is none
     for (name, bytes) in [
-        ("masq", &[8, 0, 1, 0, 0, 0, 0, 4][..]),
+        ("masq", &[8, 0, 2, 0, 0, 0, 0, 1][..]),
+        ("masq", &[8, 0, 1, 0, 0, 0, 0, 4]),
         ("limit", &[]),
         ("masq", &[1]),
     ] {
