@@ -1,5 +1,6 @@
 //! What the host reads of VMMs, shims and guests' memory.
 
+use sovereign_host_agent::net::nft::fuzz as nft;
 use sovereign_host_agent::shim::contract::{ExitRecord, Message, Request, ShimConfig};
 use sovereign_host_agent::shim::qmp as protocol;
 use sovereign_host_agent::vsock::fuzz;
@@ -33,4 +34,12 @@ pub(crate) fn vsock_connection(data: &[u8]) {
 
 pub(crate) fn vsock_ring(data: &[u8]) {
     fuzz::ring(data);
+}
+
+pub(crate) fn nft_tables(data: &[u8]) {
+    nft::tables(data);
+}
+
+pub(crate) fn connections(data: &[u8]) {
+    nft::connections(data);
 }

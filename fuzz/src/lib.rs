@@ -26,7 +26,7 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 31] = [
+pub const TARGETS: [Target; 33] = [
     target("codec-request", protocol::codec_request),
     target("codec-response", protocol::codec_response),
     target("handshake-accept", protocol::handshake_accept),
@@ -43,6 +43,8 @@ pub const TARGETS: [Target; 31] = [
     target("vsock-header", host::vsock_header),
     target("vsock-connection", host::vsock_connection),
     target("vsock-ring", host::vsock_ring),
+    target("nft-tables", host::nft_tables),
+    target("connections", host::connections),
     target("localapi-http", guest::localapi_http),
     target("tailscale-status", guest::tailscale_status),
     target("postgres", guest::postgres),

@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use sovereign_tests::net::{Agent, Lan, Place, TAG, can_run};
+use sovereign_tests::seat::NOBODY;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_nft-agent");
 /// Tables of others, with what ours do not have.
@@ -313,6 +314,71 @@ fn lost_news_are_told_and_a_thousand_objects_are_one_batch() -> Result<()> {
     )?;
     done(&mut agent, "replace")?;
     as_wanted(&mut agent)?;
+    done(&mut agent, "replace")?;
+    as_wanted(&mut agent)
+}
+
+#[test]
+fn a_probe_names_the_first_thing_that_does_not_work() -> Result<()> {
+    if !can_run("a_probe_names") {
+        return Ok(());
+    }
+    let lan = lan()?;
+    // No name of a table is that long.
+    let tag = "a".repeat(300);
+    let answer = tell(&mut lan.filter(&tag)?, "probe")?;
+    let expected = format!("nf_tables is of no use here: table inet {tag}-probe");
+    ensure!(answer.starts_with(&expected), "{answer}");
+    // Without the right, nothing is heard of changes and none is made.
+    let words = ["setpriv", "--bounding-set", "-net_admin", AGENT, "run", TAG];
+    ensure!(lan.program(Place::Host, &words)?.expect("runs").is_err());
+    Ok(())
+}
+
+#[test]
+fn an_ordinary_user_has_all_of_it_in_a_namespace_of_its_own() -> Result<()> {
+    if !can_run("an_ordinary_user_has_all_of_it") {
+        return Ok(());
+    }
+    let lan = lan()?;
+    let copy = tempfile::Builder::new().prefix("svl").tempdir_in("/tmp")?;
+    std::fs::set_permissions(copy.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let program = copy.path().join("agent");
+    std::fs::copy(AGENT, &program)?; // its own directory may be closed to the user
+    let program = program.to_str().context("a path that is no text")?;
+    let user = NOBODY.to_string();
+    let words = [
+        "setpriv",
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "--",
+    ];
+    let words = [
+        &words[..],
+        &[
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--net",
+            "--",
+            program,
+            "run",
+            TAG,
+        ],
+    ]
+    .concat();
+    let mut agent = lan.program(Place::Host, &words)?;
+    agent.expect("runs")?;
+    let probed = tell(&mut agent, "probe")?;
+    ensure!(["Owned", "Plain"].contains(&probed.as_str()), "{probed}");
+    if probed == "Owned" {
+        done(&mut agent, "own")?;
+    }
+    // Larger than the socket's own buffer.
+    done(&mut agent, "want out senders=200 forwards=1000")?;
     done(&mut agent, "replace")?;
     as_wanted(&mut agent)
 }

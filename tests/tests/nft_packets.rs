@@ -158,10 +158,23 @@ fn a_sender_that_calls_itself_something_else_is_not_heard() -> Result<()> {
     unknown(Sql, "tcp 10.9.0.77 80")?;
     unknown(Sql, "tcp fd00:9::77 80")?;
     expect(&lan, Sql, "tcp 10.9.0.3 80", "answered 10.9.0.2")?;
-    // Another's MAC, a VLAN.
-    lan.at(Web, "ip link set eth0 address 02:00:00:00:00:0c")?;
-    unknown(Web, "tcp 10.9.0.2 80 from 10.9.0.3")?;
-    lan.at(Web, "ip link set eth0 address 02:00:00:00:00:0b")?;
+    // Another's MAC, where nobody asks for it by ARP.
+    let known = |place, ip: &str, mac: &str| {
+        lan.at(
+            place,
+            &format!("ip neigh replace {ip} lladdr {mac} dev eth0 nud permanent"),
+        )
+        .map(drop)
+    };
+    known(Web, "10.9.0.2", Lan::mac_of(Sql))?;
+    for (mac, answer) in [
+        ("02:00:00:00:00:0c", "silence"),
+        (Lan::mac_of(Web), "answered 10.9.0.3"),
+    ] {
+        lan.at(Web, &format!("ip link set eth0 address {mac}"))?;
+        known(Sql, "10.9.0.3", mac)?;
+        expect(&lan, Web, "tcp 10.9.0.2 80 from 10.9.0.3", answer)?;
+    }
     let tagged = |place, number: u8| {
         let address = format!("ip address add 10.7.0.{number}/24 dev v7");
         lan.at(
@@ -232,4 +245,37 @@ fn a_conversation_that_began_before_a_forward_changed_follows_it_after_a_flush()
     agent.expect("flush: removed 1")?;
     agent.say("flush 10.9.0.3")?;
     agent.expect("flush: removed 0").map(drop)
+}
+
+/// A guest that answers for a neighbour's address under its own.
+#[test]
+fn a_guest_advertises_no_address_but_its_own() -> Result<()> {
+    if !can_run("a_guest_advertises") {
+        return Ok(());
+    }
+    use Place::{Sql, Web};
+    let (lan, mut agent) = world("want out")?;
+    lan.at(
+        Web,
+        "cd /proc/sys/net/ipv6; echo 1 > conf/all/forwarding; echo 1 > conf/eth0/proxy_ndp; \
+         echo 0 > neigh/eth0/proxy_delay; ip neigh add proxy fd00:9::88 dev eth0",
+    )?;
+    let believed = || -> Result<bool> {
+        lan.at(Sql, "ip neigh flush all")?;
+        lan.ask(Sql, "tcp fd00:9::88 80")?; // nobody is there: only the neighbour is looked for
+        Ok(lan.at(Sql, "ip neigh show fd00:9::88")?.contains("lladdr"))
+    };
+    ensure!(believed()?, "without a rule a neighbour's word is taken");
+    let (link, mac) = (Lan::link_of(Web), Lan::mac_of(Web));
+    told(
+        &mut agent,
+        &format!("want sender={link},{mac},10.9.0.3,fd00:9::3"),
+    )?;
+    ensure!(!believed()?);
+    told(
+        &mut agent,
+        &format!("want sender={link},{mac},10.9.0.3,fd00:9::3,fd00:9::88"),
+    )?;
+    ensure!(believed()?, "its own address it may");
+    Ok(())
 }

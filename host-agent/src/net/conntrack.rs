@@ -15,7 +15,7 @@ use sovereign_reconcile::filter::PortForward;
 
 use super::nft::NftError;
 use super::nft::attributes::{Fields, Malformed, Message};
-use super::nft::socket::{Refusal, Requests};
+use super::nft::socket::{Question, Refusal, Requests};
 
 /// NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_NEW, _GET, _DELETE.
 const NEW: u16 = 1 << 8;
@@ -208,7 +208,12 @@ impl Conntrack {
             }
             Ok(())
         };
-        let dumped = self.requests.dump((GET, 0), &[], take).await;
+        let all = Question {
+            kind: GET,
+            family: 0,
+            attributes: &[],
+        };
+        let dumped = self.requests.dump(all, take).await;
         let dumped = dumped.map_err(ConntrackError::Socket)?;
         dumped.map_err(|refusal| refused("list", &refusal))?;
         let mut removed = 0;
@@ -216,7 +221,12 @@ impl Conntrack {
             let mut attributes = vec![(ORIGINAL | NESTED, &key.original[..])];
             attributes.extend(key.id.as_deref().map(|id| (ID, id)));
             attributes.extend(key.zone.as_deref().map(|zone| (ZONE, zone)));
-            let outcome = self.requests.change((DELETE, key.family), &attributes).await;
+            let one = Question {
+                kind: DELETE,
+                family: key.family,
+                attributes: &attributes,
+            };
+            let outcome = self.requests.change(one).await;
             match outcome.map_err(ConntrackError::Socket)? {
                 Ok(()) => removed += 1,
                 Err(refusal) if refusal.errno == Errno::NOENT => {} // it ended meanwhile

@@ -69,7 +69,7 @@ pub(crate) fn address_in(end: End, how: Comparison, ip: IpAddr, prefix: u8) -> V
     let bytes = octets(ip);
     let whole = usize::from(prefix / 8).min(bytes.len());
     let load = |length| network(end.offset(ip), length);
-    if prefix % 8 == 0 && whole > 0 {
+    if prefix.is_multiple_of(8) && whole > 0 {
         return vec![load(whole), compare(how, &bytes[..whole])];
     }
     let mask: Vec<u8> = (0..bytes.len())

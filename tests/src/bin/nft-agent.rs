@@ -5,6 +5,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -163,7 +164,7 @@ fn failed(error: &NftError) -> String {
 fn filter(tag: &str) -> Result<Filter> {
     Ok(Filter {
         tag: tag.to_owned(),
-        bridge: LinkName::parse(tag).context("a tag that is no link's name")?,
+        bridge: LinkName::parse(tag.get(..15).unwrap_or(tag)).context("a tag that is no link's name")?,
         subnets: [Subnet::parse("10.9.0.0/24")?, Subnet::parse("fd00:9::/64")?].into(),
         way_out: WayOut::None,
         forwards: [].into(),
@@ -272,16 +273,12 @@ fn measure(tag: &str, rounds: usize) -> Result<()> {
     })
 }
 
-type Removed = (Instant, Instant);
+/// When the removal began and when it was done.
+type Removed = Result<(Instant, Instant), String>;
 
-fn removes_when_told(
-    tag: &str,
-) -> Result<(
-    std::sync::mpsc::Sender<()>,
-    std::sync::mpsc::Receiver<Result<Removed, String>>,
-)> {
-    let (go, told) = std::sync::mpsc::channel();
-    let (sender, removed) = std::sync::mpsc::channel();
+fn removes_when_told(tag: &str) -> Result<(mpsc::Sender<()>, mpsc::Receiver<Removed>)> {
+    let (go, told) = mpsc::channel();
+    let (sender, removed) = mpsc::channel();
     let tag = tag.to_owned();
     std::thread::spawn(move || {
         let all = || -> Result<()> {
@@ -306,8 +303,8 @@ async fn repairs(
     tag: &str,
     wanted: &Tables,
     rounds: usize,
-    go: &std::sync::mpsc::Sender<()>,
-    removed: &std::sync::mpsc::Receiver<Result<Removed, String>>,
+    go: &mpsc::Sender<()>,
+    removed: &mpsc::Receiver<Removed>,
 ) -> Result<String> {
     let mut nft = speak(tag, RECEIVE_BUFFER)?;
     nft.replace(wanted).await?;

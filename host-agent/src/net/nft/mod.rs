@@ -13,6 +13,8 @@ use sovereign_reconcile::nft::{Family, Tables, mark, marked};
 
 pub(crate) mod attributes;
 mod expressions;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod monitor;
 mod probe;
 pub(crate) mod socket;
@@ -27,7 +29,7 @@ pub use wire::{Ownership, What};
 
 use attributes::{Fields, Malformed, Message};
 use monitor::Monitor;
-use socket::{Outcome, Requests};
+use socket::{Outcome, Question, Requests};
 use wire::{
     GET_CHAIN, GET_GENERATION, GET_RULE, GET_TABLE, NEW_GENERATION, Reading, SUBSYSTEM, Script, TableHead,
 };
@@ -66,7 +68,7 @@ impl Nft {
     /// else is said. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The system's own.
+    /// The system's own; `PermissionDenied` without the right to hear of changes, which is that to make them.
     pub fn over(requests: OwnedFd, events: OwnedFd, receive_buffer: usize, tag: &str) -> io::Result<Self> {
         let requests = Requests::over(requests)?;
         let monitor = Monitor::over(events, receive_buffer, tag, requests.port())?;
@@ -178,7 +180,7 @@ impl Nft {
                 }
                 Ok(())
             };
-            let dumped = self.requests.dump((GET_TABLE, 0), &[], take).await?;
+            let dumped = self.requests.dump(ask(GET_TABLE, 0, &[]), take).await?;
             match dumped {
                 Ok(true) => return Ok(found),
                 Ok(false) => {}
@@ -279,11 +281,11 @@ impl Nft {
     async fn heads_of(&mut self, name: &str, families: &[Family]) -> Result<(u32, Vec<TableHead>), NftError> {
         let name = [name.as_bytes(), &[0]].concat();
         let by_name: [(u16, &[u8]); 1] = [(1, &name)];
-        let mut questions: Vec<(u16, u8, &[_])> = vec![(GET_GENERATION, 0, &[])];
+        let mut questions = vec![ask(GET_GENERATION, 0, &[])];
         questions.extend(
             families
                 .iter()
-                .map(|family| (GET_TABLE, family.number(), &by_name[..])),
+                .map(|family| ask(GET_TABLE, family.number(), &by_name)),
         );
         let answers = self.requests.get(&questions, Answer::read).await?;
         let (mut generation, mut heads) = (None, Vec::new());
@@ -310,7 +312,7 @@ impl Nft {
         for (kind, attributes) in [(GET_CHAIN, &[][..]), (GET_RULE, &by_table[..])] {
             let dumped = self
                 .requests
-                .dump((kind, family), attributes, |message| reading.take(message));
+                .dump(ask(kind, family, attributes), |message| reading.take(message));
             match dumped.await? {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -319,6 +321,14 @@ impl Nft {
             }
         }
         Ok(true)
+    }
+}
+
+fn ask<'a>(kind: u16, family: u8, attributes: &'a [(u16, &'a [u8])]) -> Question<'a> {
+    Question {
+        kind,
+        family,
+        attributes,
     }
 }
 

@@ -112,6 +112,33 @@ pub(crate) struct Refusal {
     said: Option<String>,
 }
 
+/// What is asked for, or changed outside a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question<'a> {
+    /// Subsystem and kind.
+    pub(crate) kind: u16,
+    /// NFPROTO_*.
+    pub(crate) family: u8,
+    /// Each with its number.
+    pub(crate) attributes: &'a [(u16, &'a [u8])],
+}
+
+impl Question<'_> {
+    fn write(&self, writer: &mut Writer, flags: u16, sequence: u32) {
+        let head = Head {
+            kind: self.kind,
+            flags: NLM_F_REQUEST | flags,
+            sequence,
+            family: self.family,
+            resource: 0,
+        };
+        writer.message(head, |writer| {
+            let all = self.attributes.iter();
+            all.for_each(|(number, value)| writer.bytes(*number, value));
+        });
+    }
+}
+
 /// How a batch ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -164,19 +191,13 @@ impl Requests {
     /// Asks for some objects at once, each with its family, and waits for one answer each.
     pub(crate) async fn get<T>(
         &mut self,
-        questions: &[(u16, u8, &[(u16, &[u8])])],
+        questions: &[Question<'_>],
         read: impl Fn(&Message<'_>) -> Result<T, Malformed>,
     ) -> Result<Vec<Result<T, Refusal>>, NftError> {
         let mut writer = Writer::default();
         let first = self.next();
-        for (kind, family, attributes) in questions {
-            let sequence = self.advance();
-            let head = request(*kind, 0, sequence, *family);
-            writer.message(head, |writer| {
-                attributes
-                    .iter()
-                    .for_each(|(number, value)| writer.bytes(*number, value));
-            });
+        for question in questions {
+            question.write(&mut writer, 0, self.advance());
         }
         self.send(writer).await?;
         let mut answers: Vec<_> = questions.iter().map(|_| None).collect();
@@ -200,17 +221,12 @@ impl Requests {
     /// Asks for all objects of a kind. `Ok(false)` when others changed them on the way.
     pub(crate) async fn dump(
         &mut self,
-        (kind, family): (u16, u8),
-        attributes: &[(u16, &[u8])],
+        question: Question<'_>,
         mut take: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
     ) -> Result<Result<bool, Refusal>, NftError> {
         let mut writer = Writer::default();
         let sequence = self.advance();
-        writer.message(request(kind, NLM_F_DUMP, sequence, family), |writer| {
-            attributes
-                .iter()
-                .for_each(|(number, value)| writer.bytes(*number, value));
-        });
+        question.write(&mut writer, NLM_F_DUMP, sequence);
         self.send(writer).await?;
         let (mut steady, mut refused) = (true, None);
         self.answers(|message| {
@@ -233,18 +249,10 @@ impl Requests {
     }
 
     /// Makes one change that is no batch's.
-    pub(crate) async fn change(
-        &mut self,
-        (kind, family): (u16, u8),
-        attributes: &[(u16, &[u8])],
-    ) -> Result<Result<(), Refusal>, NftError> {
+    pub(crate) async fn change(&mut self, question: Question<'_>) -> Result<Result<(), Refusal>, NftError> {
         let mut writer = Writer::default();
         let sequence = self.advance();
-        writer.message(request(kind, NLM_F_ACK, sequence, family), |writer| {
-            attributes
-                .iter()
-                .for_each(|(number, value)| writer.bytes(*number, value));
-        });
+        question.write(&mut writer, NLM_F_ACK, sequence);
         self.send(writer).await?;
         let mut outcome = Ok(());
         self.answers(|message| {
@@ -383,16 +391,6 @@ pub(super) fn receive_buffer(socket: &OwnedFd, bytes: usize) -> io::Result<()> {
         sockopt::set_socket_recv_buffer_size(socket, bytes)?; // capped by rmem_max
     }
     Ok(())
-}
-
-fn request(kind: u16, flags: u16, sequence: u32, family: u8) -> Head {
-    Head {
-        kind,
-        flags: NLM_F_REQUEST | flags,
-        sequence,
-        family,
-        resource: 0,
-    }
 }
 
 /// The batch around some messages, which are numbered from `begin` + 1 on, and the number of the last of them. Only
