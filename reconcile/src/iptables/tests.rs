@@ -67,6 +67,7 @@ fn the_text_for_empty_tables_is_this() {
 -A sv5pkj-forward -o sv5pkj -m conntrack --ctstate DNAT -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -m conntrack --ctstate DNAT --ctdir REPLY -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -o sv5pkj -m comment --comment sv5pkj -j ACCEPT
+-A sv5pkj-forward -i sv5pkj -m conntrack --ctstate INVALID -m comment --comment sv5pkj -j DROP
 -A sv5pkj-forward -s 192.168.100.0/24 -i sv5pkj -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -m comment --comment sv5pkj -j REJECT --reject-with icmp-admin-prohibited
 -A sv5pkj-forward -o sv5pkj -m comment --comment sv5pkj -j DROP
