@@ -1,9 +1,10 @@
-//! What the host reads of VMMs, shims and guests' memory.
+//! What the host reads of VMMs, shims, other programs and guests' memory.
 
 use sovereign_host_agent::net::nft::fuzz as nft;
 use sovereign_host_agent::shim::contract::{ExitRecord, Message, Request, ShimConfig};
 use sovereign_host_agent::shim::qmp as protocol;
 use sovereign_host_agent::vsock::fuzz;
+use sovereign_reconcile::iptables::{parse, remove, tags};
 
 pub(crate) fn qmp(data: &[u8]) {
     for line in String::from_utf8_lossy(data).lines() {
@@ -21,6 +22,19 @@ pub(crate) fn shim_lines(data: &[u8]) {
     let _ = serde_json::from_slice::<ExitRecord>(data);
     if let Ok(config) = serde_json::from_slice::<ShimConfig>(data) {
         let _ = (config.machine(), config.bare_guest());
+    }
+}
+
+/// Whatever stands there, what would be removed names nothing but ours.
+pub(crate) fn iptables_save(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = tags(&text);
+    let change = remove(&parse("sv5pkj", &text)).map(|change| change.to_string());
+    for line in change.unwrap_or_default().lines() {
+        assert!(
+            line.starts_with('*') || line == "COMMIT" || line.contains("sv5pkj"),
+            "{line:?}"
+        );
     }
 }
 

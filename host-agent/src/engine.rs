@@ -16,13 +16,14 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Namespace, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, Ties, World};
 use crate::document;
-use crate::forward::Forward;
+use crate::forward::{Claim, Forward};
 use crate::guest;
 use crate::link::{Target, Wanted};
 use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place, names};
@@ -66,6 +67,8 @@ pub struct Engine {
     secrets: Secrets,
     guests: BTreeMap<Name, guest::Handle>,
     forwards: BTreeMap<(Name, Name), (std::net::SocketAddr, Forward)>,
+    /// Forwards that the kernel translates and whose ports nobody else has.
+    translated: BTreeMap<(Name, Name), Claim>,
     events: mpsc::Sender<Event>,
     news: watch::Sender<(Cursor, Cursor)>,
     anchor: Anchor,
@@ -180,6 +183,7 @@ impl Engine {
             world,
             guests: BTreeMap::new(),
             forwards: BTreeMap::new(),
+            translated: BTreeMap::new(),
             events,
             news,
             anchor,
@@ -527,6 +531,12 @@ impl Engine {
         }
     }
 
+    fn translations(&self) -> BTreeSet<PortForward> {
+        let wanted = self.world.translations().into_iter();
+        let claimed = wanted.filter(|(key, _)| self.translated.contains_key(key));
+        claimed.map(|(_, forward)| forward).collect()
+    }
+
     fn network_spec(&self) -> NetworkSpec {
         let network = self.world.spec().and_then(|spec| spec.network.as_ref());
         NetworkSpec {
@@ -536,6 +546,7 @@ impl Engine {
             uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
             vpn: network.map(|network| network.vpn).unwrap_or_default(),
             isolated: network.is_some_and(|network| network.isolated),
+            forwards: self.translations(),
             ..NetworkSpec::default()
         }
     }
@@ -600,6 +611,7 @@ impl Engine {
 
     /// Reserves what is new, releases what is gone; conflicts become conditions.
     fn reserve_forwards(&mut self, spec: &HostSpec) -> Vec<Event> {
+        let mut verdicts = self.claim_translated(spec);
         let wanted: BTreeMap<(Name, Name), std::net::SocketAddr> = spec
             .guests
             .iter()
@@ -607,12 +619,12 @@ impl Engine {
                 config
                     .forwards
                     .iter()
+                    .filter(|f| f.translated.is_none())
                     .map(|f| ((guest.clone(), f.name.clone()), f.listen))
             })
             .collect();
         self.forwards
             .retain(|key, (listen, _)| wanted.get(key) == Some(listen));
-        let mut verdicts = Vec::new();
         for (key, listen) in wanted {
             if self.forwards.contains_key(&key) {
                 continue;
@@ -629,12 +641,51 @@ impl Engine {
         verdicts
     }
 
+    /// Ports that the kernel is to translate must be nobody's: a program that listens there would hear nothing more.
+    fn claim_translated(&mut self, spec: &HostSpec) -> Vec<Event> {
+        let mut wanted = BTreeMap::new();
+        for (guest, config) in &spec.guests {
+            let translated = config
+                .forwards
+                .iter()
+                .filter(|forward| forward.translated.is_some());
+            wanted.extend(translated.map(|forward| ((guest.clone(), forward.name.clone()), forward)));
+        }
+        self.translated
+            .retain(|key, claim| wanted.get(key).is_some_and(|forward| claim.is_of(forward)));
+        let mut verdicts = Vec::new();
+        for (key, forward) in wanted {
+            if self.translated.contains_key(&key) {
+                continue;
+            }
+            let verdict = match Claim::of(forward) {
+                Ok(claim) => {
+                    self.translated.insert(key.clone(), claim);
+                    Verdict::unknown(
+                        "Reserved",
+                        format!("{} opens when the guest is ready", forward.listen),
+                    )
+                }
+                Err((listen, error)) => unavailable(listen, &error),
+            };
+            verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
+        }
+        verdicts
+    }
+
     async fn switch_forwards(&mut self, guest: &Name, serve: bool) {
         let Some(target) = self.guests.get(guest).map(|handle| handle.target.clone()) else {
             return;
         };
         let ports = self.world.forward_ports(guest);
         let mut verdicts = Vec::new();
+        for (owner, name) in self.translated.keys().filter(|(owner, _)| owner == guest) {
+            let verdict = match serve {
+                true => Verdict::unknown("Translating", "the kernel is told"),
+                false => Verdict::no("NotListening", "it refuses: the guest is not ready"),
+            };
+            verdicts.push(Event::Forward(owner.clone(), name.to_string(), verdict));
+        }
         for ((owner, name), (listen, forward)) in &mut self.forwards {
             let Some(port) = ports.get(name).filter(|_| owner == guest) else {
                 continue;

@@ -296,7 +296,9 @@ pub(super) const FORWARD_SERVICE: Key = Key {
 };
 pub(super) const FORWARD_LISTEN: Key = Key {
     path: "guest.NAME.forward[].listen",
-    form: Form::Words("an address and a port, such as \"127.0.0.1:15432\""),
+    form: Form::Words(
+        "an address and a port, such as \"127.0.0.1:15432\", or ports such as \"0.0.0.0:5000-5010\" (via kernel)",
+    ),
     absent: Absent::Needed,
     about: "where this machine listens; each only once",
     shown: Shown::Set("\"127.0.0.1:15432\""),
@@ -307,6 +309,20 @@ pub(super) const FORWARD_PORT: Key = Key {
     absent: Absent::Words("the service's"),
     about: "the service's port in the guest, if you like to see it here",
     shown: Shown::Set("5432"),
+};
+pub(super) const FORWARD_VIA: Key = Key {
+    path: "guest.NAME.forward[].via",
+    form: Form::Choice(&["vsock", "kernel"]),
+    absent: Absent::Value("vsock"),
+    about: "kernel: packets are translated, for UDP, ranges and other machines; needs namespace host",
+    shown: Shown::Example("\"vsock\""),
+};
+pub(super) const FORWARD_PROTOCOL: Key = Key {
+    path: "guest.NAME.forward[].protocol",
+    form: Form::Choice(&["tcp", "udp"]),
+    absent: Absent::Value("tcp"),
+    about: "udp needs `via = \"kernel\"`",
+    shown: Shown::Example("\"tcp\""),
 };
 /// All keys, in the order of the file.
 pub(super) const ALL: &[&Key] = &[
@@ -337,4 +353,6 @@ pub(super) const ALL: &[&Key] = &[
     &FORWARD_SERVICE,
     &FORWARD_LISTEN,
     &FORWARD_PORT,
+    &FORWARD_VIA,
+    &FORWARD_PROTOCOL,
 ];

@@ -99,4 +99,6 @@ pub(super) struct Forward {
     pub(super) service: Option<String>,
     pub(super) listen: String,
     pub(super) port: Option<i64>,
+    pub(super) via: Option<String>,
+    pub(super) protocol: Option<String>,
 }

@@ -31,6 +31,7 @@ fn spec(revision: u64, port: u16, address: &str) -> GuestSpec {
             addresses: vec![address.parse().unwrap()],
             ..InterfaceSpec::default()
         }),
+        open: BTreeSet::new(),
         tailscale: None,
         requirements: std::collections::BTreeMap::new(),
         clients: std::collections::BTreeMap::new(),

@@ -138,6 +138,7 @@ impl Postgres {
             shared_memory: conf::SharedMemory::probe(Path::new("/dev/shm")),
             lines,
             clients: self.clients().cloned().collect(),
+            open: self.brief.open,
         }
     }
 

@@ -109,7 +109,7 @@ pub(super) struct Guest {
     pub(super) ready_since_ms: u64,
     pub(super) start_at_ms: Option<u64>,
     backoff: Backoff,
-    serving: bool,
+    pub(super) serving: bool,
     pub(super) wedge: Wedge,
     /// It reports more conditions than are taken, which was told.
     pub(super) crowded: bool,

@@ -325,12 +325,10 @@ impl Reconciler {
             .into_iter()
             .filter(|part| works(*part))
         {
-            let how = if part == Part::Filter {
-                enforced.clone()
-            } else {
-                None
-            };
-            let told = self.reporter.works(part, how);
+            let filter = wanted.filter.as_ref().filter(|_| part == Part::Filter);
+            let forwards = filter.map(|filter| filter.forwards.clone()).unwrap_or_default();
+            let how = enforced.clone().filter(|_| part == Part::Filter);
+            let told = self.reporter.works(part, how, forwards);
             self.tell(told).await;
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::uplink::Exit;
 
 use super::observed::Observed;
@@ -24,6 +25,8 @@ pub enum NetworkEvent {
         part: Part,
         /// By what means, where there are several.
         how: Option<String>,
+        /// The ports that lead to guests now.
+        forwards: BTreeSet<PortForward>,
     },
     /// Something is not there; it is tried again by itself.
     Failed {
@@ -76,8 +79,14 @@ impl Reporter {
     }
 
     /// A part beside the links is as wanted.
-    pub(super) fn works(&mut self, part: Part, how: Option<String>) -> Option<NetworkEvent> {
-        self.state(part, NetworkEvent::Works { part, how })
+    pub(super) fn works(
+        &mut self,
+        part: Part,
+        how: Option<String>,
+        forwards: BTreeSet<PortForward>,
+    ) -> Option<NetworkEvent> {
+        let works = NetworkEvent::Works { part, how, forwards };
+        self.state(part, works)
     }
 
     /// Something is not.
@@ -163,9 +172,9 @@ mod tests {
                 .failed(Part::Links, "a".to_owned(), "c".to_owned())
                 .is_some()
         );
-        assert!(reporter.works(Part::Filter, None).is_some());
+        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_some());
         assert!(reporter.ready(&wanted).is_some());
-        assert!(reporter.works(Part::Filter, None).is_none());
+        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_none());
     }
 
     #[test]

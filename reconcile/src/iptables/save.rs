@@ -108,8 +108,10 @@ impl Reader {
             return;
         };
         if let Some(chain) = record.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            self.chain(table, chain);
-        } else if let Some((chain, rule)) = rule_of(record) {
+            if is_plain(chain) {
+                self.chain(table, chain);
+            }
+        } else if let Some((chain, rule)) = rule_of(record).filter(|(chain, _)| is_plain(chain)) {
             self.rule(table, chain, rule);
         }
     }
@@ -163,6 +165,14 @@ impl Reader {
             ..self.observed
         }
     }
+}
+
+/// Whether a chain's name can be written into one line without quotes; one that cannot is none of ours.
+fn is_plain(chain: &str) -> bool {
+    !chain.is_empty()
+        && chain
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"\"'\\".contains(&b))
 }
 
 /// The chain and the arguments of `-A CHAIN ARGUMENTS`, with `[packets:bytes]` before it or not.

@@ -67,6 +67,7 @@ fn the_text_for_empty_tables_is_this() {
 -A sv5pkj-forward -o sv5pkj -m conntrack --ctstate DNAT -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -m conntrack --ctstate DNAT --ctdir REPLY -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -o sv5pkj -m comment --comment sv5pkj -j ACCEPT
+-A sv5pkj-forward -i sv5pkj -m conntrack --ctstate INVALID -m comment --comment sv5pkj -j DROP
 -A sv5pkj-forward -s 192.168.100.0/24 -i sv5pkj -m comment --comment sv5pkj -j ACCEPT
 -A sv5pkj-forward -i sv5pkj -m comment --comment sv5pkj -j REJECT --reject-with icmp-admin-prohibited
 -A sv5pkj-forward -o sv5pkj -m comment --comment sv5pkj -j DROP
@@ -324,6 +325,17 @@ fn counters_warnings_other_tables_and_line_ends_in_quotes_are_read_over() {
     );
     assert_eq!(seen.chains[&Table::Nat]["sv5pkj-pre"].len(), 1);
     assert_eq!(seen.chains.len(), 1);
+    // Found by fuzzing: the name of a chain is written as it is.
+    for chain in [
+        "sv5pkj-a\"\n-A FORWARD\"",
+        "sv5pkj-\\",
+        "sv5pkj-\u{1b}[1m",
+        "FOR\"\nCOMMIT\"",
+    ] {
+        let save = format!("*filter\n:{chain} - [0:0]\n-A {chain} -j sv5pkj-forward\n");
+        let seen = parse(TAG, &save);
+        assert!(seen.chains.is_empty() && seen.guides.is_empty(), "{seen:?}");
+    }
     // A quote that is never closed ends with its line.
     let open = format!(
         "*nat\n-A x -m comment --comment \"{}\n-A OUTPUT -j sv5pkj-out\n",

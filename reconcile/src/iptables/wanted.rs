@@ -292,6 +292,10 @@ impl<'a> Part<'a> {
             // With br_netfilter, frames between ports of one bridge come here too.
             self.rule(&format!("-i {bridge} -o {bridge}"), "ACCEPT"),
         ];
+        if !self.masqueraded.is_empty() {
+            // Translation does not see them: they would leave with a guest's own address.
+            rules.push(self.rule(&format!("-i {bridge} {state} INVALID"), "DROP"));
+        }
         for subnet in &self.masqueraded {
             rules.push(self.rule(&format!("-s {subnet} -i {bridge}"), "ACCEPT"));
         }
@@ -313,7 +317,8 @@ impl<'a> Part<'a> {
         let bridge = &self.filter.bridge;
         let out = self.masqueraded.iter();
         let out = out.map(|subnet| self.rule(&format!("-s {subnet} ! -o {bridge}"), "MASQUERADE"));
-        let hairpin = self.subnets.iter().filter(|_| !self.forwards.is_empty());
+        let forwarded_to = |net: &&Subnet| self.forwards.iter().any(|(forward, _)| net.contains(forward.to));
+        let hairpin = self.subnets.iter().filter(forwarded_to);
         let hairpin = hairpin.map(|net| {
             let matches = format!("-s {net} -d {net} -o {bridge} -m conntrack --ctstate DNAT");
             self.rule(&matches, "MASQUERADE")

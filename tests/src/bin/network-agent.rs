@@ -12,14 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
-use sovereign_host_agent::net::names::{LinkName, Mac};
+use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
     FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
+use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::spec::{Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
+use sovereign_reconcile::filter::PortForward;
 use sovereign_tests::guard;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -137,7 +140,7 @@ async fn run(config: NetworkConfig) -> Result<()> {
     }
 }
 
-/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated]`
+/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated] [forward=tcp:8080:TO:80]...`
 fn parse(line: &str) -> Result<NetworkSpec> {
     let words: Vec<&str> = line.split(' ').collect();
     let ["want", address, mtu, rest @ ..] = &words[..] else {
@@ -160,6 +163,7 @@ fn parse(line: &str) -> Result<NetworkSpec> {
                 let name = |name| LinkName::parse(name).context("no name of a link");
                 spec.uplink = Uplink::Named(names.split(',').map(name).collect::<Result<_>>()?);
             }
+            Some(("forward", forward)) => drop(spec.forwards.insert(forward_of(forward)?)),
             Some(("vpn", "block")) => spec.vpn = Vpn::Block,
             Some(("vpn", "bypass")) => spec.vpn = Vpn::Bypass,
             Some((guest, address)) => {
@@ -169,6 +173,24 @@ fn parse(line: &str) -> Result<NetworkSpec> {
         }
     }
     Ok(spec)
+}
+
+/// `udp:5000-5010:ADDRESS:PORT`: everywhere here, to that address.
+fn forward_of(text: &str) -> Result<PortForward> {
+    let [transport, ports, to, to_port] = text.splitn(4, ':').collect::<Vec<_>>()[..] else {
+        bail!("no forward: {text}");
+    };
+    Ok(PortForward {
+        transport: if transport == "udp" {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        },
+        listen: None,
+        ports: Ports::parse(ports)?,
+        to: to.parse()?,
+        to_port: to_port.parse()?,
+    })
 }
 
 /// QEMU with a card on the TAP, its processor stopped; our copy of the TAP is closed on return.
@@ -224,7 +246,10 @@ fn shown(event: &NetworkEvent) -> String {
             let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
             format!("ready {}", guests.join(" "))
         }
-        NetworkEvent::Works { part, how } => format!("works {part:?} {}", how.as_deref().unwrap_or_default()),
+        NetworkEvent::Works { part, how, forwards } => {
+            let how = how.as_deref().unwrap_or_default();
+            format!("works {part:?} {} {how}", forwards.len())
+        }
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
         NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
