@@ -44,6 +44,7 @@ impl Mesh<'_> {
         self.its_first_account_can_log_in()?;
         self.nobody_else_sees_the_credential()?;
         self.a_killed_postgres_is_waited_for()?;
+        self.agents_come_and_go()?;
         self.a_stopped_postgres_is_the_one_finding()?;
         self.another_address_reaches_both(&sql, &web)?;
         self.who_needs_another_stops_first()
@@ -195,6 +196,22 @@ impl Mesh<'_> {
         self.its_first_account_can_log_in()
     }
 
+    /// Neither agent's death is the service's.
+    fn agents_come_and_go(&self) -> Result<()> {
+        let (before, since) = (self.miniflux_pid()?, self.last_event()?);
+        self.instance.ok(&["host", "stop"])?;
+        self.instance.ok(&["up"])?;
+        // The command dies with the agent that carries it out.
+        self.instance
+            .run(&["exec", "web", "--", "busybox", "killall", "-9", "sovereign-guest"])?;
+        self.until("another agent adopts it", |_, web| {
+            let again = self.event(since, ("web", "miniflux"), "Starting").is_ok();
+            again && web["ready"] == "True"
+        })?;
+        ensure!(self.miniflux_pid()? == before, "it was not restarted");
+        Ok(())
+    }
+
     /// Doctor names the cause in the one guest, and says of the other what it is blocked by.
     fn a_stopped_postgres_is_the_one_finding(&self) -> Result<()> {
         self.inside("sql", "busybox killall -STOP postgres")?;
@@ -241,24 +258,26 @@ impl Mesh<'_> {
         })?;
         let url = self.inside("web", &format!("grep -o '@[0-9.:]*' {RUN}/started.conf"))?;
         ensure!(url == "@192.168.100.77:5432", "{url}");
-        self.until("it reads that file", |_, web| web["ready"] == "True")?;
         let connected = "select client_addr from pg_stat_activity where usename = 'web_miniflux' limit 1";
         let from = self.instance.ok(&["psql", "sql", "--", "-Atc", connected])?;
         ensure!(from.trim() == "192.168.100.30", "{from}");
         self.its_first_account_can_log_in()
     }
 
+    /// Also when only the other one is named.
     fn who_needs_another_stops_first(&self) -> Result<()> {
         let since = self.last_event()?;
+        self.instance.ok(&["down", "sql"])?;
+        let web = self.event(since, ("web", "vmm"), "PoweredOff")?;
+        let sql = self.event(since, ("sql", "agent"), "Lost")?;
+        ensure!(seq(&web) < seq(&sql), "{web:#}\n{sql:#}");
+        self.event(seq(&sql), ("sql", "vmm"), "PoweredOff")?;
         self.instance.ok(&["down"])?;
         ensure!(
             self.instance.processes().is_empty(),
             "{:?}",
             self.instance.processes()
         );
-        let web = self.event(since, ("web", "vmm"), "PoweredOff")?;
-        let sql = self.event(since, ("sql", "vmm"), "PoweredOff")?;
-        ensure!(seq(&web) < seq(&sql), "{web:#}\n{sql:#}");
         Ok(())
     }
 }
