@@ -47,6 +47,7 @@ impl Mesh<'_> {
         self.agents_come_and_go()?;
         self.a_stopped_postgres_is_the_one_finding()?;
         self.another_address_reaches_both(&sql, &web)?;
+        self.who_needs_it_comes_and_goes_without_a_restart()?;
         self.who_needs_another_stops_first()
     }
 
@@ -87,6 +88,10 @@ impl Mesh<'_> {
             }
             std::thread::sleep(Duration::from_millis(50)); // polls a process, waits for nothing else
         }
+    }
+
+    fn until_sql(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+        self.until(what, |sql, _| wanted(sql)).map(drop)
     }
 
     /// What Miniflux answers through the forward.
@@ -261,6 +266,23 @@ impl Mesh<'_> {
         let connected = "select client_addr from pg_stat_activity where usename = 'web_miniflux' limit 1";
         let from = self.instance.ok(&["psql", "sql", "--", "-Atc", connected])?;
         ensure!(from.trim() == "192.168.100.30", "{from}");
+        self.its_first_account_can_log_in()
+    }
+
+    /// PostgreSQL is not started again because its client is away for a while.
+    fn who_needs_it_comes_and_goes_without_a_restart(&self) -> Result<()> {
+        let postgres = || self.inside("sql", "head -1 /var/lib/postgresql/17/main/postmaster.pid");
+        let rules = "select count(*) from pg_hba_file_rules where database = '{web_miniflux}'";
+        let count = || self.instance.ok(&["psql", "sql", "--", "-Atc", rules]);
+        let (before, one) = (postgres()?, count()?);
+        ensure!(one.trim() == "1", "{one}");
+        self.instance.ok(&["down", "web"])?;
+        self.until_sql("its role is forgotten", |sql| {
+            condition(sql, "postgres.web_miniflux").is_err()
+        })?;
+        ensure!(count()?.trim() == "0", "nobody is let in");
+        self.instance.ok(&["up", "web"])?;
+        ensure!(postgres()? == before && count()? == one);
         self.its_first_account_can_log_in()
     }
 
