@@ -44,8 +44,10 @@ impl Mesh<'_> {
         self.its_first_account_can_log_in()?;
         self.nobody_else_sees_the_credential()?;
         self.a_killed_postgres_is_waited_for()?;
+        self.agents_come_and_go()?;
         self.a_stopped_postgres_is_the_one_finding()?;
         self.another_address_reaches_both(&sql, &web)?;
+        self.who_needs_it_comes_and_goes_without_a_restart()?;
         self.who_needs_another_stops_first()
     }
 
@@ -86,6 +88,10 @@ impl Mesh<'_> {
             }
             std::thread::sleep(Duration::from_millis(50)); // polls a process, waits for nothing else
         }
+    }
+
+    fn until_sql(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+        self.until(what, |sql, _| wanted(sql)).map(drop)
     }
 
     /// What Miniflux answers through the forward.
@@ -195,6 +201,22 @@ impl Mesh<'_> {
         self.its_first_account_can_log_in()
     }
 
+    /// Neither agent's death is the service's.
+    fn agents_come_and_go(&self) -> Result<()> {
+        let (before, since) = (self.miniflux_pid()?, self.last_event()?);
+        self.instance.ok(&["host", "stop"])?;
+        self.instance.ok(&["up"])?;
+        // The command dies with the agent that carries it out.
+        self.instance
+            .run(&["exec", "web", "--", "busybox", "killall", "-9", "sovereign-guest"])?;
+        self.until("another agent adopts it", |_, web| {
+            let again = self.event(since, ("web", "miniflux"), "Starting").is_ok();
+            again && web["ready"] == "True"
+        })?;
+        ensure!(self.miniflux_pid()? == before, "it was not restarted");
+        Ok(())
+    }
+
     /// Doctor names the cause in the one guest, and says of the other what it is blocked by.
     fn a_stopped_postgres_is_the_one_finding(&self) -> Result<()> {
         self.inside("sql", "busybox killall -STOP postgres")?;
@@ -241,24 +263,43 @@ impl Mesh<'_> {
         })?;
         let url = self.inside("web", &format!("grep -o '@[0-9.:]*' {RUN}/started.conf"))?;
         ensure!(url == "@192.168.100.77:5432", "{url}");
-        self.until("it reads that file", |_, web| web["ready"] == "True")?;
         let connected = "select client_addr from pg_stat_activity where usename = 'web_miniflux' limit 1";
         let from = self.instance.ok(&["psql", "sql", "--", "-Atc", connected])?;
         ensure!(from.trim() == "192.168.100.30", "{from}");
         self.its_first_account_can_log_in()
     }
 
+    /// PostgreSQL is not started again because its client is away for a while.
+    fn who_needs_it_comes_and_goes_without_a_restart(&self) -> Result<()> {
+        let postgres = || self.inside("sql", "head -1 /var/lib/postgresql/17/main/postmaster.pid");
+        let rules = "select count(*) from pg_hba_file_rules where database = '{web_miniflux}'";
+        let count = || self.instance.ok(&["psql", "sql", "--", "-Atc", rules]);
+        let (before, one) = (postgres()?, count()?);
+        ensure!(one.trim() == "1", "{one}");
+        self.instance.ok(&["down", "web"])?;
+        self.until_sql("its role is forgotten", |sql| {
+            condition(sql, "postgres.web_miniflux").is_err()
+        })?;
+        ensure!(count()?.trim() == "0", "nobody is let in");
+        self.instance.ok(&["up", "web"])?;
+        ensure!(postgres()? == before && count()? == one);
+        self.its_first_account_can_log_in()
+    }
+
+    /// Also when only the other one is named.
     fn who_needs_another_stops_first(&self) -> Result<()> {
         let since = self.last_event()?;
+        self.instance.ok(&["down", "sql"])?;
+        let web = self.event(since, ("web", "vmm"), "PoweredOff")?;
+        let sql = self.event(since, ("sql", "agent"), "Lost")?;
+        ensure!(seq(&web) < seq(&sql), "{web:#}\n{sql:#}");
+        self.event(seq(&sql), ("sql", "vmm"), "PoweredOff")?;
         self.instance.ok(&["down"])?;
         ensure!(
             self.instance.processes().is_empty(),
             "{:?}",
             self.instance.processes()
         );
-        let web = self.event(since, ("web", "vmm"), "PoweredOff")?;
-        let sql = self.event(since, ("sql", "vmm"), "PoweredOff")?;
-        ensure!(seq(&web) < seq(&sql), "{web:#}\n{sql:#}");
         Ok(())
     }
 }

@@ -24,6 +24,9 @@ pub enum LaunchError {
     /// It may work next time.
     #[error("{0}")]
     Failed(String),
+    /// Nothing ran that could be adopted, and nothing is started: what it needs of another guest cannot be used.
+    #[error("it waits for another guest")]
+    Waits,
     /// Nothing was started: what it needs of another guest does not answer. It is tried again for ever.
     #[error("{0}")]
     NotYet(String),

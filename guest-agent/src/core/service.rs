@@ -110,6 +110,8 @@ pub struct Machine {
     state: State,
     disk: Status,
     required: Option<Required>,
+    /// It was looked for a process that an earlier agent started.
+    looked: bool,
     verdict: Verdict,
     ends_ms: VecDeque<u64>,
     silent: u32,
@@ -129,6 +131,7 @@ impl Default for Machine {
             state: State::Waiting,
             disk: Status::Unknown,
             required: None,
+            looked: false,
             verdict: Verdict::unknown("Waiting", "the data disk was not looked at yet"),
             ends_ms: VecDeque::new(),
             silent: 0,
@@ -221,13 +224,16 @@ impl Machine {
         }
     }
 
-    /// Launches, or waits for what a launch needs.
+    /// Launches, or waits for what a launch needs. What runs already is adopted in any case.
     fn begin(&mut self) -> Option<Action> {
         self.state = State::Waiting;
         match (self.disk, &self.required) {
             (Status::True, None | Some((Status::True, _))) => return Some(self.launch()),
             (Status::True, Some((status, why))) => {
                 self.verdict = Verdict::new(*status, "WaitsFor", format!("not started: {why}"));
+                if !self.looked {
+                    return Some(self.look());
+                }
             }
             (Status::False, _) => {
                 self.verdict = Verdict::no(
@@ -265,13 +271,19 @@ impl Machine {
     }
 
     fn launch(&mut self) -> Action {
+        let action = self.look();
+        if self.verdict.status != Status::False {
+            self.verdict = Verdict::no("Launching", "its data directory and configuration are made");
+        }
+        action
+    }
+
+    fn look(&mut self) -> Action {
         self.state = State::Launching;
         self.adjusted = false;
         self.silent = 0;
         self.killed = false;
-        if self.verdict.status != Status::False {
-            self.verdict = Verdict::no("Launching", "its data directory and configuration are made");
-        }
+        self.looked = true;
         Action::Launch
     }
 
@@ -296,6 +308,7 @@ impl Machine {
                 self.verdict = Verdict::no(reason, evidence);
             }
             Err(LaunchError::Failed(evidence)) => self.pause("LaunchFailed", &evidence, now_ms),
+            Err(LaunchError::Waits) => return self.begin(), // perhaps it can be used by now
             Err(LaunchError::NotYet(evidence)) => {
                 self.state = State::Pausing {
                     until_ms: now_ms + NOT_YET_MS,

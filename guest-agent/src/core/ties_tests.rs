@@ -42,7 +42,7 @@ fn actions(effects: &[Effect]) -> Vec<Action> {
 }
 
 fn apply(world: &mut World, spec: GuestSpec, now: u64) -> Vec<Action> {
-    actions(&world.step(Event::Apply(spec, now + 1), now))
+    actions(&world.step(Event::Apply(Box::new(spec), now + 1), now))
 }
 
 fn tell(world: &mut World, service: &str, event: Of, now: u64) -> Vec<Action> {
@@ -76,6 +76,9 @@ fn up() -> World {
 #[test]
 fn a_service_starts_only_while_what_it_needs_can_be_used() {
     let mut world = world();
+    // What an earlier agent may have left is looked for, and nothing is there.
+    assert_eq!(apply(&mut world, web(Status::Unknown, A), 0), [Action::Launch]);
+    assert!(miniflux(&mut world, Of::Launched(Err(LaunchError::Waits)), 0).is_empty());
     for (status, now) in [(Status::Unknown, 0), (Status::False, 1), (Status::Unknown, 2)] {
         assert!(apply(&mut world, web(status, A), now).is_empty());
         assert_eq!(verdict(&world, "miniflux"), (status, "WaitsFor".into()));
@@ -87,6 +90,33 @@ fn a_service_starts_only_while_what_it_needs_can_be_used() {
     );
     assert!(actions(&world.step(Event::Tick, 3)).is_empty());
     assert_eq!(apply(&mut world, web(Status::True, A), 4), [Action::Launch]);
+}
+
+/// An agent that starts anew does not say of a running service that it was not started.
+#[test]
+fn what_runs_is_adopted_although_what_it_needs_cannot_be_used() {
+    let mut world = world();
+    assert_eq!(apply(&mut world, web(Status::False, A), 0), [Action::Launch]);
+    assert_eq!(verdict(&world, "miniflux"), (Status::False, "WaitsFor".into()));
+    miniflux(&mut world, Of::Launched(Ok(())), 1);
+    assert_eq!(actions(&world.step(Event::Tick, 2)), [Action::Probe]);
+    miniflux(&mut world, Of::Probed(Probe::Broken("500".into())), 3);
+    assert_eq!(verdict(&world, "miniflux"), (Status::False, "Broken".into()));
+    assert_eq!(apply(&mut world, web(Status::True, A), 4), [Action::Adjust]);
+}
+
+#[test]
+fn what_can_be_used_by_the_time_the_look_has_ended_is_used() {
+    let mut world = world();
+    assert_eq!(apply(&mut world, web(Status::Unknown, A), 0), [Action::Launch]);
+    assert!(
+        apply(&mut world, web(Status::True, A), 1).is_empty(),
+        "the look goes on"
+    );
+    assert_eq!(
+        miniflux(&mut world, Of::Launched(Err(LaunchError::Waits)), 2),
+        [Action::Launch]
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use sovereign_protocol::condition::Status;
 use sovereign_protocol::mesh::Requirement;
 use sovereign_protocol::secret::Secret;
 use tokio::net::TcpStream;
@@ -95,6 +96,9 @@ impl Miniflux {
             let _ = events.send(Event::Missed(how)).await; // nobody listens when the agent ends
         }
         let (database, text) = self.configuration().map_err(LaunchError::Failed)?;
+        if database.status != Status::True {
+            return Err(LaunchError::Waits);
+        }
         reach(database).await?;
         let directory = Path::new(places::RUN_MINIFLUX);
         let written = failed("write the configuration");

@@ -33,7 +33,12 @@ pub struct Settings {
     pub clients: Vec<Client>,
     /// Everybody who reaches the guest may log in by password.
     pub open: bool,
+    /// It listens on every address, not on the loopback's alone; a change of that needs a restart of the server.
+    pub everywhere: bool,
 }
+
+/// Where a server listens that others log in to.
+const EVERYWHERE: &str = "listen_addresses = '*'";
 
 /// dynamic_shared_memory_type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,10 +77,7 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
     let ident = directory.join("pg_ident.conf").display().to_string();
     // Every address: that of the card may come, go and change while the server runs. Who comes by it is let in by
     // pg_hba.conf alone.
-    let addresses = match settings.clients.is_empty() && !settings.open {
-        true => "127.0.0.1",
-        false => "*",
-    };
+    let addresses = if settings.everywhere { "*" } else { "127.0.0.1" };
     let ours = [
         ("hba_file", hba.as_str()),
         ("ident_file", ident.as_str()),
@@ -187,6 +189,13 @@ pub fn was_loaded(directory: &Path) -> bool {
     directory.join("postgresql.conf").exists()
 }
 
+/// True when the server was last told to listen on every address.
+#[must_use]
+pub fn is_everywhere(directory: &Path) -> bool {
+    let text = fs::read_to_string(directory.join("postgresql.conf")).unwrap_or_default();
+    text.lines().any(|line| line == EVERYWHERE)
+}
+
 /// True when the files hold these settings already.
 #[must_use]
 pub fn is_written(directory: &Path, settings: &Settings) -> bool {
@@ -219,6 +228,7 @@ mod tests {
                 .collect(),
             clients: Vec::new(),
             open: false,
+            everywhere: false,
         }
     }
 
@@ -246,7 +256,9 @@ mod tests {
         let mut with = settings(&[]);
         assert!(postgresql_conf(Path::new("/x"), &with).contains("listen_addresses = '127.0.0.1'\n"));
         with.clients = vec![client("10.0.0.3"), client("fd00::3")];
+        with.everywhere = true;
         assert!(postgresql_conf(Path::new("/x"), &with).contains("listen_addresses = '*'\n"));
+        assert!(pg_hba(&with.clients, true).ends_with("\nhost all all all scram-sha-256\n"));
         let text = pg_hba(&with.clients, false);
         let more = text.strip_prefix(&pg_hba(&[], false)).unwrap();
         assert_eq!(
@@ -259,10 +271,13 @@ mod tests {
         write(directory.path(), &with, "postgres").unwrap();
         mark_loaded(directory.path()).unwrap();
         assert!(is_loaded(directory.path()) && is_written(directory.path(), &with));
+        assert!(is_everywhere(directory.path()));
         with.clients[0] = client("10.0.0.4");
         assert!(!is_written(directory.path(), &with));
         write(directory.path(), &with, "postgres").unwrap();
         assert!(!is_loaded(directory.path()));
+        write(directory.path(), &settings(&[]), "postgres").unwrap();
+        assert!(!is_everywhere(directory.path()));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Postgres {
             let _ = events.send(Event::Missed(how)).await; // nobody listens when the agent ends
         }
         cluster.prepare(self.password()).await?;
-        let settings = self.settings();
+        let settings = self.settings(self.is_reached());
         conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name())
             .map_err(failed("write the configuration"))?;
         if !settings.lines.is_empty() {
@@ -104,7 +104,8 @@ impl Postgres {
     async fn adjust(&self) -> Result<Adjusted, String> {
         let directory = Path::new(places::RUN_POSTGRES);
         let written = |error: std::io::Error| format!("write the configuration: {error}");
-        let settings = self.settings();
+        // The last client that goes is no reason for a restart: pg_hba.conf lets nobody in by the card.
+        let settings = self.settings(self.is_reached() || conf::is_everywhere(directory));
         if !conf::is_written(directory, &settings) {
             let candidate = directory.join("candidate");
             conf::write(&candidate, &settings, cluster::USER).map_err(written)?;
@@ -128,7 +129,12 @@ impl Postgres {
         Ok(adjusted)
     }
 
-    fn settings(&self) -> conf::Settings {
+    /// Whether anybody comes by the card.
+    fn is_reached(&self) -> bool {
+        self.brief.open || !self.brief.clients.is_empty()
+    }
+
+    fn settings(&self, everywhere: bool) -> conf::Settings {
         let lines = match &self.brief.service.kind {
             ServiceKind::Postgres { settings, .. } => settings.clone(),
             ServiceKind::Miniflux { .. } => std::collections::BTreeMap::new(), // never this one's
@@ -139,6 +145,7 @@ impl Postgres {
             lines,
             clients: self.clients().cloned().collect(),
             open: self.brief.open,
+            everywhere,
         }
     }
 

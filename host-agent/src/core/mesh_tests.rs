@@ -219,8 +219,10 @@ fn a_killed_postgres_makes_the_other_guest_not_ready_by_its_edge_and_back() {
 fn a_guest_cannot_speak_of_its_own_requirement() {
     let mut world = met();
     tells(&mut world, "sql", "postgres", Status::False, "Ended");
+    let before = world.cursors();
     tells(&mut world, "web", "miniflux.requires", Status::True, "Met");
     assert_eq!(edge(&world).0, Status::False);
+    assert_eq!(world.cursors(), before, "not even for a moment");
 }
 
 #[test]
