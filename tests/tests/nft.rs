@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use sovereign_tests::net::{Agent, Lan, Place, TAG, can_run};
+use rustix::process::Signal;
+use sovereign_tests::net::{Agent, Lan, Place, TAG, can_run, signal};
 use sovereign_tests::seat::NOBODY;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_nft-agent");
@@ -305,7 +306,9 @@ fn lost_news_are_told_and_a_thousand_objects_are_one_batch() -> Result<()> {
     agent.expect("runs")?;
     // 20,000 messages of one change, more than any small buffer holds.
     let many = "(echo 'table ip t { set s { type inet_service; elements = {'; seq -s, 1 20000; echo '}; }; }') | nft -f -";
+    signal(agent.pid(), Signal::STOP)?;
     lan.at(Place::Host, many)?;
+    signal(agent.pid(), Signal::CONT)?;
     agent.expect("lost")?;
     let mut agent = lan.filter(TAG)?;
     done(

@@ -157,6 +157,10 @@ fn a_sender_that_calls_itself_something_else_is_not_heard() -> Result<()> {
     let _web = lan.answers(Web, "tcp 80")?;
     unknown(Sql, "tcp 10.9.0.77 80")?;
     unknown(Sql, "tcp fd00:9::77 80")?;
+    for ip in ["10.9.0.77", "fd00:9::77"] {
+        let neighbour = lan.at(Sql, &format!("ip neigh show {ip}"))?;
+        ensure!(!neighbour.contains("lladdr"), "{neighbour}");
+    }
     expect(&lan, Sql, "tcp 10.9.0.3 80", "answered 10.9.0.2")?;
     // Another's MAC, where nobody asks for it by ARP.
     let known = |place, ip: &str, mac: &str| {
@@ -166,12 +170,12 @@ fn a_sender_that_calls_itself_something_else_is_not_heard() -> Result<()> {
         )
         .map(drop)
     };
-    known(Web, "10.9.0.2", Lan::mac_of(Sql))?;
     for (mac, answer) in [
         ("02:00:00:00:00:0c", "silence"),
         (Lan::mac_of(Web), "answered 10.9.0.3"),
     ] {
         lan.at(Web, &format!("ip link set eth0 address {mac}"))?;
+        known(Web, "10.9.0.2", Lan::mac_of(Sql))?; // a new MAC forgets everybody
         known(Sql, "10.9.0.3", mac)?;
         expect(&lan, Web, "tcp 10.9.0.2 80 from 10.9.0.3", answer)?;
     }

@@ -229,7 +229,7 @@ fn translate(chain: &mut Chain, forward: &PortForward) {
     if to_port == ports.first() {
         return rule(ports, None);
     }
-    for (port, there) in (ports.first()..=ports.last()).zip(to_port..) {
+    for (port, there) in (ports.first()..=ports.last()).zip(to_port..=u16::MAX) {
         if let Some(port) = Ports::one(port) {
             rule(port, Some(there));
         }

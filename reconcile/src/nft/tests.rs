@@ -138,6 +138,13 @@ fn what_the_kernel_cannot_do_is_refused_by_name() {
         refused(vec![forward(None, "80-90", "10.0.0.2", 65_530)]),
         FilterError::Beyond { .. }
     ));
+    // Up to the last port there is.
+    let mut last = filter(WayOut::None);
+    last.forwards.insert(forward(None, "80-90", "10.0.0.2", 65_525));
+    assert_eq!(
+        comments(&last, Family::Inet, "ports").last().unwrap(),
+        "tcp 90 to 10.0.0.2:65535"
+    );
     // As many as there may be, and one more; a single port or an unmoved range is free.
     let free = [
         forward(None, "9", "10.0.0.2", 8),
