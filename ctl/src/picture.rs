@@ -1,7 +1,7 @@
 //! Status for people: plain text, aligned, lowest layer first.
 
 use sovereign_protocol::condition::{Layer, Status};
-use sovereign_protocol::status::{GuestStatus, StatusReport};
+use sovereign_protocol::status::{ConditionStatus, GuestStatus, StatusReport};
 
 use crate::context::escaped;
 
@@ -26,9 +26,13 @@ pub(crate) fn picture(report: &StatusReport) -> String {
         .map(|guest| guest.name.as_str().len())
         .max()
         .unwrap_or(0);
+    if !report.network.is_empty() {
+        lines.push("network".to_owned());
+        lines.extend(conditions(&report.network));
+    }
     for guest in &report.guests {
         lines.push(head(guest, width));
-        lines.extend(conditions(guest));
+        lines.extend(conditions(&guest.conditions));
         lines.extend(forwards(guest));
     }
     if report.guests.is_empty() {
@@ -122,8 +126,8 @@ fn head(guest: &GuestStatus, width: usize) -> String {
     text
 }
 
-fn conditions(guest: &GuestStatus) -> Vec<String> {
-    let mut sorted: Vec<_> = guest.conditions.iter().collect();
+fn conditions(conditions: &[ConditionStatus]) -> Vec<String> {
+    let mut sorted: Vec<_> = conditions.iter().collect();
     sorted.sort_by(|a, b| (a.layer, &a.subject).cmp(&(b.layer, &b.subject)));
     let layer_width = sorted.iter().map(|c| c.layer.as_str().len()).max().unwrap_or(0);
     let subject_width = sorted
@@ -131,7 +135,7 @@ fn conditions(guest: &GuestStatus) -> Vec<String> {
         .map(|c| line(&c.subject).chars().count())
         .max()
         .unwrap_or(0);
-    let render = |c: &&sovereign_protocol::status::ConditionStatus| {
+    let render = |c: &&ConditionStatus| {
         let (subject, text) = (line(&c.subject), line(&format!("{}: {}", c.reason, c.evidence)));
         format!(
             "  {} {:<layer_width$}  {subject:<subject_width$}  {text}",
@@ -227,6 +231,7 @@ pub(crate) mod examples {
             instance: Name::parse("default").unwrap(),
             revision: 3,
             guests,
+            network: Vec::new(),
         }
     }
 }

@@ -19,6 +19,9 @@ pub struct StatusReport {
     pub revision: u64,
     /// Guests in name order.
     pub guests: Vec<GuestStatus>,
+    /// What is true of the network that they share, lowest layer first; nothing where it leads nowhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network: Vec<ConditionStatus>,
 }
 
 /// One guest.

@@ -76,6 +76,7 @@ fn at_rest(context: &Context) -> StatusReport {
         instance: context.layout.instance.clone(),
         revision: 0,
         guests: guests.collect(),
+        network: Vec::new(),
     }
 }
 

@@ -15,9 +15,12 @@ impl World {
     pub fn report(&self, instance: &Name, now_ms: u64, when: impl Fn(u64) -> String) -> StatusReport {
         let readiness = self.readiness(now_ms);
         let mut conditions: BTreeMap<String, Vec<Condition>> = BTreeMap::new();
+        let mut network = Vec::new();
         for condition in self.feed.snapshot(now_ms) {
             if let Some((guest, _)) = condition.key.subject.split_once('/') {
                 conditions.entry(guest.to_owned()).or_default().push(condition);
+            } else {
+                network.push(condition_report("", &condition, now_ms, &when));
             }
         }
         let guests = self.guests.iter().map(|(name, guest)| {
@@ -35,6 +38,7 @@ impl World {
             instance: instance.clone(),
             revision: self.revision,
             guests: guests.collect(),
+            network,
         }
     }
 
@@ -132,14 +136,14 @@ fn guest_report(
             .collect(),
         conditions: conditions
             .iter()
-            .map(|c| condition_report(name, c, now_ms, when))
+            .map(|c| condition_report(name.as_str(), c, now_ms, when))
             .collect(),
         requires: Vec::new(),
     }
 }
 
 fn condition_report(
-    guest: &Name,
+    guest: &str,
     condition: &Condition,
     now_ms: u64,
     when: &impl Fn(u64) -> String,

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use sovereign_protocol::port::Transport;
-use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::filter::{Filter, PortForward};
 
 use super::nft::NftError;
 use super::nft::attributes::{Fields, Malformed, Message};
@@ -44,6 +44,22 @@ pub struct Stale {
 }
 
 impl Stale {
+    /// What is stale after a filter took the place of another one, or of an unknown one.
+    #[must_use]
+    pub fn between(before: Option<&Filter>, after: Option<&Filter>) -> Self {
+        let forwards = |filter: Option<&Filter>| filter.map(|f| f.forwards.clone()).unwrap_or_default();
+        let guests = |filter: Option<&Filter>| -> BTreeSet<IpAddr> {
+            let senders = filter.into_iter().flat_map(|filter| filter.senders.values());
+            senders
+                .flat_map(|sender| sender.addresses.iter().copied())
+                .collect()
+        };
+        Self {
+            forwards: &forwards(before) ^ &forwards(after),
+            guests: &guests(before) ^ &guests(after),
+        }
+    }
+
     /// Whether an entry may lead to the wrong place now.
     #[must_use]
     pub fn has(&self, entry: &Entry) -> bool {

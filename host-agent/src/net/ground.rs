@@ -27,6 +27,8 @@ pub(super) struct Opened {
     pub(super) events: OwnedFd,
     /// For requests and for news of the packet filter.
     pub(super) netfilter: Option<(OwnedFd, OwnedFd)>,
+    /// For connections that the kernel remembers.
+    pub(super) conntrack: Option<OwnedFd>,
     pub(super) sysctl: OwnedFd,
     pub(super) tuns: Vec<OwnedFd>,
 }
@@ -49,6 +51,7 @@ pub(super) fn open_own() -> Result<Opened, StageFailure> {
         requests: route_socket()?,
         events: route_socket()?,
         netfilter: Some((netfilter_socket()?, netfilter_socket()?)),
+        conntrack: Some(netfilter_socket()?),
         sysctl,
         tuns: Vec::new(),
     })

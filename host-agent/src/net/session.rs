@@ -5,11 +5,14 @@ use std::io;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::filter::Filter;
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::Switched;
 use tokio::time::Instant;
 
 use super::apply::{self, Failure};
+use super::chain;
+use super::conntrack::{Conntrack, Stale};
 use super::filter::{Enforcer, FilterError};
 use super::ground::{self, Ground, Opened};
 use super::kernel::{Kernel, KernelError};
@@ -17,7 +20,7 @@ use super::names::Mark;
 use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
-use super::plan::{Plan, Step, plan};
+use super::plan::{Part, Plan, Step, plan};
 use super::switches::Switches;
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
@@ -109,6 +112,8 @@ impl Seat {
             notifications,
             switches,
             filter,
+            conntrack: set.conntrack.and_then(|socket| Conntrack::over(socket).ok()),
+            enforced: None,
             by: None,
             tuns: Arc::new(TunPool::new(source, set.tuns)),
             observed: Observed::default(),
@@ -161,6 +166,7 @@ impl Held {
             requests,
             events,
             netfilter: None, // a network that leads nowhere filters nothing
+            conntrack: None,
             sysctl,
             tuns,
         };
@@ -175,6 +181,10 @@ pub(super) struct Session {
     switches: Switches,
     /// What is filtered and translated.
     pub(super) filter: Enforcer,
+    /// Absent where the kernel remembers no connections.
+    conntrack: Option<Conntrack>,
+    /// What was last made to be filtered.
+    enforced: Option<Filter>,
     /// Who changed the filter last.
     by: Option<String>,
     /// For TAPs.
@@ -285,6 +295,22 @@ impl Session {
             enforcer: &mut self.filter,
             filter: wanted.filter.as_ref(),
         };
-        apply::apply(plan, &self.observed, means).await
+        let failures = apply::apply(plan, &self.observed, means).await;
+        let is_filter = |step: &Step| step.part() == Part::Filter;
+        if plan.steps.iter().any(is_filter) && !failures.iter().any(|failure| is_filter(&failure.step)) {
+            self.forget_connections(wanted).await;
+        }
+        failures
+    }
+
+    /// A sender of UDP would go on to where it led before, for as long as it sends.
+    async fn forget_connections(&mut self, wanted: &Wanted) {
+        let stale = Stale::between(self.enforced.as_ref(), wanted.filter.as_ref());
+        self.enforced.clone_from(&wanted.filter);
+        if let Some(conntrack) = &mut self.conntrack
+            && let Err(error) = conntrack.flush(&stale).await
+        {
+            tracing::warn!(error = chain(&error), "connections of a former forward may go on");
+        }
     }
 }
