@@ -225,6 +225,15 @@ pub(crate) mod examples {
         }
     }
 
+    /// The same with a network that has a way out.
+    pub(crate) fn with_network(report: StatusReport) -> StatusReport {
+        let network = vec![
+            condition(Layer::Routing, Status::True, "WayOut"),
+            condition(Layer::Nat, Status::False, "FilterFailed"),
+        ];
+        StatusReport { network, ..report }
+    }
+
     pub(crate) fn report(guests: Vec<GuestStatus>) -> StatusReport {
         StatusReport {
             schema: SCHEMA.into(),
@@ -238,10 +247,19 @@ pub(crate) mod examples {
 
 #[cfg(test)]
 mod tests {
-    use super::examples::{condition, guest, report};
+    use super::examples::{condition, guest, report, with_network};
     use super::*;
     use sovereign_protocol::name::Name;
     use sovereign_protocol::status::{Phase, RequiredStatus};
+
+    #[test]
+    fn the_shared_network_comes_before_the_guests() {
+        let text = picture(&with_network(report(vec![guest()])));
+        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part}: {text}"));
+        assert!(at("\nnetwork\n") < at("✓ routing"), "{text}");
+        assert!(at("✗ nat") < at("sql"), "{text}");
+        assert!(!picture(&report(vec![guest()])).contains("network"));
+    }
 
     #[test]
     fn a_healthy_guest() {

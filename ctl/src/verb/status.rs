@@ -94,7 +94,7 @@ fn on_disk(layout: &Layout) -> BTreeSet<Name> {
 mod tests {
     use serde_json::Value;
 
-    use crate::picture::examples::{guest, report};
+    use crate::picture::examples::{guest, report, with_network};
     use crate::schema::compare;
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         compare(
             &schema,
             &schema,
-            &serde_json::to_value(report(vec![guest(), stopped])).unwrap(),
+            &serde_json::to_value(with_network(report(vec![guest(), stopped]))).unwrap(),
             "$",
         );
     }
