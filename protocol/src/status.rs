@@ -20,7 +20,7 @@ pub struct StatusReport {
     /// Guests in name order.
     pub guests: Vec<GuestStatus>,
     /// What is true of the network that they share, lowest layer first; nothing where it leads nowhere.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub network: Vec<ConditionStatus>,
 }
 
