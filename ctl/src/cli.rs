@@ -67,6 +67,12 @@ pub(crate) enum Verb {
     /// Stop all guests in order, then the host agent; or one guest
     #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql")]
     Down(Down),
+    /// Remove links, routes, rules and packet filters that dead host agents left on this machine
+    #[command(
+        after_help = "Examples:\n  sovereign gc --dry-run\n  sovereign gc --all   # of every instance that is not in use\n\n\
+They are found by their marks; nothing else is touched. Private networks leave nothing."
+    )]
+    Gc(Gc),
     /// Remove a stopped guest's data disk, logs and secrets
     #[command(after_help = "Example:\n  sovereign down && sovereign destroy sql --yes")]
     Destroy(Destroy),
@@ -235,6 +241,17 @@ pub(crate) struct Plan {
 pub(crate) struct Down {
     /// Only this guest, which the next `up` starts again; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
+}
+
+/// Arguments of `gc`.
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Those of every instance that is not in use, not only of this one
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Print what would be removed, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Arguments of `destroy`.

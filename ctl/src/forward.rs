@@ -134,6 +134,7 @@ pub(crate) fn decide(
         name,
         listen: mapping.listen,
         port,
+        translated: None,
     })
 }
 
@@ -226,6 +227,7 @@ mod tests {
                 service: None,
                 listen: listen.parse().unwrap(),
                 port: 5432,
+                translated: None,
             },
         }
     }

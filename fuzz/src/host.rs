@@ -1,8 +1,10 @@
-//! What the host reads of VMMs, shims and guests' memory.
+//! What the host reads of VMMs, shims, other programs and guests' memory.
 
+use sovereign_host_agent::net::nft::fuzz as nft;
 use sovereign_host_agent::shim::contract::{ExitRecord, Message, Request, ShimConfig};
 use sovereign_host_agent::shim::qmp as protocol;
 use sovereign_host_agent::vsock::fuzz;
+use sovereign_reconcile::iptables::{parse, remove, tags};
 
 pub(crate) fn qmp(data: &[u8]) {
     for line in String::from_utf8_lossy(data).lines() {
@@ -23,6 +25,19 @@ pub(crate) fn shim_lines(data: &[u8]) {
     }
 }
 
+/// Whatever stands there, what would be removed names nothing but ours.
+pub(crate) fn iptables_save(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = tags(&text);
+    let change = remove(&parse("sv5pkj", &text)).map(|change| change.to_string());
+    for line in change.unwrap_or_default().lines() {
+        assert!(
+            line.starts_with('*') || line == "COMMIT" || line.contains("sv5pkj"),
+            "{line:?}"
+        );
+    }
+}
+
 pub(crate) fn vsock_header(data: &[u8]) {
     fuzz::header(data);
 }
@@ -33,4 +48,12 @@ pub(crate) fn vsock_connection(data: &[u8]) {
 
 pub(crate) fn vsock_ring(data: &[u8]) {
     fuzz::ring(data);
+}
+
+pub(crate) fn nft_tables(data: &[u8]) {
+    nft::tables(data);
+}
+
+pub(crate) fn connections(data: &[u8]) {
+    nft::connections(data);
 }

@@ -26,7 +26,7 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 31] = [
+pub const TARGETS: [Target; 34] = [
     target("codec-request", protocol::codec_request),
     target("codec-response", protocol::codec_response),
     target("handshake-accept", protocol::handshake_accept),
@@ -40,9 +40,12 @@ pub const TARGETS: [Target; 31] = [
     target("addresses", protocol::addresses),
     target("qmp", host::qmp),
     target("shim-lines", host::shim_lines),
+    target("iptables-save", host::iptables_save),
     target("vsock-header", host::vsock_header),
     target("vsock-connection", host::vsock_connection),
     target("vsock-ring", host::vsock_ring),
+    target("nft-tables", host::nft_tables),
+    target("connections", host::connections),
     target("localapi-http", guest::localapi_http),
     target("tailscale-status", guest::tailscale_status),
     target("postgres", guest::postgres),

@@ -233,7 +233,8 @@ impl Engine {
             Ok(spec) => {
                 self.tickets += 1;
                 self.applying.insert(self.tickets, reply);
-                self.world.step(Event::Apply(spec, self.tickets), self.now_ms())
+                self.world
+                    .step(Event::Apply(Box::new(spec), self.tickets), self.now_ms())
             }
             Err(refusal) => {
                 let _ = reply.send(Err(Refusal::Invalid(refusal))); // or nobody waits

@@ -26,6 +26,7 @@ pub(crate) fn guest_spec(
         tailscale: config.tailscale.clone(),
         requirements: ties.requirements,
         clients: ties.clients,
+        open: config.open(),
     }
 }
 

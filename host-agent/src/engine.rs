@@ -16,16 +16,17 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Namespace, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
 use crate::core::{Effect, Event, Ties, World};
 use crate::document;
-use crate::forward::Forward;
+use crate::forward::{Claim, Forward};
 use crate::guest;
 use crate::link::{Target, Wanted};
-use crate::net::{Network, NetworkConfig, NetworkSpec, names};
+use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place, names};
 use crate::netns::{self, Helper, HelperConfig, StageFailure};
 use crate::port_owner;
 use crate::program;
@@ -66,6 +67,8 @@ pub struct Engine {
     secrets: Secrets,
     guests: BTreeMap<Name, guest::Handle>,
     forwards: BTreeMap<(Name, Name), (std::net::SocketAddr, Forward)>,
+    /// Forwards that the kernel translates and whose ports nobody else has.
+    translated: BTreeMap<(Name, Name), Claim>,
     events: mpsc::Sender<Event>,
     news: watch::Sender<(Cursor, Cursor)>,
     anchor: Anchor,
@@ -180,6 +183,7 @@ impl Engine {
             world,
             guests: BTreeMap::new(),
             forwards: BTreeMap::new(),
+            translated: BTreeMap::new(),
             events,
             news,
             anchor,
@@ -228,9 +232,7 @@ impl Engine {
                 () = tokio::time::sleep(pause) => self.take(Event::Tick).await,
             }
         }
-        self.end_network()
-            .await
-            .context("the private network does not end")?;
+        self.end_network().await.context("the network does not end")?;
         self.keep_wanted(self.world.revision(), store::Wanted::Nothing)
             .await
     }
@@ -275,22 +277,26 @@ impl Engine {
                     .and_then(|handle| handle.target.borrow().clone());
                 let _ = reply.send(target);
             }
-            Request::Network(reply) => {
-                let _ = reply.send(self.network_view());
-            }
+            Request::Network(reply) => self.network_view(reply),
             Request::Stop => self.take(Event::StopAll).await,
         }
     }
 
-    fn network_view(&self) -> NetworkView {
-        let open = self.network.as_ref();
-        NetworkView {
-            mode: self.world.network_mode(),
-            observed: open
-                .map(|open| (*open.network.observed()).clone())
-                .unwrap_or_default(),
-            cards: self.world.holding_cards(),
-        }
+    /// The network's loop may wait for us, so we do not wait for it.
+    fn network_view(&self, reply: oneshot::Sender<NetworkView>) {
+        let (mode, cards) = (self.world.network_mode(), self.world.holding_cards());
+        let observed = self.network.as_ref().map(|open| open.network.observed());
+        tokio::spawn(async move {
+            let observed = match observed {
+                Some(observed) => observed.await.unwrap_or_default(),
+                None => Observed::default(),
+            };
+            let _ = reply.send(NetworkView {
+                mode,
+                observed,
+                cards,
+            }); // who asked may be gone
+        });
     }
 
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
@@ -458,6 +464,7 @@ impl Engine {
         tokio::spawn(async move {
             let mode = match namespace {
                 Namespace::Private => NetworkMode::Private,
+                Namespace::Host => NetworkMode::Host,
                 Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
                     Ok(()) => NetworkMode::Private,
                     Err(failure) => NetworkMode::Off(format!("namespace none (auto): {failure}")),
@@ -471,10 +478,14 @@ impl Engine {
         if self.network.is_some() {
             return;
         }
-        let helper = self.helper();
         let (wanted, wants) = watch::channel(self.network_spec());
         let (sender, mut told) = mpsc::channel(QUEUE);
-        let network = Network::start(NetworkConfig::new(helper), wants, sender);
+        let ground = match self.place() {
+            Place::Host => Ground::Host,
+            Place::Private => Ground::Private(self.helper()),
+        };
+        let config = NetworkConfig::new(self.layout.instance.clone(), ground, self.layout.switched());
+        let network = Network::start(config, wants, sender);
         let events = self.events.clone();
         tokio::spawn(async move {
             while let Some(event) = told.recv().await {
@@ -488,6 +499,9 @@ impl Engine {
 
     /// Ends the network: ours, or the one that another agent left before we had opened it.
     async fn end_network(&mut self) -> Result<(), StageFailure> {
+        if self.place() == Place::Host {
+            self.open_network();
+        }
         if let Some(open) = self.network.take() {
             return open.network.end().await;
         }
@@ -505,11 +519,34 @@ impl Engine {
         }
     }
 
+    /// Where the network is, or will be.
+    fn place(&self) -> Place {
+        let spec = self.world.spec().and_then(|spec| spec.network.as_ref());
+        let asked = spec.is_some_and(|network| network.namespace == Namespace::Host);
+        match self.world.network_mode() {
+            NetworkMode::Host => Place::Host,
+            NetworkMode::Private => Place::Private,
+            NetworkMode::Undecided | NetworkMode::Off(_) if asked => Place::Host,
+            NetworkMode::Undecided | NetworkMode::Off(_) => Place::Private,
+        }
+    }
+
+    fn translations(&self) -> BTreeSet<PortForward> {
+        let wanted = self.world.translations().into_iter();
+        let claimed = wanted.filter(|(key, _)| self.translated.contains_key(key));
+        claimed.map(|(_, forward)| forward).collect()
+    }
+
     fn network_spec(&self) -> NetworkSpec {
         let network = self.world.spec().and_then(|spec| spec.network.as_ref());
         NetworkSpec {
+            place: self.place(),
             addresses: network.map(|network| network.address).into_iter().collect(),
             guests: self.world.carded(),
+            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
+            vpn: network.map(|network| network.vpn).unwrap_or_default(),
+            isolated: network.is_some_and(|network| network.isolated),
+            forwards: self.translations(),
             ..NetworkSpec::default()
         }
     }
@@ -574,6 +611,7 @@ impl Engine {
 
     /// Reserves what is new, releases what is gone; conflicts become conditions.
     fn reserve_forwards(&mut self, spec: &HostSpec) -> Vec<Event> {
+        let mut verdicts = self.claim_translated(spec);
         let wanted: BTreeMap<(Name, Name), std::net::SocketAddr> = spec
             .guests
             .iter()
@@ -581,12 +619,12 @@ impl Engine {
                 config
                     .forwards
                     .iter()
+                    .filter(|f| f.translated.is_none())
                     .map(|f| ((guest.clone(), f.name.clone()), f.listen))
             })
             .collect();
         self.forwards
             .retain(|key, (listen, _)| wanted.get(key) == Some(listen));
-        let mut verdicts = Vec::new();
         for (key, listen) in wanted {
             if self.forwards.contains_key(&key) {
                 continue;
@@ -603,12 +641,51 @@ impl Engine {
         verdicts
     }
 
+    /// Ports that the kernel is to translate must be nobody's: a program that listens there would hear nothing more.
+    fn claim_translated(&mut self, spec: &HostSpec) -> Vec<Event> {
+        let mut wanted = BTreeMap::new();
+        for (guest, config) in &spec.guests {
+            let translated = config
+                .forwards
+                .iter()
+                .filter(|forward| forward.translated.is_some());
+            wanted.extend(translated.map(|forward| ((guest.clone(), forward.name.clone()), forward)));
+        }
+        self.translated
+            .retain(|key, claim| wanted.get(key).is_some_and(|forward| claim.is_of(forward)));
+        let mut verdicts = Vec::new();
+        for (key, forward) in wanted {
+            if self.translated.contains_key(&key) {
+                continue;
+            }
+            let verdict = match Claim::of(forward) {
+                Ok(claim) => {
+                    self.translated.insert(key.clone(), claim);
+                    Verdict::unknown(
+                        "Reserved",
+                        format!("{} opens when the guest is ready", forward.listen),
+                    )
+                }
+                Err((listen, error)) => unavailable(listen, &error),
+            };
+            verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
+        }
+        verdicts
+    }
+
     async fn switch_forwards(&mut self, guest: &Name, serve: bool) {
         let Some(target) = self.guests.get(guest).map(|handle| handle.target.clone()) else {
             return;
         };
         let ports = self.world.forward_ports(guest);
         let mut verdicts = Vec::new();
+        for (owner, name) in self.translated.keys().filter(|(owner, _)| owner == guest) {
+            let verdict = match serve {
+                true => Verdict::unknown("Translating", "the kernel is told"),
+                false => Verdict::no("NotListening", "it refuses: the guest is not ready"),
+            };
+            verdicts.push(Event::Forward(owner.clone(), name.to_string(), verdict));
+        }
         for ((owner, name), (listen, forward)) in &mut self.forwards {
             let Some(port) = ports.get(name).filter(|_| owner == guest) else {
                 continue;

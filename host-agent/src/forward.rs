@@ -16,6 +16,8 @@ use rustix::net::{
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::handshake::Channel;
 use sovereign_protocol::limits::{BULK_OPEN, BULK_STREAMS};
+use sovereign_protocol::port::Transport;
+use sovereign_protocol::spec::{self, Translated};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -32,6 +34,47 @@ pub struct Forward {
     /// The task that accepts, and the guest's port that it leads to.
     accepting: Option<(u16, JoinHandle<()>)>,
     streams: Streams,
+}
+
+/// The ports of a forward that the kernel translates: seen to be free, and while it is held nobody can bind the first
+/// TCP port. A UDP port is not held: it would swallow what comes while the guest is away, and the sender would hear
+/// nothing.
+#[derive(Debug)]
+pub struct Claim {
+    listen: SocketAddr,
+    translated: Option<Translated>,
+    _held: Option<Forward>,
+}
+
+impl Claim {
+    /// Claims the ports.
+    ///
+    /// # Errors
+    /// The first port that another program has.
+    pub fn of(forward: &spec::Forward) -> Result<Self, (SocketAddr, io::Error)> {
+        let mut held = None;
+        let ports = forward.ports().into_iter();
+        for port in ports.flat_map(|ports| ports.first()..=ports.last()) {
+            let address = SocketAddr::new(forward.listen.ip(), port);
+            let one = match forward.transport() {
+                Transport::Tcp => Forward::reserve(address).map(Some),
+                Transport::Udp => std::net::UdpSocket::bind(address).map(|_| None),
+            };
+            let one = one.map_err(|error| (address, error))?;
+            held = held.or(one);
+        }
+        Ok(Self {
+            listen: forward.listen,
+            translated: forward.translated,
+            _held: held,
+        })
+    }
+
+    /// Whether it is the claim of this forward.
+    #[must_use]
+    pub fn is_of(&self, forward: &spec::Forward) -> bool {
+        (self.listen, self.translated) == (forward.listen, forward.translated)
+    }
 }
 
 /// The connections of one forward; they outlive a pause of its listening.

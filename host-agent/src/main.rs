@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use sovereign_host_agent::net::gc;
 use sovereign_host_agent::store::Store;
 use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
 use sovereign_protocol::handshake::random_hex;
@@ -50,6 +51,16 @@ enum Verb {
         /// Where its lasting files are.
         #[arg(long)]
         state_dir: PathBuf,
+    },
+    /// Removes what instances left in this network namespace and prints one JSON object (started by `sovereign gc`).
+    #[command(hide = true)]
+    Gc {
+        /// Of this instance only; without it of all that are not in use.
+        #[arg(long)]
+        instance: Option<Name>,
+        /// Only tells.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Looks at an instance past its agent and prints one JSON object (started by `sovereign doctor`).
     #[command(hide = true)]
@@ -131,6 +142,7 @@ fn main() -> ExitCode {
             };
             block_on(print_inspection(layout))
         }
+        Verb::Gc { instance, dry_run } => block_on(collect(instance, dry_run)),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
             let origin = if passed {
@@ -178,6 +190,13 @@ fn print_events(state_dir: &Path) -> anyhow::Result<()> {
         let record = Record::new(event, clock::rfc3339(wall_ms));
         writeln!(out, "{}", serde_json::to_string(&record)?)?;
     }
+    Ok(())
+}
+
+async fn collect(instance: Option<Name>, dry_run: bool) -> anyhow::Result<()> {
+    let mode = if dry_run { gc::Mode::Dry } else { gc::Mode::Remove };
+    let collected = gc::collect(instance.as_ref(), mode).await?;
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&collected)?)?;
     Ok(())
 }
 

@@ -59,6 +59,12 @@ impl Layout {
         self.state.join(STORE)
     }
 
+    /// What the kernel's switches were before the host agent set them.
+    #[must_use]
+    pub fn switched(&self) -> PathBuf {
+        self.state.join("switched.json")
+    }
+
     /// A guest's lasting directory.
     #[must_use]
     pub fn guest_state(&self, guest: &Name) -> PathBuf {
@@ -120,6 +126,7 @@ mod tests {
             layout.secrets(),
             layout.log(),
             layout.store(),
+            layout.switched(),
             layout.data_disk(&sql),
             layout.console(&sql),
             layout.exit_record(&sql),
@@ -132,6 +139,7 @@ mod tests {
             "/s/secrets.json",
             "/s/host.log",
             "/s/state.redb",
+            "/s/switched.json",
             "/s/guests/sql/data.img",
             "/s/guests/sql/console.log",
             "/s/guests/sql/exit.json",

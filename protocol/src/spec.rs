@@ -1,7 +1,7 @@
 //! What is wanted: documents of versioned JSON, validated whole before anything changes.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::interface::InterfaceSpec;
 use crate::limits;
+use crate::link_name::LinkName;
 use crate::mesh::{Client, Requirement, ServiceRef};
 use crate::name::Name;
+use crate::port::{Ports, Transport};
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
 
@@ -38,6 +40,46 @@ pub struct HostNetwork {
     pub namespace: Namespace,
     /// The host's address on the bridge.
     pub address: HostAddress,
+    /// By which way guests leave.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uplink: Uplink,
+    /// What they do while a VPN of the host is up.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vpn: Vpn,
+    /// Guests reach the host only, not each other.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub isolated: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// By which way guests leave.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Uplink {
+    /// By none.
+    #[default]
+    None,
+    /// By that of the host itself.
+    Auto,
+    /// By the first of these links that has a default route.
+    Named(Vec<LinkName>),
+}
+
+/// What guests do while a VPN of the host is up. On plain Linux they follow the host's own routing always; on Android
+/// netd's rules leave it to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vpn {
+    /// They go through it.
+    #[default]
+    Follow,
+    /// They do not leave.
+    Block,
+    /// They go past it.
+    Bypass,
 }
 
 /// Where the links of a network are made.
@@ -48,6 +90,8 @@ pub enum Namespace {
     Auto,
     /// A network namespace of our own: nothing of the machine's changes.
     Private,
+    /// The namespace that the host agent itself is in: guests are reached from there, and may leave.
+    Host,
 }
 
 /// One guest as the host runs it.
@@ -77,6 +121,26 @@ pub struct GuestConfig {
     pub tailscale: Option<TailscaleSpec>,
 }
 
+impl GuestConfig {
+    /// Its first address of the same family.
+    #[must_use]
+    pub fn address_of(&self, like: IpAddr) -> Option<IpAddr> {
+        let addresses = self.interface.iter().flat_map(|interface| &interface.addresses);
+        let mut addresses = addresses.map(|prefix| prefix.address());
+        addresses.find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+
+    /// The services that others than this guest reach by its address.
+    #[must_use]
+    pub fn open(&self) -> BTreeSet<Name> {
+        let translated = self
+            .forwards
+            .iter()
+            .filter(|forward| forward.translated.is_some());
+        translated.map(|forward| forward.service().clone()).collect()
+    }
+}
+
 /// When a guest is started again by itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +164,8 @@ pub enum RestartWhen {
     Never,
 }
 
-/// A TCP port of the host that leads to one of the guest's loopback, over vsock.
+/// A port of the host that leads to one of the guest: over vsock to its loopback, or translated by the kernel to its
+/// address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
@@ -113,9 +178,48 @@ pub struct Forward {
     pub listen: SocketAddr,
     /// The port in the guest.
     pub port: u16,
+    /// Packets are translated by the host's kernel; without it, TCP connections are carried over vsock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub translated: Option<Translated>,
+}
+
+/// What of a forward only the kernel can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Translated {
+    /// TCP or UDP.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub transport: Transport,
+    /// How many ports after the first lead there as well, each to the next one in the guest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub more: u16,
 }
 
 impl Forward {
+    /// The ports of the host that it takes; `None` when they go beyond the last.
+    #[must_use]
+    pub fn ports(&self) -> Option<Ports> {
+        let more = self.translated.map_or(0, |translated| translated.more);
+        Ports::range(self.listen.port(), self.listen.port().checked_add(more)?)
+    }
+
+    /// TCP or UDP.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.translated
+            .map_or(Transport::Tcp, |translated| translated.transport)
+    }
+
+    /// Whether both take a port of the same address.
+    #[must_use]
+    pub fn collides(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.listen.ip(), other.listen.ip());
+        let all = ours.is_unspecified() || theirs.is_unspecified();
+        let address = ours == theirs || (all && ours.is_ipv4() == theirs.is_ipv4());
+        let ports = self.ports().zip(other.ports());
+        address && self.transport() == other.transport() && ports.is_some_and(|(a, b)| a.overlaps(b))
+    }
+
     /// The name of the service that it leads to.
     #[must_use]
     pub fn service(&self) -> &Name {
@@ -165,6 +269,9 @@ pub struct GuestSpec {
     /// Services of other guests that log in here, by the service that they log in to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub clients: BTreeMap<Name, Vec<Client>>,
+    /// Services that are reached by the guest's address from anywhere, each by its own log-in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub open: BTreeSet<Name>,
 }
 
 /// Tailscale in a guest is to run: `{}`. Its daemon's socket is at its usual place.
@@ -273,7 +380,7 @@ impl HostSpec {
         let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
         check_version(spec.version)?;
         spec.check_addresses()?;
-        let mut listens = BTreeMap::new();
+        let mut others: Vec<(&Name, &Forward)> = Vec::new();
         for (name, guest) in &spec.guests {
             let at = |key: &str| format!("guests.{name}.{key}");
             within(at("memory_mib"), guest.memory_mib, limits::MEMORY_MIB)?;
@@ -282,6 +389,9 @@ impl HostSpec {
             check_services(&at("services"), &guest.services)?;
             for (index, forward) in guest.forwards.iter().enumerate() {
                 check_forward(&at("forwards"), name, guest, forward)?;
+                if forward.translated.is_some() {
+                    spec.check_translated(&at("forwards"), guest, forward)?;
+                }
                 if guest.forwards[..index]
                     .iter()
                     .any(|other| other.name == forward.name)
@@ -291,16 +401,37 @@ impl HostSpec {
                         problem: format!("{} is there twice", forward.name),
                     });
                 }
-                if let Some(other) = listens.insert(forward.listen, name) {
+                if let Some((other, _)) = others.iter().find(|(_, other)| other.collides(forward)) {
                     return Err(SpecError::Value {
                         path: at("forwards"),
                         problem: format!("{} is also forwarded to guest {other}", forward.listen),
                     });
                 }
+                others.push((name, forward));
             }
         }
         spec.check_requirements()?;
         Ok(spec)
+    }
+
+    /// The kernel translates in the host's own namespace only, to an address of the guest's.
+    fn check_translated(&self, path: &str, guest: &GuestConfig, forward: &Forward) -> Result<(), SpecError> {
+        let listen = forward.listen.ip();
+        let to = guest.address_of(listen);
+        let here = self.network.as_ref().map(|network| network.namespace);
+        let problem = if here != Some(Namespace::Host) {
+            "the kernel leads to guests only from network namespace \"host\"".to_owned()
+        } else if listen.is_loopback() {
+            format!("{listen} is the loopback, whose packets the kernel does not translate")
+        } else if to.is_none() {
+            format!("the guest has no address of the family of {listen}")
+        } else {
+            return Ok(());
+        };
+        Err(SpecError::Value {
+            path: path.to_owned(),
+            problem,
+        })
     }
 
     /// Each address is one guest's, in the network's subnet, and not the host's own.
@@ -379,8 +510,11 @@ fn within(path: String, value: u32, range: RangeInclusive<u32>) -> Result<(), Sp
 }
 
 fn check_forward(path: &str, guest: &Name, config: &GuestConfig, forward: &Forward) -> Result<(), SpecError> {
+    let fits = forward.ports().and_then(|ports| ports.moved_to(forward.port));
     let problem = if forward.listen.port() == 0 || forward.port == 0 {
         "port 0 cannot be forwarded".to_owned()
+    } else if fits.is_none() {
+        "its ports go beyond 65535".to_owned()
     } else if !config
         .services
         .iter()
@@ -464,6 +598,7 @@ mod tests {
             }],
             secrets: BTreeMap::from([("postgres".into(), Exposed(Secret::new("s3cret".into())))]),
             interface: None,
+            open: BTreeSet::new(),
             tailscale: None,
             requirements: BTreeMap::new(),
             clients: BTreeMap::new(),
@@ -590,6 +725,7 @@ mod tests {
                 service: None,
                 listen: listen.parse().unwrap(),
                 port: 5432,
+                translated: None,
             }],
             restart: Restart::default(),
             interface: Some(interface(address)),
@@ -605,6 +741,9 @@ mod tests {
             network: Some(HostNetwork {
                 namespace: Namespace::Auto,
                 address: "10.0.0.1/24".parse().unwrap(),
+                uplink: Uplink::None,
+                vpn: Vpn::Follow,
+                isolated: false,
             }),
         }
     }

@@ -7,70 +7,17 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+pub use sovereign_protocol::link_name::{LINK_NAME_BYTES, LinkName};
 use sovereign_protocol::name::Name;
 
-/// Bytes of a link's name (IFNAMSIZ without its final zero).
-pub const LINK_NAME_BYTES: usize = 15;
+use crate::observed::Link;
+
 const PREFIX: &str = "sv";
 const TAG_CHARS: usize = 4;
+const GROUPS: u32 = 0x4000_0000;
+const TABLES: u32 = 0x5300_0000;
 const GUEST_CHARS: usize = 8;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-
-/// The name of a link: 1 to 15 bytes that the kernel and every tool take as they are.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LinkName(String);
-
-impl LinkName {
-    /// A name, if it is one.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let fits = (1..=LINK_NAME_BYTES).contains(&text.len());
-        let plain = text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        (fits && plain && text != "." && text != "..").then(|| Self(text.to_owned()))
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The name as `struct ifreq` has it.
-    #[must_use]
-    pub fn padded(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..self.0.len()].copy_from_slice(self.0.as_bytes());
-        bytes
-    }
-}
-
-/// Why a text is no [`LinkName`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a link")]
-pub struct LinkNameError(String);
-
-impl TryFrom<String> for LinkName {
-    type Error = LinkNameError;
-
-    fn try_from(text: String) -> Result<Self, LinkNameError> {
-        Self::parse(&text).ok_or(LinkNameError(text))
-    }
-}
-
-impl From<LinkName> for String {
-    fn from(name: LinkName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for LinkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// A hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -90,6 +37,9 @@ pub struct Mark {
     pub prefix: String,
     /// Their device group; never 0, which is everybody's.
     pub group: u32,
+    /// The routing table of the instance: far from those of Android (97 to 99, 1000 and 10^9 and a little more) and of
+    /// everybody who counts from 1.
+    pub table: u32,
 }
 
 impl Mark {
@@ -100,8 +50,38 @@ impl Mark {
         let number = u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
         Self {
             prefix: format!("{PREFIX}{}", text(&bytes, TAG_CHARS)),
-            group: 0x4000_0000 | (number >> 4), // a positive int for every tool
+            group: GROUPS | (number >> 4), // a positive int for every tool
+            table: TABLES | (number >> 8), // 1392508928 to 1409286143
         }
+    }
+
+    /// The mark that a link carries, of whatever instance; its table follows from its group.
+    #[must_use]
+    pub fn on(link: &Link) -> Option<Self> {
+        let prefix = link
+            .name
+            .get(..PREFIX.len() + TAG_CHARS)
+            .filter(|text| Self::is_prefix(text))?;
+        let rest = &link.name[prefix.len()..];
+        let named = rest.is_empty() || rest.starts_with(['-', '_']);
+        (named && link.group & !0x0fff_ffff == GROUPS).then(|| Self {
+            prefix: prefix.to_owned(),
+            group: link.group,
+            table: TABLES | (link.group & 0x0fff_ffff) >> 4,
+        })
+    }
+
+    /// Whether an instance's links begin so.
+    #[must_use]
+    pub fn is_prefix(text: &str) -> bool {
+        let tag = text.strip_prefix(PREFIX).unwrap_or_default();
+        tag.len() == TAG_CHARS && tag.bytes().all(|letter| ALPHABET.contains(&letter))
+    }
+
+    /// Whether a table is some instance's.
+    #[must_use]
+    pub fn has_table(table: u32) -> bool {
+        table & !0x00ff_ffff == TABLES
     }
 
     /// Whether a link with this name and group is ours.
@@ -114,14 +94,14 @@ impl Mark {
 /// The bridge of an instance.
 #[must_use]
 pub fn bridge(instance: &Name) -> LinkName {
-    LinkName(Mark::of(instance).prefix)
+    own(&Mark::of(instance).prefix)
 }
 
 /// The TAP of a guest: `-` and the guest's name where it fits, else `_` and a digest.
 #[must_use]
 pub fn tap(instance: &Name, guest: &Name) -> LinkName {
     let prefix = Mark::of(instance).prefix;
-    LinkName(if guest.as_str().len() <= GUEST_CHARS {
+    own(&if guest.as_str().len() <= GUEST_CHARS {
         format!("{prefix}-{guest}")
     } else {
         let bytes = digest("tap", &[guest.as_str()]);
@@ -139,6 +119,12 @@ pub fn bridge_mac(instance: &Name) -> Mac {
 #[must_use]
 pub fn guest_mac(instance: &Name, guest: &Name) -> Mac {
     mac(&digest("guest mac", &[instance.as_str(), guest.as_str()]))
+}
+
+/// # Panics
+/// Never: prefix, sign and eight characters are fifteen plain bytes.
+fn own(text: &str) -> LinkName {
+    LinkName::parse(text).expect("at most fifteen plain bytes")
 }
 
 /// Unicast, locally administered.
@@ -171,19 +157,13 @@ mod tests {
         Name::parse(text).unwrap()
     }
 
-    #[test]
-    fn a_name_is_its_text() {
-        let link = LinkName::try_from("sv5pkj".to_owned()).unwrap();
-        assert_eq!(String::from(link), "sv5pkj");
-        assert!(LinkName::try_from("a name with spaces".to_owned()).is_err());
-    }
-
     /// These names stand on running machines: a change here orphans their links.
     #[test]
     fn names_are_fixed_for_ever() {
         let instance = name("default");
         let mark = Mark::of(&instance);
         assert_eq!((mark.prefix.as_str(), mark.group), ("sv5pkj", 0x4e6e6403));
+        assert_eq!(mark.table, 0x53e6_e640);
         assert_eq!(bridge(&instance).as_str(), "sv5pkj");
         assert_eq!(tap(&instance, &name("sql")).as_str(), "sv5pkj-sql");
         assert_eq!(tap(&instance, &name("vaultwarden")).as_str(), "sv5pkj_ic73gmib");
@@ -192,18 +172,6 @@ mod tests {
             guest_mac(&instance, &name("sql")).to_string(),
             "02:a5:1b:92:59:24"
         );
-    }
-
-    #[test]
-    fn only_plain_link_names_parse() {
-        for good in ["lo", "eth0.1", "svabcd-sql", "fifteen-bytes-x"] {
-            assert!(LinkName::parse(good).is_some(), "{good}");
-        }
-        for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-xx", "ä", "a\n"] {
-            assert!(LinkName::parse(bad).is_none(), "{bad:?}");
-        }
-        let longest = LinkName::parse("fifteen-bytes-x").unwrap();
-        assert_eq!(&longest.padded(), b"fifteen-bytes-x\0");
     }
 
     proptest! {
@@ -220,6 +188,11 @@ mod tests {
                 prop_assert!(LinkName::parse(tap.as_str()).is_some());
                 prop_assert!(mark.is_on(tap.as_str(), mark.group));
                 prop_assert!(seen.insert(tap), "two links share a name");
+            }
+            for name in &seen {
+                let mut link = crate::observed::Observed::fresh().links.remove(&1).unwrap();
+                (link.name, link.group) = (name.to_string(), mark.group);
+                prop_assert_eq!(Mark::on(&link), Some(mark.clone()), "all of it is known from any link");
             }
             prop_assert!(mark.group > 0 && mark.group <= i32::MAX as u32);
             prop_assert!(!mark.is_on("eth0", mark.group));

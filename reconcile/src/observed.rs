@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::names::Mac;
+use crate::route::Route;
+use crate::rule::Rule;
+use crate::sysctl::Sysctl;
 
 /// What a link is, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,6 +44,9 @@ pub struct Link {
     pub carrier: bool,
     /// The bridge it is a port of.
     pub controller: Option<u32>,
+    /// It is a port that reaches the bridge and no other such port.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// An address on a link.
@@ -56,17 +62,6 @@ pub struct Address {
     pub ours: bool,
 }
 
-/// A route of the main table that leads straight to a link's own subnet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Route {
-    /// The link.
-    pub link: u32,
-    /// The subnet.
-    pub network: IpAddr,
-    /// Its length in bits.
-    pub prefix: u8,
-}
-
 /// The state of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
@@ -74,8 +69,31 @@ pub struct Observed {
     pub links: BTreeMap<u32, Link>,
     /// All addresses.
     pub addresses: BTreeSet<Address>,
-    /// Connected routes.
+    /// Routes that matter.
     pub routes: BTreeSet<Route>,
+    /// Rules that matter.
+    #[serde(default)]
+    pub rules: BTreeSet<Rule>,
+    /// Switches that somebody asked for, those that there are.
+    #[serde(default, with = "pairs")]
+    pub sysctls: BTreeMap<Sysctl, i64>,
+}
+
+/// JSON has no keys but texts: a map of switches is a list of pairs there.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::sysctl::Sysctl;
+
+    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<Sysctl, i64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<BTreeMap<Sysctl, i64>, D::Error> {
+        Ok(Vec::deserialize(from)?.into_iter().collect())
+    }
 }
 
 impl Observed {
@@ -92,6 +110,7 @@ impl Observed {
             up: false,
             carrier: false,
             controller: None,
+            isolated: false,
         };
         Self {
             links: BTreeMap::from([(lo.index, lo)]),
@@ -109,7 +128,7 @@ impl Observed {
     pub fn remove_link(&mut self, index: u32) {
         self.links.remove(&index);
         self.addresses.retain(|address| address.link != index);
-        self.routes.retain(|route| route.link != index);
+        self.routes.retain(|route| route.link != Some(index));
     }
 
     /// Takes an address out, whatever mark it carries.

@@ -2,11 +2,15 @@
 
 use std::net::IpAddr;
 
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::subnet::HostAddress;
 
+use crate::family::Family;
 use crate::names::{LinkName, Mac};
-use crate::observed::{Address, Kind, Link, Observed, Route};
+use crate::observed::{Address, Kind, Link, Observed};
 use crate::plan::Step;
+use crate::route::{KERNEL, MAIN, Route, RouteKind, WantedRoute};
+use crate::rule::{KERNEL_MAIN, NETD_DEFAULT, NETD_LAST, NETD_VPN, Rule, RuleAction};
 
 /// A namespace that exists in memory only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +44,7 @@ impl Simulated {
                 up: false,
                 carrier: false,
                 controller: None,
+                isolated: false,
             },
         );
         index
@@ -58,15 +63,33 @@ impl Simulated {
             Step::SetMtu { name, mtu } => self.named(name, |link| link.mtu = *mtu),
             Step::SetController { name, bridge } => {
                 let bridge = self.index(bridge)?;
-                self.named(name, |link| link.controller = Some(bridge))
+                self.named(name, |link| {
+                    (link.controller, link.isolated) = (Some(bridge), false)
+                })
             }
             Step::SetUp { name } => self.set_up(self.index(name)?),
             Step::RemoveAddress { link, address } => self.remove_address(self.index(link)?, *address),
             Step::AddAddress { link, address } => self.add_address(self.index(link)?, *address, true),
-            Step::AddRoute { link, address } => {
-                let route = connected(self.index(link)?, address.ip(), address.prefix());
-                self.state.routes.insert(route).then_some(()).ok_or("EEXIST")
+            Step::AddRoute { route } => self.add_route(route),
+            Step::RemoveRoute { route } => self.state.routes.remove(route).then_some(()).ok_or("ESRCH"),
+            Step::AddRule { rule } => self
+                .state
+                .rules
+                .insert(rule.clone())
+                .then_some(())
+                .ok_or("EEXIST"),
+            Step::RemoveRule { rule } => self.state.rules.remove(rule).then_some(()).ok_or("ENOENT"),
+            Step::SetSysctl { sysctl, to, .. } | Step::RestoreSysctl { sysctl, to, .. } => {
+                self.state.sysctls.insert(sysctl.clone(), *to);
+                Ok(())
             }
+            Step::SetIsolated { name, isolated } => {
+                let port = self.index(name)?;
+                let link = self.state.links.get(&port).ok_or("ENODEV")?;
+                link.controller.ok_or("EINVAL")?;
+                self.link(port, |link| link.isolated = *isolated)
+            }
+            Step::SetFilter { .. } | Step::RemoveFilter { .. } => Ok(()), // none here
         }
     }
 
@@ -93,7 +116,9 @@ impl Simulated {
             .ok_or("ENODEV")?;
         self.state.remove_link(index);
         for port in self.state.links.values_mut() {
-            port.controller = port.controller.filter(|controller| *controller != index);
+            if port.controller == Some(index) {
+                (port.controller, port.isolated) = (None, false);
+            }
         }
         Ok(())
     }
@@ -101,7 +126,7 @@ impl Simulated {
     /// Sets a link down.
     pub fn set_down(&mut self, index: u32) {
         let _ = self.link(index, |link| link.up = false);
-        self.state.routes.retain(|route| route.link != index);
+        self.state.routes.retain(|route| route.link != Some(index));
     }
 
     fn set_up(&mut self, index: u32) -> Result<(), &'static str> {
@@ -150,6 +175,27 @@ impl Simulated {
             .ok_or("EADDRNOTAVAIL")
     }
 
+    /// A route of ours takes the place of one to the same destination, as NLM_F_REPLACE does.
+    fn add_route(&mut self, wanted: &WantedRoute) -> Result<(), &'static str> {
+        let link = self.index(&wanted.link)?;
+        let up = self.state.links.get(&link).is_some_and(|link| link.up);
+        up.then_some(()).ok_or("ENETDOWN")?;
+        let route = Route {
+            table: wanted.table,
+            to: wanted.to,
+            metric: wanted.metric(),
+            link: Some(link),
+            gateway: wanted.gateway,
+            kind: RouteKind::Unicast,
+            protocol: wanted.protocol(),
+        };
+        let place = |r: &Route| (r.table, r.to, r.metric);
+        if wanted.ours {
+            self.state.routes.retain(|other| place(other) != place(&route));
+        }
+        self.state.routes.insert(route).then_some(()).ok_or("EEXIST")
+    }
+
     fn create(&mut self, name: &LinkName, kind: Kind, group: u32) -> Result<u32, &'static str> {
         if self.state.link(name.as_str()).is_some() {
             return Err("EEXIST");
@@ -170,11 +216,109 @@ impl Simulated {
     }
 }
 
+/// # Panics
+/// Never: the length is that of an address.
 fn connected(link: u32, ip: IpAddr, prefix: u8) -> Route {
-    let network = HostAddress::new(ip, prefix).map(|a| a.subnet().network());
+    let network = HostAddress::new(ip, prefix).map_or(ip, |a| a.subnet().network());
     Route {
-        link,
-        network: network.unwrap_or(ip),
-        prefix,
+        table: MAIN,
+        to: Prefix::new(network, prefix).expect("the length of an address's prefix"),
+        metric: if ip.is_ipv4() { 0 } else { 256 },
+        link: Some(link),
+        gateway: None,
+        kind: RouteKind::Unicast,
+        protocol: KERNEL,
+    }
+}
+
+/// A plain Linux host with two uplinks, `eth0` before `eth1`.
+#[must_use]
+pub fn router() -> Simulated {
+    let mut kernel = Simulated::new();
+    for (n, name) in ["eth0", "eth1"].into_iter().enumerate() {
+        let index = uplink(&mut kernel, name);
+        let mut route = default_route(MAIN, index, ["10.0.0.1", "10.1.0.1"][n]);
+        route.metric = 100 * (n as u32 + 1);
+        kernel.state.routes.insert(route);
+    }
+    let main = Rule::ours(Family::V4, KERNEL_MAIN, RuleAction::Lookup(MAIN));
+    kernel.state.rules.insert(Rule {
+        protocol: KERNEL,
+        ..main
+    });
+    kernel
+}
+
+/// A phone with Wi-Fi, a cellular network and a tunnel, as netd leaves it (FACTS section 2).
+#[must_use]
+pub fn phone(default: &str, vpn: bool) -> Simulated {
+    let mut kernel = Simulated::new();
+    let netd = |priority, action| Rule {
+        protocol: 0,
+        ..Rule::ours(Family::V4, priority, action)
+    };
+    let of_host = |rule| Rule {
+        iif: Some("lo".to_owned()),
+        ..rule
+    };
+    for (name, gateway) in [
+        ("wlan0", "10.0.0.1"),
+        ("rmnet1", "10.64.0.1"),
+        ("tun1", "10.99.0.1"),
+    ] {
+        let index = uplink(&mut kernel, name);
+        let table = 1_000 + index;
+        kernel.state.routes.insert(default_route(table, index, gateway));
+        if name == default {
+            let rule = of_host(netd(NETD_DEFAULT, RuleAction::Lookup(table)));
+            kernel.state.rules.insert(Rule {
+                mark: Some((0, 0xffff)),
+                ..rule
+            });
+        }
+        if name == "tun1" && vpn {
+            let rule = of_host(netd(NETD_VPN, RuleAction::Lookup(table)));
+            kernel.state.rules.insert(Rule {
+                uids: Some((0, 99_999)),
+                mark: Some((0, 0x20000)),
+                ..rule
+            });
+            let marked = netd(NETD_VPN, RuleAction::Lookup(table));
+            kernel.state.rules.insert(Rule {
+                mark: Some((0xc0066, 0xcffff)),
+                ..marked
+            });
+        }
+    }
+    kernel
+        .state
+        .rules
+        .insert(netd(NETD_LAST, RuleAction::Unreachable));
+    kernel
+}
+
+fn uplink(kernel: &mut Simulated, name: &str) -> u32 {
+    let index = kernel.add(name, Kind::Other, 0);
+    if let Some(link) = kernel.state.links.get_mut(&index) {
+        (link.up, link.carrier) = (true, true);
+    }
+    index
+}
+
+/// A default route of somebody else's.
+///
+/// # Panics
+/// When the gateway is no address.
+#[must_use]
+pub fn default_route(table: u32, link: u32, gateway: &str) -> Route {
+    let gateway: IpAddr = gateway.parse().expect("an address");
+    Route {
+        table,
+        to: Family::of(gateway).everywhere(),
+        metric: 0,
+        link: Some(link),
+        gateway: Some(gateway),
+        kind: RouteKind::Unicast,
+        protocol: 3,
     }
 }

@@ -29,4 +29,14 @@ pub enum NetworkMode {
     Off(String),
     /// A namespace of our own.
     Private,
+    /// The namespace that the host agent is in.
+    Host,
+}
+
+impl NetworkMode {
+    /// Whether there is a network.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        matches!(self, Self::Private | Self::Host)
+    }
 }

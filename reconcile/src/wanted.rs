@@ -1,14 +1,26 @@
 //! What should be there, computed from what somebody asked for. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
 
+use serde::{Deserialize, Serialize};
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::subnet::HostAddress;
 
+use crate::conflict::{self, Conflict};
+use crate::family::Family;
+use crate::filter::{Filter, PortForward, Sender, WayOut};
 use crate::names::{self, LinkName, Mac, Mark};
+use crate::observed::Observed;
+use crate::route::WantedRoute;
+use crate::rule::{FROM_GUESTS, NO_WAY, Rule, RuleAction, TO_GUESTS};
+use crate::sysctl::Sysctl;
+use crate::uplink::{self, Exit, Platform, Uplink, Vpn};
 
-/// Guests of one bridge, at most.
-pub const GUESTS: usize = 64;
+/// Guests of one bridge, at most; the kernel's own limit is 1,023 ports.
+pub const GUESTS: usize = 1_000;
 /// The smallest MTU with which IPv6 works, and the largest of a TAP.
 const MTU: std::ops::RangeInclusive<u32> = 1280..=65_521;
 /// The MTU of a fresh Ethernet link.
@@ -17,23 +29,72 @@ pub const DEFAULT_MTU: u32 = 1500;
 /// What is asked of an instance's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSpec {
+    /// Where its links are.
+    pub place: Place,
     /// The host's own addresses on the bridge; none: guests reach each other only.
     pub addresses: BTreeSet<HostAddress>,
     /// Bytes of the largest packet on it.
     pub mtu: u32,
-    /// The guests that have a network card.
-    pub guests: BTreeSet<Name>,
+    /// The guests that have a network card, with the addresses that they may send from.
+    pub guests: BTreeMap<Name, BTreeSet<IpAddr>>,
+    /// By which way guests leave.
+    pub uplink: Uplink,
+    /// What they do while a VPN is up.
+    pub vpn: Vpn,
+    /// Guests do not reach each other.
+    pub isolated: bool,
+    /// Ports of this host that lead to guests.
+    pub forwards: BTreeSet<PortForward>,
+}
+
+/// Where the links of a network are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// In a namespace of our own: `lo` is ours to set up, and nobody else is to be met.
+    #[default]
+    Private,
+    /// In the namespace that the host agent itself is in.
+    Host,
 }
 
 impl Default for NetworkSpec {
     fn default() -> Self {
         Self {
+            place: Place::default(),
             addresses: BTreeSet::new(),
             mtu: DEFAULT_MTU,
-            guests: BTreeSet::new(),
+            guests: BTreeMap::new(),
+            uplink: Uplink::None,
+            vpn: Vpn::default(),
+            isolated: false,
+            forwards: BTreeSet::new(),
         }
     }
 }
+
+impl NetworkSpec {
+    /// Whether this host sends packets of guests on.
+    #[must_use]
+    pub fn routes(&self) -> bool {
+        self.uplink != Uplink::None || !self.forwards.is_empty()
+    }
+
+    fn families(&self) -> BTreeSet<Family> {
+        self.addresses.iter().map(|a| Family::of(a.ip())).collect()
+    }
+}
+
+/// What a switch was before we set it, and what we set. Kept on disk, so that the next agent can put it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prior {
+    /// Before.
+    pub before: i64,
+    /// Set by us.
+    pub set: i64,
+}
+
+/// The switches that we changed.
+pub type Switched = BTreeMap<Sysctl, Prior>;
 
 /// Why no network can be made of a spec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +108,9 @@ pub enum WantedError {
     /// Two guests whose long names digest to the same: rename one.
     #[error("guests {0} and {1} would share the link {2}: rename one of them")]
     SameLink(Name, Name, LinkName),
+    /// Two forwards of one port.
+    #[error("two forwards want {} port {}: it leads to {} and to {}", .0.0.transport, .0.1.ports, .0.0.to, .0.1.to)]
+    SamePort(Box<(PortForward, PortForward)>),
     /// Two addresses of one subnet.
     #[error("{0} and {1} are in one subnet")]
     SameSubnet(HostAddress, HostAddress),
@@ -63,7 +127,7 @@ pub struct Bridge {
     pub addresses: BTreeSet<HostAddress>,
 }
 
-/// The links, addresses and routes that should be there.
+/// Everything that should be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// What ours carry.
@@ -76,57 +140,289 @@ pub struct Wanted {
     pub bridge: Option<Bridge>,
     /// A TAP for each guest; each is a port of the bridge.
     pub taps: BTreeMap<LinkName, Name>,
+    /// Ports reach the bridge only, not each other.
+    pub isolated: bool,
+    /// Routes in our own table.
+    pub routes: BTreeSet<WantedRoute>,
+    /// Rules that lead there and out.
+    pub rules: BTreeSet<Rule>,
+    /// Switches and their values.
+    pub sysctls: BTreeMap<Sysctl, i64>,
+    /// Switches that are put back.
+    pub restored: BTreeMap<Sysctl, i64>,
+    /// What is filtered and translated; `None` removes it.
+    pub filter: Option<Filter>,
+    /// Addresses that are wanted and not set, because others of this host are in the same subnet.
+    pub conflicts: BTreeSet<Conflict>,
+    /// The way out of each family that guests have addresses of.
+    pub exits: BTreeMap<Family, Exit>,
 }
 
 impl Wanted {
-    /// What a spec means in a private namespace.
+    /// What a spec means where `observed` is.
     ///
     /// # Errors
     /// [`WantedError`].
-    pub fn private(instance: &Name, spec: &NetworkSpec) -> Result<Self, WantedError> {
-        if spec.guests.len() > GUESTS {
-            return Err(WantedError::TooMany(spec.guests.len()));
-        }
-        if !MTU.contains(&spec.mtu) {
-            return Err(WantedError::Mtu(spec.mtu));
-        }
-        let mut subnets = BTreeMap::new();
-        for address in &spec.addresses {
-            if let Some(other) = subnets.insert(address.subnet(), *address) {
-                return Err(WantedError::SameSubnet(other, *address));
-            }
-        }
-        let mut taps = BTreeMap::new();
-        for guest in &spec.guests {
-            let name = names::tap(instance, guest);
-            if let Some(other) = taps.insert(name.clone(), guest.clone()) {
-                return Err(WantedError::SameLink(other, guest.clone(), name));
-            }
-        }
-        Ok(Self {
-            mark: Mark::of(instance),
-            loopback: true,
+    pub fn of(
+        instance: &Name,
+        spec: &NetworkSpec,
+        switched: &Switched,
+        observed: &Observed,
+    ) -> Result<Self, WantedError> {
+        check(spec)?;
+        let (bridge, mark) = (names::bridge(instance), Mark::of(instance));
+        let mut wanted = Self {
+            loopback: spec.place == Place::Private,
             mtu: spec.mtu,
+            filter: filter(instance, &mark, &bridge, spec),
+            taps: taps(instance, spec)?,
+            isolated: spec.isolated,
             bridge: Some(Bridge {
-                name: names::bridge(instance),
+                name: bridge,
                 mac: names::bridge_mac(instance),
-                addresses: spec.addresses.clone(),
+                addresses: BTreeSet::new(),
             }),
-            taps,
-        })
+            ..Self::empty(mark)
+        };
+        wanted.follow(spec, switched, observed);
+        Ok(wanted)
     }
 
-    /// Nothing of an instance.
+    /// Brings what depends on the rest of the host up to date: cheap, as every change there asks for it.
+    pub fn follow(&mut self, spec: &NetworkSpec, switched: &Switched, observed: &Observed) {
+        let Some(bridge) = &mut self.bridge else {
+            self.restored = restored(switched, &self.sysctls, observed);
+            return;
+        };
+        (bridge.addresses, self.conflicts) = free(&spec.addresses, &bridge.name, observed);
+        let families: BTreeSet<Family> = bridge.addresses.iter().map(|a| Family::of(a.ip())).collect();
+        let exit = |family: Family| (family, uplink::exit(observed, family, &spec.uplink, spec.vpn));
+        self.exits = families.into_iter().map(exit).collect();
+        let platform = uplink::platform(observed);
+        (self.routes, self.rules) = routing(&self.mark, bridge, &spec.uplink, &self.exits, platform);
+        self.sysctls = sysctls(&bridge.name, spec, &self.exits, observed);
+        self.restored = restored(switched, &self.sysctls, observed);
+    }
+
+    /// Nothing of an instance; what it switched is put back.
     #[must_use]
-    pub fn nothing(instance: &Name) -> Self {
+    pub fn nothing(instance: &Name, switched: &Switched, observed: &Observed) -> Self {
         Self {
-            mark: Mark::of(instance),
+            restored: restored(switched, &BTreeMap::new(), observed),
+            ..Self::empty(Mark::of(instance))
+        }
+    }
+
+    fn empty(mark: Mark) -> Self {
+        Self {
+            mark,
             loopback: false,
             mtu: DEFAULT_MTU,
             bridge: None,
             taps: BTreeMap::new(),
+            isolated: false,
+            routes: BTreeSet::new(),
+            rules: BTreeSet::new(),
+            restored: BTreeMap::new(),
+            sysctls: BTreeMap::new(),
+            filter: None,
+            conflicts: BTreeSet::new(),
+            exits: BTreeMap::new(),
         }
     }
+
+    /// The switches to look at: those that a spec may want, and those that were changed.
+    #[must_use]
+    pub fn watched(
+        instance: &Name,
+        spec: &NetworkSpec,
+        switched: &Switched,
+        observed: &Observed,
+    ) -> BTreeSet<Sysctl> {
+        let mut watched: BTreeSet<Sysctl> = switched.keys().cloned().collect();
+        if !spec.routes() {
+            return watched;
+        }
+        watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        for family in spec.families() {
+            watched.insert(match family {
+                Family::V4 => Sysctl::ForwardV4,
+                Family::V6 => Sysctl::ForwardV6,
+            });
+            let exit = uplink::exit(observed, family, &spec.uplink, spec.vpn);
+            let link = exit.link().filter(|_| family == Family::V6);
+            watched.extend(link.cloned().map(Sysctl::AcceptAdvertisements));
+        }
+        watched
+    }
+}
+
+/// The addresses in whose subnets nobody else is: one of ours there would cut the host off from them.
+fn free(
+    addresses: &BTreeSet<HostAddress>,
+    bridge: &LinkName,
+    observed: &Observed,
+) -> (BTreeSet<HostAddress>, BTreeSet<Conflict>) {
+    let mut free = addresses.clone();
+    let mut conflicts = BTreeSet::new();
+    free.retain(|address| {
+        let conflict = conflict::in_use(observed, bridge, address.subnet());
+        let is_free = conflict.is_none();
+        conflicts.extend(conflict);
+        is_free
+    });
+    (free, conflicts)
+}
+
+fn check(spec: &NetworkSpec) -> Result<(), WantedError> {
+    if spec.guests.len() > GUESTS {
+        return Err(WantedError::TooMany(spec.guests.len()));
+    }
+    if !MTU.contains(&spec.mtu) {
+        return Err(WantedError::Mtu(spec.mtu));
+    }
+    let mut subnets = BTreeMap::new();
+    for address in &spec.addresses {
+        if let Some(other) = subnets.insert(address.subnet(), *address) {
+            return Err(WantedError::SameSubnet(other, *address));
+        }
+    }
+    for forward in &spec.forwards {
+        let others = spec.forwards.range((Bound::Excluded(forward), Bound::Unbounded));
+        if let Some(other) = others.into_iter().find(|other| forward.collides(other)) {
+            return Err(WantedError::SamePort(Box::new((forward.clone(), other.clone()))));
+        }
+    }
+    Ok(())
+}
+
+fn taps(instance: &Name, spec: &NetworkSpec) -> Result<BTreeMap<LinkName, Name>, WantedError> {
+    let mut taps = BTreeMap::new();
+    for guest in spec.guests.keys() {
+        let name = names::tap(instance, guest);
+        if let Some(other) = taps.insert(name.clone(), guest.clone()) {
+            return Err(WantedError::SameLink(other, guest.clone(), name));
+        }
+    }
+    Ok(taps)
+}
+
+/// Routes and rules of our own. Where the main table decides there are none: whoever changes the host's routing means
+/// the guests, too.
+fn routing(
+    mark: &Mark,
+    bridge: &Bridge,
+    uplink: &Uplink,
+    exits: &BTreeMap<Family, Exit>,
+    platform: Platform,
+) -> (BTreeSet<WantedRoute>, BTreeSet<Rule>) {
+    let (mut routes, mut rules) = (BTreeSet::new(), BTreeSet::new());
+    if platform == Platform::Linux && !matches!(uplink, Uplink::Named(_)) {
+        return (routes, rules);
+    }
+    let ours = |to, link: &LinkName, gateway, source| WantedRoute {
+        table: mark.table,
+        to,
+        link: link.clone(),
+        gateway,
+        source,
+        ours: true,
+    };
+    for address in &bridge.addresses {
+        let (family, subnet) = (Family::of(address.ip()), address.subnet());
+        let Some(to) = Prefix::new(subnet.network(), subnet.prefix()) else {
+            continue; // a subnet's length is one of a prefix
+        };
+        routes.insert(ours(to, &bridge.name, None, Some(address.ip())));
+        rules.insert(Rule {
+            to: Some(to),
+            ..Rule::ours(family, TO_GUESTS, RuleAction::Lookup(mark.table))
+        });
+    }
+    let from_guests = |family, priority, action| Rule {
+        iif: Some(bridge.name.as_str().to_owned()),
+        ..Rule::ours(family, priority, action)
+    };
+    for (family, exit) in exits {
+        let table = match exit {
+            Exit::Own(link, gateway) => {
+                routes.insert(ours(family.everywhere(), link, *gateway, None));
+                Some(mark.table)
+            }
+            Exit::Table(table, _) => Some(*table),
+            Exit::None(_) | Exit::Main(_) => None,
+        };
+        let lookup = table.map(|table| from_guests(*family, FROM_GUESTS, RuleAction::Lookup(table)));
+        rules.extend(lookup);
+        rules.insert(from_guests(*family, NO_WAY, RuleAction::Unreachable));
+    }
+    (routes, rules)
+}
+
+fn sysctls(
+    bridge: &LinkName,
+    spec: &NetworkSpec,
+    exits: &BTreeMap<Family, Exit>,
+    observed: &Observed,
+) -> BTreeMap<Sysctl, i64> {
+    let mut sysctls = BTreeMap::new();
+    if !spec.routes() {
+        return sysctls;
+    }
+    sysctls.insert(Sysctl::ReversePath(bridge.clone()), 2);
+    for (family, exit) in exits {
+        match family {
+            Family::V4 => sysctls.insert(Sysctl::ForwardV4, 1),
+            Family::V6 => sysctls.insert(Sysctl::ForwardV6, 1),
+        };
+        if let (Family::V6, Some(link)) = (family, exit.link()) {
+            let accepts = Sysctl::AcceptAdvertisements(link.clone());
+            // 0 means that nobody wants them there.
+            if observed.sysctls.get(&accepts).is_some_and(|value| *value > 0) {
+                sysctls.insert(accepts, 2);
+            }
+        }
+    }
+    sysctls
+}
+
+/// What is no longer wanted and is still as we set it.
+fn restored(
+    switched: &Switched,
+    wanted: &BTreeMap<Sysctl, i64>,
+    observed: &Observed,
+) -> BTreeMap<Sysctl, i64> {
+    let unwanted = switched.iter().filter(|(sysctl, _)| !wanted.contains_key(sysctl));
+    let still_ours = unwanted.filter(|(sysctl, prior)| observed.sysctls.get(sysctl) == Some(&prior.set));
+    still_ours
+        .map(|(sysctl, prior)| (sysctl.clone(), prior.before))
+        .collect()
+}
+
+/// Private links that lead nowhere need no filter.
+fn filter(instance: &Name, mark: &Mark, bridge: &LinkName, spec: &NetworkSpec) -> Option<Filter> {
+    if spec.place == Place::Private && !spec.routes() {
+        return None;
+    }
+    let senders = spec.guests.iter().filter(|(_, addresses)| !addresses.is_empty());
+    let sender = |(guest, addresses): (&Name, &BTreeSet<IpAddr>)| {
+        let sender = Sender {
+            mac: names::guest_mac(instance, guest),
+            addresses: addresses.clone(),
+        };
+        (names::tap(instance, guest), sender)
+    };
+    Some(Filter {
+        tag: mark.prefix.clone(),
+        bridge: bridge.clone(),
+        subnets: spec.addresses.iter().map(HostAddress::subnet).collect(),
+        way_out: match spec.uplink {
+            Uplink::None => WayOut::None,
+            Uplink::Auto | Uplink::Named(_) => WayOut::Masquerade,
+        },
+        forwards: spec.forwards.clone(),
+        senders: senders.map(sender).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -140,24 +436,30 @@ mod tests {
     fn spec(guests: usize) -> NetworkSpec {
         NetworkSpec {
             addresses: [HostAddress::parse("192.168.100.1/24").unwrap()].into(),
-            guests: (0..guests).map(|n| name(&format!("g{n}"))).collect(),
+            guests: (0..guests)
+                .map(|n| (name(&format!("g{n}")), BTreeSet::new()))
+                .collect(),
             ..NetworkSpec::default()
         }
     }
 
+    fn of(spec: &NetworkSpec) -> Result<Wanted, WantedError> {
+        Wanted::of(&name("default"), spec, &Switched::new(), &Observed::fresh())
+    }
+
     #[test]
     fn a_spec_becomes_a_bridge_and_taps() {
-        let wanted = Wanted::private(&name("default"), &spec(GUESTS)).unwrap();
+        let wanted = of(&spec(GUESTS)).unwrap();
         assert_eq!(wanted.taps.len(), GUESTS);
         let bridge = wanted.bridge.unwrap();
         assert_eq!((bridge.name.as_str(), bridge.addresses.len()), ("sv5pkj", 1));
-        assert!(Wanted::nothing(&name("default")).bridge.is_none());
+        let nothing = Wanted::nothing(&name("default"), &Switched::new(), &Observed::fresh());
+        assert!(nothing.bridge.is_none());
     }
 
     #[test]
     fn limits_are_named() {
-        let instance = name("default");
-        let refused = |spec: &NetworkSpec| Wanted::private(&instance, spec).unwrap_err();
+        let refused = |spec: &NetworkSpec| of(spec).unwrap_err();
         assert_eq!(refused(&spec(GUESTS + 1)), WantedError::TooMany(GUESTS + 1));
         for mtu in [0, 1279, 65_522] {
             assert_eq!(refused(&NetworkSpec { mtu, ..spec(1) }), WantedError::Mtu(mtu));

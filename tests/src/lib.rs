@@ -3,10 +3,13 @@
 //! Every instance has a random name, its own directories and its own processes; it shares
 //! only the image cache. It ends what it started, by pid, and nothing else.
 
+pub mod android;
 pub mod guard;
 pub mod instance;
+pub mod lan;
 pub mod net;
 pub mod seat;
+pub mod space;
 
 pub use instance::Instance;
 pub use seat::Who;

@@ -196,7 +196,7 @@ fn an_agent_that_cannot_have_a_network_says_which_step_failed() -> Result<()> {
     let mut agent = world.agent(WANT)?;
     let told = agent.expect("failed")?;
     ensure!(
-        told.starts_with("failed open /dev/net/tun: Permission denied"),
+        told.starts_with("failed Links open /dev/net/tun: Permission denied"),
         "{told}"
     );
     agent.say("end")?;

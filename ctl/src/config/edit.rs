@@ -83,6 +83,10 @@ fn write_forward(table: &mut dyn TableLike, forward: &Forward) {
     }
     table.insert("listen", value(forward.listen.to_string()));
     table.insert("port", value(i64::from(forward.port)));
+    if let Some(translated) = &forward.translated {
+        table.insert("via", value("kernel"));
+        table.insert("protocol", value(translated.transport.to_string()));
+    }
 }
 
 /// The lines that say the same, for somebody to add.
@@ -140,6 +144,7 @@ mod tests {
             service: service.map(|text| Name::parse(text).unwrap()),
             listen: "127.0.0.1:15433".parse().unwrap(),
             port: 5432,
+            translated: None,
         }
     }
 

@@ -139,9 +139,9 @@ pub(super) const IMAGE: Key = Key {
 };
 pub(super) const NAMESPACE: Key = Key {
     path: "network.namespace",
-    form: Form::Choice(&["auto", "private", "none"]),
+    form: Form::Choice(&["auto", "private", "host", "none"]),
     absent: Absent::Value("auto"),
-    about: "private: links in a namespace of our own; none: vsock only; auto: private if it works",
+    about: "private: a namespace of our own; host: the machine's; none: vsock only; auto: private or none",
     shown: Shown::Example("\"auto\""),
 };
 pub(super) const HOST_ADDRESS: Key = Key {
@@ -150,6 +150,29 @@ pub(super) const HOST_ADDRESS: Key = Key {
     absent: Absent::Value("192.168.100.1/24"),
     about: "this machine's address on the guests' bridge",
     shown: Shown::Example("\"192.168.100.1/24\""),
+};
+pub(super) const UPLINK: Key = Key {
+    path: "network.uplink",
+    form: Form::Words(
+        "\"auto\" for the machine's own way, \"none\", or names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
+    ),
+    absent: Absent::Words("auto in namespace host"),
+    about: "by which way guests leave (namespace host only)",
+    shown: Shown::Example("\"none\""),
+};
+pub(super) const VPN: Key = Key {
+    path: "network.vpn",
+    form: Form::Choice(&["follow", "block", "bypass"]),
+    absent: Absent::Value("follow"),
+    about: "what guests do while a VPN of the phone (Android) is up",
+    shown: Shown::Example("\"follow\""),
+};
+pub(super) const ISOLATED: Key = Key {
+    path: "network.isolated",
+    form: Form::Flag,
+    absent: Absent::Value("false"),
+    about: "guests reach this machine only, not each other",
+    shown: Shown::Example("false"),
 };
 pub(super) const MEMORY: Key = Key {
     path: "guest.NAME.memory",
@@ -273,7 +296,9 @@ pub(super) const FORWARD_SERVICE: Key = Key {
 };
 pub(super) const FORWARD_LISTEN: Key = Key {
     path: "guest.NAME.forward[].listen",
-    form: Form::Words("an address and a port, such as \"127.0.0.1:15432\""),
+    form: Form::Words(
+        "an address and a port, such as \"127.0.0.1:15432\", or ports such as \"0.0.0.0:5000-5010\" (via kernel)",
+    ),
     absent: Absent::Needed,
     about: "where this machine listens; each only once",
     shown: Shown::Set("\"127.0.0.1:15432\""),
@@ -285,6 +310,20 @@ pub(super) const FORWARD_PORT: Key = Key {
     about: "the service's port in the guest, if you like to see it here",
     shown: Shown::Set("5432"),
 };
+pub(super) const FORWARD_VIA: Key = Key {
+    path: "guest.NAME.forward[].via",
+    form: Form::Choice(&["vsock", "kernel"]),
+    absent: Absent::Value("vsock"),
+    about: "kernel: packets are translated, for UDP, ranges and other machines; needs namespace host",
+    shown: Shown::Example("\"vsock\""),
+};
+pub(super) const FORWARD_PROTOCOL: Key = Key {
+    path: "guest.NAME.forward[].protocol",
+    form: Form::Choice(&["tcp", "udp"]),
+    absent: Absent::Value("tcp"),
+    about: "udp needs `via = \"kernel\"`",
+    shown: Shown::Example("\"tcp\""),
+};
 /// All keys, in the order of the file.
 pub(super) const ALL: &[&Key] = &[
     &MIRROR,
@@ -292,6 +331,9 @@ pub(super) const ALL: &[&Key] = &[
     &IMAGE,
     &NAMESPACE,
     &HOST_ADDRESS,
+    &UPLINK,
+    &VPN,
+    &ISOLATED,
     &MEMORY,
     &CPUS,
     &DATA,
@@ -311,4 +353,6 @@ pub(super) const ALL: &[&Key] = &[
     &FORWARD_SERVICE,
     &FORWARD_LISTEN,
     &FORWARD_PORT,
+    &FORWARD_VIA,
+    &FORWARD_PROTOCOL,
 ];

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{HostNetwork, Namespace};
+use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
 
 use super::Problem;
 use super::addresses;
 use super::source::Source;
 use super::validate::parse_name;
-use super::written::{Guest, Network};
+use super::written::{Guest, Network, OneOrMore};
 use super::{keys, values};
 
 /// The network; `None` for `namespace = "none"`.
@@ -26,10 +27,52 @@ pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<
     let (known, word) = (("UnknownNamespace", "namespace"), written.namespace.as_deref());
     let namespace = match values::choice(source, &["network", "namespace"], word, &keys::NAMESPACE, known)? {
         "private" => Namespace::Private,
+        "host" => Namespace::Host,
         "none" => return Ok(None),
         _ => Namespace::Auto,
     };
-    Ok(Some(HostNetwork { namespace, address }))
+    let (known, word) = (("UnknownPolicy", "VPN policy"), written.vpn.as_deref());
+    let vpn = match values::choice(source, &["network", "vpn"], word, &keys::VPN, known)? {
+        "block" => Vpn::Block,
+        "bypass" => Vpn::Bypass,
+        _ => Vpn::Follow,
+    };
+    Ok(Some(HostNetwork {
+        namespace,
+        address,
+        uplink: uplink(source, written, namespace)?,
+        vpn,
+        isolated: written.isolated.unwrap_or_default(),
+    }))
+}
+
+/// A private namespace leads nowhere.
+fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Result<Uplink, Box<Problem>> {
+    let problem = |reason, text: String| source.problem(&["network", "uplink"], reason, text);
+    let words = written.uplink.as_ref().map(OneOrMore::words);
+    let uplink = match words.as_deref() {
+        None if namespace == Namespace::Host => Uplink::Auto,
+        None | Some(["none"]) => Uplink::None,
+        Some(["auto"]) => Uplink::Auto,
+        Some([]) => {
+            let text = "an empty list names no link".to_owned();
+            return Err(problem("BadUplink", text).accepts(keys::UPLINK.accepted()));
+        }
+        Some(names) => {
+            let name = |word: &&str| {
+                LinkName::parse(word).ok_or_else(|| {
+                    let text = format!("{word:?} is no name of a link");
+                    problem("BadUplink", text).accepts(keys::UPLINK.accepted())
+                })
+            };
+            Uplink::Named(names.iter().map(name).collect::<Result<_, _>>()?)
+        }
+    };
+    if uplink != Uplink::None && namespace != Namespace::Host {
+        let text = "only namespace = \"host\" has a way out".to_owned();
+        return Err(problem("Contradiction", text).accepts("no value, \"none\", or namespace = \"host\""));
+    }
+    Ok(uplink)
 }
 
 /// Each guest's interface; those without an address of their own get one.

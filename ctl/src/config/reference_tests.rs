@@ -51,6 +51,7 @@ fn every_key_that_the_file_may_hold_is_here_and_no_other() {
 fn every_default_fits_its_form_and_is_what_an_empty_guest_gets() {
     let empty = "[guest.sql]\n[guest.sql.service.postgres]\nkind = \"postgres\"\n";
     let spelt = "[build]\nrecipe = \"postgresql-17\"\n[network]\nnamespace = \"auto\"\naddress = \"192.168.100.1/24\"\n\
+        vpn = \"follow\"\nisolated = false # and of forwards: vsock, tcp\n\
         [guest.sql]\nmemory = \"256MiB\"\nvcpus = 1\ndata = \"2GiB\"\nrestart = \"on-failure\"\nrestart_wedged = false\n\
         [guest.sql.service.postgres]\nkind = \"postgres\"\nport = 5432\n";
     let path = Path::new("s.toml");

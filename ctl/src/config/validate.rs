@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::spec::{
     Forward, HostSpec, Image, Restart, RestartWhen, Service, ServiceKind, SpecError, TailscaleSpec,
+    Translated,
 };
 
 use super::source::Source;
@@ -221,7 +223,7 @@ fn forward(
             (known, _) => format!("{}, or any name beside `service = …`", known.join(", ")),
         }));
     };
-    let listen: SocketAddr = written.listen.parse().map_err(|_| {
+    let (listen, more) = listens(&written.listen).ok_or_else(|| {
         source
             .problem(
                 &at("listen"),
@@ -230,6 +232,21 @@ fn forward(
             )
             .accepts(keys::FORWARD_LISTEN.accepted())
     })?;
+    let (known, word) = (("UnknownWay", "way"), written.via.as_deref());
+    let via = values::choice(source, &at("via"), word, &keys::FORWARD_VIA, known)?;
+    let (known, word) = (("UnknownProtocol", "protocol"), written.protocol.as_deref());
+    let transport = match values::choice(source, &at("protocol"), word, &keys::FORWARD_PROTOCOL, known)? {
+        "udp" => Transport::Udp,
+        _ => Transport::Tcp,
+    };
+    let translated = (via == "kernel").then_some(Translated { transport, more });
+    if translated.is_none() && (more > 0 || transport == Transport::Udp) {
+        let key = if more > 0 { "listen" } else { "protocol" };
+        let text = "vsock carries single TCP ports only";
+        return Err(source
+            .problem(&at(key), "Contradiction", text)
+            .accepts("via = \"kernel\" beside it"));
+    }
     if listen.port() == 0 {
         return Err(source
             .problem(&at("listen"), "OutOfRange", "port 0 cannot be forwarded")
@@ -251,7 +268,19 @@ fn forward(
         name,
         listen,
         port,
+        translated,
     })
+}
+
+/// `ADDRESS:PORT` or `ADDRESS:FIRST-LAST`: the first, and how many follow.
+fn listens(text: &str) -> Option<(SocketAddr, u16)> {
+    if let Ok(one) = text.parse() {
+        return Some((one, 0));
+    }
+    let (address, ports) = text.rsplit_once(':')?;
+    let ports = Ports::parse(ports).ok()?;
+    let first: SocketAddr = format!("{address}:{}", ports.first()).parse().ok()?;
+    Some((first, ports.span()))
 }
 
 pub(super) fn parse_name(source: &Source<'_>, path: &[&str], text: &str) -> Result<Name, Box<Problem>> {
@@ -273,16 +302,18 @@ fn check_services(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Pr
 }
 
 fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
-    let mut taken: BTreeMap<SocketAddr, &Name> = BTreeMap::new();
+    let mut taken: Vec<(&Name, &Forward)> = Vec::new();
     for (name, guest) in &settings.guests {
         for (index, forward) in guest.forwards.iter().enumerate() {
-            if let Some(other) = taken.insert(forward.listen, name) {
+            let collides = taken.iter().find(|(_, other)| other.collides(forward));
+            if let Some((other, _)) = collides {
                 let path = ["guest", name.as_str(), "forward", &index.to_string(), "listen"];
                 let text = format!("{} leads to guest {other} already", forward.listen);
                 return Err(source
                     .problem(&path, "Contradiction", text)
                     .accepts("an address of its own for each forward"));
             }
+            taken.push((name, forward));
         }
     }
     Ok(())

@@ -20,6 +20,26 @@ pub(super) struct Written {
 pub(super) struct Network {
     pub(super) namespace: Option<String>,
     pub(super) address: Option<String>,
+    pub(super) uplink: Option<OneOrMore>,
+    pub(super) vpn: Option<String>,
+    pub(super) isolated: Option<bool>,
+}
+
+/// One word, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    pub(super) fn words(&self) -> Vec<&str> {
+        match self {
+            Self::One(word) => vec![word],
+            Self::More(words) => words.iter().map(String::as_str).collect(),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -79,4 +99,6 @@ pub(super) struct Forward {
     pub(super) service: Option<String>,
     pub(super) listen: String,
     pub(super) port: Option<i64>,
+    pub(super) via: Option<String>,
+    pub(super) protocol: Option<String>,
 }

@@ -124,7 +124,7 @@ fn layers(file: &str) -> &'static [Layer] {
         | "host-agent/src/core/mesh.rs" => &[Service],
         "guest-agent/src/core/clock.rs" | "host-agent/src/offset.rs" => &[Clock],
         "guest-agent/src/core/world.rs" | "guest-agent/src/core/apply.rs" => &[Clock, Service],
-        "host-agent/src/core/network.rs" => &[Tap],
+        "host-agent/src/core/network.rs" => &[Tap, Routing, Nat],
         "guest-agent/src/observe.rs" => &[Loopback, Disk, Kernel],
         "host-agent/src/engine.rs" => &[Forward, Tap, Interface],
         "host-agent/src/core/observe.rs" | "host-agent/src/core/world.rs" => {

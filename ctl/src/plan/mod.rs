@@ -98,13 +98,13 @@ impl fmt::Display for Step {
             Self::BuildImage { recipe } => write!(f, "build the image {recipe}"),
             Self::StartAgent => write!(f, "start the host agent"),
             Self::ReplaceAgent => write!(f, "replace the host agent by this version; guests run on"),
-            Self::MakeNetwork { namespace } => {
-                write!(f, "network: make a private network namespace")?;
-                match namespace {
-                    Namespace::Auto => write!(f, " where that works (auto), else guests get no card"),
-                    Namespace::Private => Ok(()),
+            Self::MakeNetwork { namespace } => f.write_str(match namespace {
+                Namespace::Auto => {
+                    "network: make a private network namespace where that works (auto), else guests get no card"
                 }
-            }
+                Namespace::Private => "network: make a private network namespace",
+                Namespace::Host => "network: make links in this machine's own network namespace",
+            }),
             Self::AdoptNetwork => write!(f, "network: take over what the last host agent left"),
             Self::Network(step) => write!(f, "{step}"),
             Self::Conflict(conflict) => write!(f, "{conflict}"),

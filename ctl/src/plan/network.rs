@@ -1,13 +1,15 @@
 //! The plan's part about links, addresses and routes: made by the function with which the host agent makes its own.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{HostSpec, Namespace};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace};
 use sovereign_reconcile::observed::Observed;
 use sovereign_reconcile::plan::plan;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
-use sovereign_reconcile::wanted::{NetworkSpec, Wanted, WantedError};
+use sovereign_reconcile::wanted::{NetworkSpec, Place, Switched, Wanted, WantedError};
 
 use super::{Found, Step};
 
@@ -46,7 +48,7 @@ impl<'a> Outlook<'a> {
             FoundNetwork::Absent => made(),
             FoundNetwork::Hidden => Self::Adopted,
             FoundNetwork::Seen(view) => match &view.mode {
-                NetworkMode::Private => Self::There(view),
+                NetworkMode::Private | NetworkMode::Host => Self::There(view),
                 NetworkMode::Undecided => made(),
                 // The host agent tries again only when another network is asked for.
                 NetworkMode::Off(_) => {
@@ -86,12 +88,32 @@ impl<'a> Outlook<'a> {
         let kept = |name: &Name| cards.contains(name) && found.running.contains(name);
         let guests = wanted.guests.iter();
         let guests = guests.filter(|(name, guest)| guest.interface.is_some() || kept(name));
+        let addresses = |guest: &GuestConfig| -> BTreeSet<IpAddr> {
+            let interface = guest.interface.iter();
+            interface
+                .flat_map(|interface| &interface.addresses)
+                .map(Prefix::address)
+                .collect()
+        };
+        let network = wanted.network.as_ref();
         let spec = NetworkSpec {
-            addresses: wanted.network.iter().map(|network| network.address).collect(),
-            guests: guests.map(|(name, _)| name.clone()).collect(),
+            place: match network.map(|network| network.namespace) {
+                Some(Namespace::Host) => Place::Host,
+                _ => Place::Private,
+            },
+            addresses: network.map(|network| network.address).into_iter().collect(),
+            guests: guests
+                .map(|(name, guest)| (name.clone(), addresses(guest)))
+                .collect(),
+            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
+            vpn: network.map(|network| network.vpn).unwrap_or_default(),
+            isolated: network.is_some_and(|network| network.isolated),
             ..NetworkSpec::default()
         };
-        let plan = plan(&Wanted::private(instance, &spec)?, observed);
+        let plan = plan(
+            &Wanted::of(instance, &spec, &Switched::new(), observed)?,
+            observed,
+        );
         let steps = plan.steps.into_iter().map(Step::Network);
         let conflicts = plan.conflicts.into_iter().map(Step::Conflict);
         Ok(first.into_iter().chain(steps).chain(conflicts).collect())

@@ -241,8 +241,8 @@ fn a_link_of_somebody_else_is_named_and_left_alone() {
     let steps = plan(&name("default"), &spec(), &missing(&found), &found).unwrap();
     let json = serde_json::to_value(steps).unwrap();
     assert_eq!(
-        (&json[0]["action"], &json[0]["name"]),
-        (&"conflict".into(), &"sv5pkj-sql".into())
+        (&json[0]["action"], &json[0]["on"]),
+        (&"conflict".into(), &"link sv5pkj-sql".into())
     );
 }
 

@@ -207,6 +207,7 @@ async fn look(context: &Context) -> Result<Report, CommandError> {
             NetworkMode::Undecided => ("undecided", None),
             NetworkMode::Off(why) => ("none", Some(escaped(&why))),
             NetworkMode::Private => ("private", None),
+            NetworkMode::Host => ("host", None),
         };
         (report.network, report.network_why) = (Some(mode), why);
     }

@@ -12,6 +12,7 @@ mod down;
 mod events;
 mod exec;
 mod forward;
+mod gc;
 mod host;
 mod init;
 mod logs;
@@ -30,6 +31,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Up(args) => up::run(context, args).await.map(done),
         Verb::Plan(args) => plan::run(context, &args).await.map(done),
         Verb::Down(args) => down::run(context, &args).await.map(done),
+        Verb::Gc(args) => gc::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
         Verb::Doctor => doctor::run(context, doctor::Mode::Tell).await,

@@ -31,6 +31,7 @@ fn spec(revision: u64, port: u16, address: &str) -> GuestSpec {
             addresses: vec![address.parse().unwrap()],
             ..InterfaceSpec::default()
         }),
+        open: BTreeSet::new(),
         tailscale: None,
         requirements: std::collections::BTreeMap::new(),
         clients: std::collections::BTreeMap::new(),
@@ -44,7 +45,7 @@ const B: &str = "10.0.0.3/24";
 fn ready() -> World {
     let mut world = World::new(Feed::new(1, 64), BootFacts::default());
     world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-    let effects = world.step(Event::Apply(spec(1, 5432, A), 1), 0);
+    let effects = world.step(Event::Apply(Box::new(spec(1, 5432, A)), 1), 0);
     assert_eq!(answers(&effects), [(1, Ok(1))]);
     world.step(Event::NetworkTaken(1, Ok(())), 0);
     for event in [
@@ -109,7 +110,7 @@ fn not_applied(world: &World, key: &Key) -> Option<String> {
 fn the_first_document_begins_everything_and_is_answered_at_once() {
     let mut world = World::new(Feed::new(1, 64), BootFacts::default());
     world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-    let effects = world.step(Event::Apply(spec(1, 5432, A), 7), 0);
+    let effects = world.step(Event::Apply(Box::new(spec(1, 5432, A)), 7), 0);
     assert_eq!(
         orders(&effects),
         [Order {
@@ -128,20 +129,20 @@ fn a_document_without_an_interface_leaves_none_of_ours() {
     let mut world = ready();
     let mut without = spec(2, 5432, A);
     without.interface = None;
-    let effects = world.step(Event::Apply(without.clone(), 2), 1);
+    let effects = world.step(Event::Apply(Box::new(without.clone()), 2), 1);
     assert_eq!(orders(&effects)[0].wanted, Wanted::Nothing);
     assert_eq!(
         answers(&world.step(Event::NetworkTaken(2, Ok(())), 2)),
         [(2, Ok(2))]
     );
-    let effects = world.step(Event::Apply(without, 3), 3);
+    let effects = world.step(Event::Apply(Box::new(without), 3), 3);
     assert_eq!((orders(&effects).len(), answers(&effects)), (0, vec![(3, Ok(2))]));
 }
 
 #[test]
 fn the_interface_comes_first_and_services_only_after_it() {
     let mut world = ready();
-    let effects = world.step(Event::Apply(spec(2, 5433, B), 2), 1);
+    let effects = world.step(Event::Apply(Box::new(spec(2, 5433, B)), 2), 1);
     assert!(orders(&effects)[0].strict);
     assert_eq!((actions(&effects), answers(&effects)), (vec![], vec![]));
     let effects = world.step(Event::NetworkTaken(2, Ok(())), 2);
@@ -156,7 +157,7 @@ fn the_interface_comes_first_and_services_only_after_it() {
 #[test]
 fn an_interface_that_fails_changes_no_service_and_is_the_answer() {
     let mut world = ready();
-    world.step(Event::Apply(spec(2, 5433, B), 2), 1);
+    world.step(Event::Apply(Box::new(spec(2, 5433, B)), 2), 1);
     let effects = world.step(Event::NetworkTaken(2, Err("EINVAL".into())), 2);
     assert_eq!(
         refusal(&effects),
@@ -172,7 +173,7 @@ fn an_interface_that_fails_changes_no_service_and_is_the_answer() {
     assert_eq!(world.wanted().unwrap().revision, 1);
 
     // The next document is measured against what is there, and clears the refusal.
-    let effects = world.step(Event::Apply(spec(3, 5432, A), 3), 3);
+    let effects = world.step(Event::Apply(Box::new(spec(3, 5432, A)), 3), 3);
     assert_eq!((orders(&effects).len(), answers(&effects)), (0, vec![(3, Ok(3))]));
     assert_eq!(not_applied(&world, &key), None);
 }
@@ -180,7 +181,7 @@ fn an_interface_that_fails_changes_no_service_and_is_the_answer() {
 #[test]
 fn a_network_that_does_not_answer_is_told_to_go_back() {
     let mut world = ready();
-    world.step(Event::Apply(spec(2, 5432, B), 2), 1);
+    world.step(Event::Apply(Box::new(spec(2, 5432, B)), 2), 1);
     assert_eq!(answers(&world.step(Event::Tick, ANSWER_MS)), []);
     let effects = world.step(Event::Tick, ANSWER_MS + 1);
     assert!(refusal(&effects).ends_with("the network does not answer"));
@@ -195,7 +196,7 @@ fn a_network_that_does_not_answer_is_told_to_go_back() {
 #[test]
 fn a_service_that_cannot_be_adjusted_takes_the_interface_back_too() {
     let mut world = ready();
-    world.step(Event::Apply(spec(2, 5433, B), 2), 1);
+    world.step(Event::Apply(Box::new(spec(2, 5433, B)), 2), 1);
     world.step(Event::NetworkTaken(2, Ok(())), 2);
     let effects = service(
         &mut world,
@@ -225,7 +226,7 @@ fn a_service_that_cannot_be_adjusted_takes_the_interface_back_too() {
         not_applied(&world, &key).is_some(),
         "it is told until another document comes"
     );
-    world.step(Event::Apply(spec(3, 5432, A), 3), 4 * LOOK_VALID_MS);
+    world.step(Event::Apply(Box::new(spec(3, 5432, A)), 3), 4 * LOOK_VALID_MS);
     assert_eq!(not_applied(&world, &key), None);
 }
 
@@ -236,7 +237,7 @@ fn a_service_that_does_not_come_back_from_its_restart_runs_as_before() {
         Of::Launched(Err(LaunchError::Hopeless("BadSettings", "shared_buffers".into()))),
     ] {
         let mut world = ready();
-        world.step(Event::Apply(spec(2, 5433, A), 2), 1);
+        world.step(Event::Apply(Box::new(spec(2, 5433, A)), 2), 1);
         let effects = service(&mut world, Of::Adjusted(Adjusted::Restart("port".into())), 2);
         assert_eq!(actions(&effects), [(5433, Action::Stop)]);
         assert_eq!(
@@ -253,7 +254,7 @@ fn a_service_that_does_not_come_back_from_its_restart_runs_as_before() {
 #[test]
 fn a_restart_that_takes_long_is_answered_before_and_told_after() {
     let mut world = ready();
-    world.step(Event::Apply(spec(2, 5433, A), 2), 0);
+    world.step(Event::Apply(Box::new(spec(2, 5433, A)), 2), 0);
     service(&mut world, Of::Adjusted(Adjusted::Restart("port".into())), 0);
     let effects = world.step(Event::Tick, ANSWER_MS);
     assert_eq!(answers(&effects), [(2, Ok(2))]);
@@ -267,8 +268,8 @@ fn a_restart_that_takes_long_is_answered_before_and_told_after() {
 #[test]
 fn a_newer_document_ends_the_older_one() {
     let mut world = ready();
-    world.step(Event::Apply(spec(2, 5433, A), 2), 1);
-    let effects = world.step(Event::Apply(spec(3, 5434, A), 3), 2);
+    world.step(Event::Apply(Box::new(spec(2, 5433, A)), 2), 1);
+    let effects = world.step(Event::Apply(Box::new(spec(3, 5434, A)), 3), 2);
     assert_eq!(refusal(&effects), "revision 3 came before it was reached");
     // The adjustment to 5433 fails, which nobody wants any more.
     let effects = service(
@@ -289,9 +290,9 @@ fn a_service_that_was_dropped_and_comes_back_while_it_stops_is_started_again() {
     let mut world = ready();
     let mut without = spec(2, 5432, A);
     without.services.clear();
-    let effects = world.step(Event::Apply(without, 2), 1);
+    let effects = world.step(Event::Apply(Box::new(without), 2), 1);
     assert_eq!(actions(&effects), [(5432, Action::Stop)]);
-    world.step(Event::Apply(spec(3, 5432, A), 3), 2);
+    world.step(Event::Apply(Box::new(spec(3, 5432, A)), 3), 2);
     let effects = service(&mut world, Of::Ended("0".into()), 3);
     assert_eq!(actions(&effects), [(5432, Action::Launch)]);
 }
@@ -300,10 +301,10 @@ fn a_service_that_was_dropped_and_comes_back_while_it_stops_is_started_again() {
 fn a_service_that_is_stuck_does_not_hold_up_the_document_that_frees_it() {
     let mut world = World::new(Feed::new(1, 64), BootFacts::default());
     world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-    world.step(Event::Apply(spec(1, 5432, A), 1), 0);
+    world.step(Event::Apply(Box::new(spec(1, 5432, A)), 1), 0);
     let bad = LaunchError::Hopeless("BadSettings", "work_mem".into());
     service(&mut world, Of::Launched(Err(bad)), 1);
-    let effects = world.step(Event::Apply(spec(2, 5433, A), 2), 2);
+    let effects = world.step(Event::Apply(Box::new(spec(2, 5433, A)), 2), 2);
     assert_eq!(
         (actions(&effects), answers(&effects)),
         (vec![(5433, Action::Launch)], vec![(2, Ok(2))])
@@ -314,7 +315,7 @@ fn a_service_that_is_stuck_does_not_hold_up_the_document_that_frees_it() {
 fn nothing_is_taken_while_shutting_down() {
     let mut world = ready();
     world.step(Event::Shutdown, 1);
-    let effects = world.step(Event::Apply(spec(2, 5433, B), 2), 2);
+    let effects = world.step(Event::Apply(Box::new(spec(2, 5433, B)), 2), 2);
     assert_eq!(
         effects,
         [Effect::Answer(2, Err("the guest is shutting down".into()))]
@@ -326,11 +327,14 @@ fn tailscale_is_watched_while_it_is_wanted() {
     let mut world = ready();
     let mut with = spec(2, 5432, A);
     with.tailscale = Some(TailscaleSpec {});
-    let effects = world.step(Event::Apply(with.clone(), 2), 1);
+    let effects = world.step(Event::Apply(Box::new(with.clone()), 2), 1);
     assert!(effects.contains(&Effect::Tailscale(true)));
     with.revision = 3;
-    assert_eq!(world.step(Event::Apply(with, 3), 2), [Effect::Answer(3, Ok(3))]);
-    let effects = world.step(Event::Apply(spec(4, 5432, A), 4), 3);
+    assert_eq!(
+        world.step(Event::Apply(Box::new(with), 3), 2),
+        [Effect::Answer(3, Ok(3))]
+    );
+    let effects = world.step(Event::Apply(Box::new(spec(4, 5432, A)), 4), 3);
     assert!(effects.contains(&Effect::Tailscale(false)));
 }
 

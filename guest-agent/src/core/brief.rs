@@ -15,6 +15,8 @@ pub struct Brief {
     pub requirement: Option<(Requirement, Option<Exposed>)>,
     /// Who logs in to it from other guests, with their passwords.
     pub clients: Vec<(Client, Option<Exposed>)>,
+    /// It is reached by the guest's address from anywhere.
+    pub open: bool,
 }
 
 /// Whether a requirement can be used at the moment, and what the host saw.
@@ -35,6 +37,7 @@ impl Brief {
             clients: clients
                 .map(|client| (client.clone(), secret(&client.secret(name))))
                 .collect(),
+            open: spec.open.contains(name),
         }
     }
 
@@ -53,7 +56,14 @@ impl Brief {
             (None, None) => true,
             _ => false,
         };
-        let rest = |it: &Self| (it.service.clone(), it.password.clone(), it.clients.clone());
+        let rest = |it: &Self| {
+            (
+                it.service.clone(),
+                it.password.clone(),
+                it.clients.clone(),
+                it.open,
+            )
+        };
         place && rest(self) == rest(other)
     }
 }

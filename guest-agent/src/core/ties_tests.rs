@@ -42,7 +42,7 @@ fn actions(effects: &[Effect]) -> Vec<Action> {
 }
 
 fn apply(world: &mut World, spec: GuestSpec, now: u64) -> Vec<Action> {
-    actions(&world.step(Event::Apply(spec, now + 1), now))
+    actions(&world.step(Event::Apply(Box::new(spec), now + 1), now))
 }
 
 fn tell(world: &mut World, service: &str, event: Of, now: u64) -> Vec<Action> {

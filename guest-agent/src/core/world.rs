@@ -34,7 +34,7 @@ const SHUTDOWN_MS: u64 = 35_000;
 #[derive(Debug)]
 pub enum Event {
     /// The host wants this; it was admitted before. The ticket comes back in [`Effect::Answer`].
-    Apply(GuestSpec, u64),
+    Apply(Box<GuestSpec>, u64),
     /// The order to the network with this number was carried out, or the old state was restored for this reason.
     NetworkTaken(u64, Result<(), String>),
     /// The data disk was looked at.
@@ -188,7 +188,7 @@ impl World {
     /// One event; what is to be done about it.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         let mut effects = match event {
-            Event::Apply(spec, ticket) => self.apply(spec, ticket, now_ms),
+            Event::Apply(spec, ticket) => self.apply(*spec, ticket, now_ms),
             Event::NetworkTaken(attempt, outcome) => self.network_taken(attempt, outcome, now_ms),
             Event::Disk(verdict) => self.disk(verdict, now_ms),
             Event::Seen(verdicts) => {

@@ -23,6 +23,7 @@ fn spec(port: u16) -> GuestSpec {
         }],
         secrets: BTreeMap::new(),
         interface: None,
+        open: std::collections::BTreeSet::new(),
         tailscale: None,
         requirements: std::collections::BTreeMap::new(),
         clients: std::collections::BTreeMap::new(),
@@ -52,7 +53,7 @@ fn ready() -> World {
     let mut world = world();
     world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
     assert_eq!(
-        actions(world.step(Event::Apply(spec(5432), 1), 0)),
+        actions(world.step(Event::Apply(Box::new(spec(5432)), 1), 0)),
         [Action::Launch]
     );
     event(&mut world, service::Event::Launched(Ok(())), 0);
@@ -68,25 +69,25 @@ fn verdict(world: &World) -> &Verdict {
 #[test]
 fn a_spec_before_the_disk_and_after_it_both_launch_once() {
     let mut world = world();
-    assert!(actions(world.step(Event::Apply(spec(5432), 1), 0)).is_empty());
+    assert!(actions(world.step(Event::Apply(Box::new(spec(5432)), 1), 0)).is_empty());
     assert_eq!(verdict(&world).status, Status::Unknown);
     assert_eq!(
         actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 1)),
         [Action::Launch]
     );
     assert!(actions(world.step(Event::Disk(Verdict::yes("Mounted", "")), 2)).is_empty());
-    assert!(actions(world.step(Event::Apply(spec(5432), 1), 3)).is_empty());
+    assert!(actions(world.step(Event::Apply(Box::new(spec(5432)), 1), 3)).is_empty());
 }
 
 #[test]
 fn applying_the_same_spec_again_does_nothing_and_a_change_adjusts() {
     let mut world = ready();
     assert_eq!(
-        world.step(Event::Apply(spec(5432), 1), 1),
+        world.step(Event::Apply(Box::new(spec(5432)), 1), 1),
         [Effect::Answer(1, Ok(1))]
     );
     assert_eq!(
-        actions(world.step(Event::Apply(spec(5433), 1), 1)),
+        actions(world.step(Event::Apply(Box::new(spec(5433)), 1), 1)),
         [Action::Adjust]
     );
     event(&mut world, service::Event::Adjusted(service::Adjusted::Done), 1);
@@ -94,7 +95,10 @@ fn applying_the_same_spec_again_does_nothing_and_a_change_adjusts() {
     secret
         .secrets
         .insert("postgres".into(), Exposed(Secret::new("s".into())));
-    assert_eq!(actions(world.step(Event::Apply(secret, 1), 1)), [Action::Adjust]);
+    assert_eq!(
+        actions(world.step(Event::Apply(Box::new(secret), 1), 1)),
+        [Action::Adjust]
+    );
 }
 
 #[test]
@@ -104,7 +108,10 @@ fn a_service_that_is_not_wanted_any_more_is_stopped_and_forgotten() {
         services: Vec::new(),
         ..spec(1)
     };
-    assert_eq!(actions(world.step(Event::Apply(empty, 1), 1)), [Action::Stop]);
+    assert_eq!(
+        actions(world.step(Event::Apply(Box::new(empty), 1), 1)),
+        [Action::Stop]
+    );
     event(&mut world, service::Event::Ended("0".into()), 2);
     assert!(
         world
@@ -173,7 +180,7 @@ fn a_ready_service_that_is_not_probed_any_more_goes_stale() {
 fn a_stuck_service_stays_false_and_fresh() {
     let mut world = world();
     world.step(Event::Disk(Verdict::yes("Mounted", "")), 0);
-    world.step(Event::Apply(spec(5432), 1), 0);
+    world.step(Event::Apply(Box::new(spec(5432)), 1), 0);
     let hopeless = service::LaunchError::Hopeless("OtherVersion", "16".into());
     event(&mut world, service::Event::Launched(Err(hopeless)), 0);
     for now in (0..100_000).step_by(1_000) {
@@ -220,7 +227,7 @@ fn the_secret_of_a_service_is_the_one_last_told() {
     let mut told = spec(5432);
     told.secrets
         .insert("postgres".into(), Exposed(Secret::new("s".into())));
-    let effects = world.step(Event::Apply(told, 1), 1);
+    let effects = world.step(Event::Apply(Box::new(told), 1), 1);
     let [Effect::Service(brief, Action::Adjust)] = &effects[..] else {
         panic!("{effects:?}")
     };
@@ -236,7 +243,7 @@ fn ticks_come_quickly_only_while_something_is_due() {
     event(&mut world, service::Event::Probed(Probe::Silent("2 s".into())), 1);
     assert_eq!(world.tick_ms(), TICK_FAST_MS);
     let mut changing = ready();
-    changing.step(Event::Apply(spec(5433), 1), 1);
+    changing.step(Event::Apply(Box::new(spec(5433)), 1), 1);
     assert!(changing.application.is_changing());
     assert_eq!(
         changing.tick_ms(),
@@ -281,7 +288,7 @@ fn the_kernel_is_judged_by_what_is_wanted() {
         Status::True,
         "nothing needs it"
     );
-    world.step(Event::Apply(spec(5432), 1), 1);
+    world.step(Event::Apply(Box::new(spec(5432)), 1), 1);
     world.step(Event::Kernel(vec![miss("postgresql")]), 2);
     assert_eq!(world.feed.verdict(&contract).unwrap().reason, "Lacks");
     world.step(Event::Kernel(vec![miss("tailscale")]), 3);

@@ -31,6 +31,8 @@ pub struct Settings {
     pub lines: BTreeMap<String, String>,
     /// Services of other guests that log in.
     pub clients: Vec<Client>,
+    /// Everybody who reaches the guest may log in by password.
+    pub open: bool,
     /// It listens on every address, not on the loopback's alone; a change of that needs a restart of the server.
     pub everywhere: bool,
 }
@@ -104,7 +106,7 @@ pub fn postgresql_conf(directory: &Path, settings: &Settings) -> String {
 /// pg_hba.conf: users of the guest by who they are, everybody else by password; from other guests only who needs it,
 /// from its own addresses, as its own role, to its own database.
 #[must_use]
-pub fn pg_hba(clients: &[Client]) -> String {
+pub fn pg_hba(clients: &[Client], open: bool) -> String {
     let mut text = format!(
         "local all all peer map={MAP}\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
     );
@@ -113,6 +115,9 @@ pub fn pg_hba(clients: &[Client]) -> String {
             let bits = if address.is_ipv4() { 32 } else { 128 };
             let _ = writeln!(text, "host \"{role}\" \"{role}\" {address}/{bits} scram-sha-256");
         }
+    }
+    if open {
+        text.push_str("host all all all scram-sha-256\n");
     }
     text
 }
@@ -136,7 +141,7 @@ fn quote(value: &str) -> String {
 pub fn write(directory: &Path, settings: &Settings, server_user: &str) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let files = [
-        (HBA, pg_hba(&settings.clients)),
+        (HBA, pg_hba(&settings.clients, settings.open)),
         ("pg_ident.conf", pg_ident(server_user)),
         ("postgresql.conf", postgresql_conf(directory, settings)),
     ];
@@ -197,7 +202,8 @@ pub fn is_written(directory: &Path, settings: &Settings) -> bool {
     let has = |name: &str, wanted: String| {
         fs::read(directory.join(name)).is_ok_and(|text| text == wanted.as_bytes())
     };
-    has("postgresql.conf", postgresql_conf(directory, settings)) && has(HBA, pg_hba(&settings.clients))
+    has("postgresql.conf", postgresql_conf(directory, settings))
+        && has(HBA, pg_hba(&settings.clients, settings.open))
 }
 
 /// True when the server has read the configuration as it is now.
@@ -221,6 +227,7 @@ mod tests {
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
             clients: Vec::new(),
+            open: false,
             everywhere: false,
         }
     }
@@ -251,8 +258,9 @@ mod tests {
         with.clients = vec![client("10.0.0.3"), client("fd00::3")];
         with.everywhere = true;
         assert!(postgresql_conf(Path::new("/x"), &with).contains("listen_addresses = '*'\n"));
-        let text = pg_hba(&with.clients);
-        let more = text.strip_prefix(&pg_hba(&[])).unwrap();
+        assert!(pg_hba(&with.clients, true).ends_with("\nhost all all all scram-sha-256\n"));
+        let text = pg_hba(&with.clients, false);
+        let more = text.strip_prefix(&pg_hba(&[], false)).unwrap();
         assert_eq!(
             more,
             "host \"web_mini-flux\" \"web_mini-flux\" 10.0.0.3/32 scram-sha-256\n\
@@ -275,7 +283,7 @@ mod tests {
     #[test]
     fn nobody_is_let_in_by_trust() {
         assert!(
-            pg_hba(&[client("10.0.0.3")])
+            pg_hba(&[client("10.0.0.3")], false)
                 .lines()
                 .all(|line| line.ends_with("scram-sha-256") || line.contains(" peer "))
         );
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn users_of_the_guest_are_who_they_are_and_everybody_else_has_a_password() {
         assert_eq!(
-            pg_hba(&[]),
+            pg_hba(&[], false),
             "local all all peer map=sovereign\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n"
         );
     }

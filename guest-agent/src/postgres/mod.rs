@@ -81,7 +81,7 @@ impl Postgres {
             let _ = events.send(Event::Missed(how)).await; // nobody listens when the agent ends
         }
         cluster.prepare(self.password()).await?;
-        let settings = self.settings(!self.brief.clients.is_empty());
+        let settings = self.settings(self.is_reached());
         conf::write(places::RUN_POSTGRES.as_ref(), &settings, &cluster.user_name())
             .map_err(failed("write the configuration"))?;
         if !settings.lines.is_empty() {
@@ -105,7 +105,7 @@ impl Postgres {
         let directory = Path::new(places::RUN_POSTGRES);
         let written = |error: std::io::Error| format!("write the configuration: {error}");
         // The last client that goes is no reason for a restart: pg_hba.conf lets nobody in by the card.
-        let settings = self.settings(!self.brief.clients.is_empty() || conf::is_everywhere(directory));
+        let settings = self.settings(self.is_reached() || conf::is_everywhere(directory));
         if !conf::is_written(directory, &settings) {
             let candidate = directory.join("candidate");
             conf::write(&candidate, &settings, cluster::USER).map_err(written)?;
@@ -129,6 +129,11 @@ impl Postgres {
         Ok(adjusted)
     }
 
+    /// Whether anybody comes by the card.
+    fn is_reached(&self) -> bool {
+        self.brief.open || !self.brief.clients.is_empty()
+    }
+
     fn settings(&self, everywhere: bool) -> conf::Settings {
         let lines = match &self.brief.service.kind {
             ServiceKind::Postgres { settings, .. } => settings.clone(),
@@ -139,6 +144,7 @@ impl Postgres {
             shared_memory: conf::SharedMemory::probe(Path::new("/dev/shm")),
             lines,
             clients: self.clients().cloned().collect(),
+            open: self.brief.open,
             everywhere,
         }
     }

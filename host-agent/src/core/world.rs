@@ -109,7 +109,7 @@ pub(super) struct Guest {
     pub(super) ready_since_ms: u64,
     pub(super) start_at_ms: Option<u64>,
     backoff: Backoff,
-    serving: bool,
+    pub(super) serving: bool,
     pub(super) wedge: Wedge,
     /// It reports more conditions than are taken, which was told.
     pub(super) crowded: bool,
@@ -194,7 +194,7 @@ impl World {
             Event::Tick => {}
             Event::Running(names) => self.network.running = names,
             Event::NetworkMode(mode) => {
-                if mode == NetworkMode::Private {
+                if mode.is_there() {
                     effects.push(Effect::OpenNetwork);
                 }
                 self.network.mode = mode;
@@ -300,7 +300,7 @@ impl World {
             self.spec = Some(spec.clone());
         }
         if let Some(network) = &spec.network
-            && self.network.mode != NetworkMode::Private
+            && !self.network.mode.is_there()
             && (self.network.mode == NetworkMode::Undecided || before.as_ref() != Some(network))
         {
             effects.push(Effect::DecideNetwork(network.namespace));
@@ -349,7 +349,7 @@ impl World {
                 let networked = match self.network.mode {
                     NetworkMode::Undecided => machine.card, // not known yet whether another boot would differ
                     NetworkMode::Off(_) => false,
-                    NetworkMode::Private => true,
+                    NetworkMode::Private | NetworkMode::Host => true,
                 };
                 machine.differs(&Machine::wanted(&guest.config, networked))
             });

@@ -194,6 +194,9 @@ fn networked(address: &str) -> HostSpec {
     networked.network = Some(sovereign_protocol::spec::HostNetwork {
         namespace: Namespace::Auto,
         address: address.parse().unwrap(),
+        uplink: sovereign_protocol::spec::Uplink::None,
+        vpn: sovereign_protocol::spec::Vpn::Follow,
+        isolated: false,
     });
     networked
 }
@@ -230,7 +233,8 @@ fn a_tap_is_wanted_for_who_has_a_card_or_will_have_one() {
     world.step(Event::Applied(spec(5432)), 0);
     assert!(world.carded().is_empty());
     world.step(Event::Applied(carded.clone()), 0);
-    assert_eq!(world.carded(), BTreeSet::from([sql()]));
+    let carded_now = |world: &World| world.carded().into_keys().collect::<BTreeSet<Name>>();
+    assert_eq!(carded_now(&world), BTreeSet::from([sql()]));
 
     let Event::Booted {
         guest, boot_id, vmm, ..
@@ -250,7 +254,7 @@ fn a_tap_is_wanted_for_who_has_a_card_or_will_have_one() {
     );
     world.step(Event::Applied(spec(5432)), 2);
     assert_eq!(
-        world.carded(),
+        carded_now(&world),
         BTreeSet::from([sql()]),
         "its VMM has the TAP still"
     );
@@ -259,7 +263,11 @@ fn a_tap_is_wanted_for_who_has_a_card_or_will_have_one() {
         ..spec(5432)
     };
     world.step(Event::Applied(nobody), 3);
-    assert_eq!(world.carded(), BTreeSet::from([sql()]), "it stops with its card");
+    assert_eq!(
+        carded_now(&world),
+        BTreeSet::from([sql()]),
+        "it stops with its card"
+    );
     world.step(exit(ExitReason::PoweredOff), 4);
     assert!(world.carded().is_empty());
 }

@@ -40,6 +40,7 @@ pub(crate) fn config(port: u16) -> GuestConfig {
             service: None,
             listen: "127.0.0.1:15432".parse().unwrap(),
             port,
+            translated: None,
         }],
         restart: Restart::default(),
         interface: None,
@@ -168,6 +169,7 @@ fn what_is_the_hosts_alone_does_not_make_a_guest_unready() {
         service: Some(Name::parse("postgres").unwrap()),
         listen: "127.0.0.1:15433".parse().unwrap(),
         port: 5432,
+        translated: None,
     };
     guest.forwards.push(second);
     guest.memory_mib = 512;

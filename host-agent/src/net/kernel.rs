@@ -15,10 +15,12 @@ use netlink_packet_core::{
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::TokioSocket;
 use rtnetlink::Handle;
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use tokio::task::AbortHandle;
 
 use super::observed::{Fold, Observed};
@@ -132,7 +134,7 @@ impl Kernel {
         Err(KernelError::Unsteady)
     }
 
-    /// Looks at all links, addresses and routes.
+    /// Looks at all links, addresses, routes and rules.
     ///
     /// # Errors
     /// [`KernelError`].
@@ -143,15 +145,24 @@ impl Kernel {
             message.header.address_family = family;
             RouteNetlinkMessage::GetRoute(message)
         };
+        let rule = |family| {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            RouteNetlinkMessage::GetRule(message)
+        };
         for what in [
             RouteNetlinkMessage::GetLink(LinkMessage::default()),
             RouteNetlinkMessage::GetAddress(AddressMessage::default()),
             route(AddressFamily::Inet),
             route(AddressFamily::Inet6),
+            rule(AddressFamily::Inet),
+            rule(AddressFamily::Inet6),
         ] {
-            for message in self.dump(&what).await? {
-                observed.take(&message);
-            }
+            let messages = match self.dump(&what).await {
+                Err(error) if error.is(Errno::AFNOSUPPORT) || error.is(Errno::OPNOTSUPP) => Vec::new(),
+                other => other?,
+            };
+            messages.iter().for_each(|message| observed.take(message));
         }
         Ok(observed)
     }

@@ -13,23 +13,44 @@
 
 mod apply;
 pub mod card;
+pub mod conntrack;
+mod filter;
+pub mod gc;
+mod ground;
+pub mod iptables;
 pub mod kernel;
 mod network;
+pub mod nft;
 mod notify;
 pub mod observed;
 mod pace;
 mod reconcile;
 mod report;
 mod session;
+mod switches;
 mod taps;
 pub(crate) mod tun;
 
+pub use filter::Choice as FilterChoice;
+pub use ground::Ground;
 pub use network::{Network, NetworkConfig};
 pub use observed::Observed;
 pub use report::NetworkEvent;
-pub use sovereign_reconcile::plan::{Plan, Step, plan};
+pub use sovereign_reconcile::plan::{Conflict, Part, Plan, Step, plan};
 #[cfg(test)]
 use sovereign_reconcile::simulated;
-pub use sovereign_reconcile::wanted::{NetworkSpec, Wanted};
+pub use sovereign_reconcile::wanted::{NetworkSpec, Place, Wanted};
 pub use sovereign_reconcile::{names, plan, wanted};
 pub use taps::TapError;
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

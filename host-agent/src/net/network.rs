@@ -1,33 +1,43 @@
 //! The network of an instance, for the engine.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use sovereign_protocol::name::Name;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::filter::Choice;
+use super::ground::Ground;
 use super::names;
 use super::notify::RECEIVE_BUFFER;
 use super::observed::Observed;
 use super::reconcile::Reconciler;
 use super::report::NetworkEvent;
-use super::session::{Place, Session};
 use super::taps::{TapError, TunPool};
 use super::wanted::NetworkSpec;
-use crate::netns::{HelperConfig, Stage, StageFailure};
+use crate::netns::{Stage, StageFailure};
 
 /// Everything is looked at again after this time, whatever the kernel told.
 const RESYNC: Duration = Duration::from_secs(60);
+/// Questions that wait for an answer.
+const QUESTIONS: usize = 8;
 
 /// How the network of an instance is run.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// The helper that holds the namespace.
-    pub helper: HelperConfig,
+    /// Whose network it is.
+    pub instance: Name,
+    /// Where it is.
+    pub ground: Ground,
+    /// The file that keeps what the kernel's switches were before we set them.
+    pub switched: PathBuf,
+    /// The back end of the packet filter.
+    pub filter: Choice,
     /// Bytes of the kernel's buffer for notifications that we have not read yet.
     pub receive_buffer: usize,
     /// The pause after which everything is looked at again without a reason.
@@ -37,39 +47,26 @@ pub struct NetworkConfig {
 impl NetworkConfig {
     /// The usual way.
     #[must_use]
-    pub fn new(helper: HelperConfig) -> Self {
+    pub fn new(instance: Name, ground: Ground, switched: PathBuf) -> Self {
         Self {
-            helper,
+            instance,
+            ground,
+            switched,
+            filter: Choice::Auto,
             receive_buffer: RECEIVE_BUFFER,
             resync: RESYNC,
         }
     }
 }
 
-/// What the loop last saw.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    tuns: Option<Arc<TunPool>>,
-    observed: Arc<Observed>,
-}
-
-impl Seen {
-    pub(super) fn of(session: &Session) -> Self {
-        Self {
-            tuns: Some(session.tuns.clone()),
-            observed: Arc::new(session.observed.clone()),
-        }
-    }
-}
-
-/// The private network of an instance: kept as wanted by a task of its own until it is dropped.
+/// The network of an instance: kept as wanted by a task of its own until it is dropped.
 ///
 /// Dropping it leaves namespace, links and helper as they are, for the next agent to adopt.
-#[derive(Debug)]
 pub struct Network {
     instance: Name,
-    seen: watch::Receiver<Seen>,
-    task: JoinHandle<Place>,
+    tuns: watch::Receiver<Option<Arc<TunPool>>>,
+    ask: mpsc::Sender<oneshot::Sender<Observed>>,
+    task: JoinHandle<Reconciler>,
     stop: DropGuard,
 }
 
@@ -84,12 +81,15 @@ impl Network {
         wanted: watch::Receiver<NetworkSpec>,
         events: mpsc::Sender<NetworkEvent>,
     ) -> Self {
-        let (sender, seen) = watch::channel(Seen::default());
+        let (sender, tuns) = watch::channel(None);
+        let (ask, asked) = mpsc::channel(QUESTIONS);
         let stop = CancellationToken::new();
-        let reconciler = Reconciler::new(&config, wanted, events, sender);
+        let instance = config.instance.clone();
+        let reconciler = Reconciler::new(config, wanted, events, sender, asked);
         Self {
-            instance: config.helper.instance,
-            seen,
+            instance,
+            tuns,
+            ask,
             task: tokio::spawn(reconciler.run(stop.clone())),
             stop: stop.drop_guard(),
         }
@@ -101,27 +101,30 @@ impl Network {
     /// # Errors
     /// [`TapError`].
     pub async fn open_tap(&self, guest: &Name) -> Result<OwnedFd, TapError> {
-        let tuns = self.seen.borrow().tuns.clone().ok_or(TapError::NoNetwork)?;
+        let tuns = self.tuns.borrow().clone().ok_or(TapError::NoNetwork)?;
         tuns.open(&names::tap(&self.instance, guest)).await
     }
 
-    /// What was last seen in the namespace; a plan can be made against it.
+    /// What is seen in the namespace, to plan against; the sender is dropped when the loop has ended. The answer must
+    /// not be waited for by who takes the network's events.
     #[must_use]
-    pub fn observed(&self) -> Arc<Observed> {
-        self.seen.borrow().observed.clone()
+    pub fn observed(&self) -> oneshot::Receiver<Observed> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.ask.try_send(sender); // too many ask: this one hears nothing
+        receiver
     }
 
-    /// Ends the helper. The namespace and all links in it are gone when the last VMM that holds
-    /// a TAP has ended; nothing else of it is left anywhere.
+    /// Takes away what is ours and ends the helper. A private namespace and all links in it are gone when the last
+    /// VMM that holds a TAP has ended; nothing else of it is left anywhere.
     ///
     /// # Errors
-    /// When the helper does not end.
+    /// What could not be removed, or that the helper does not end.
     pub async fn end(self) -> Result<(), StageFailure> {
-        drop((self.stop, self.seen));
-        let place = self.task.await.map_err(|error| {
+        drop((self.stop, self.tuns));
+        let reconciler = self.task.await.map_err(|error| {
             let error = io::Error::from(error);
             StageFailure::new(Stage::Answer, error.to_string())
         })?;
-        place.end().await
+        reconciler.end().await
     }
 }

@@ -16,8 +16,13 @@ use super::observed::{Fold, Observed};
 const MESSAGES: usize = 4_096;
 /// Bytes of one read; the kernel's datagrams are smaller.
 const DATAGRAM: usize = 64 << 10;
-/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, and the bits of RTNLGRP_IPV6_RULE,
+/// _IPV4_NETCONF and _IPV6_NETCONF (linux/rtnetlink.h).
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23 | 1 << 24;
+/// RTM_NEWNETCONF: a switch of the kernel was set. Which one is seen by looking.
+const NEW_SWITCH: u16 = 80;
+/// NLM_F_REPLACE.
+const REPLACES: u16 = 0x100;
 /// Bytes of the kernel's buffer for what we have not read yet.
 pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -26,6 +31,8 @@ pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 pub(super) enum Drained {
     /// Every message was folded in.
     All,
+    /// The same, and switches of the kernel were set.
+    AllAndSwitches,
     /// The kernel dropped some, or they could not be read: only a dump helps.
     Lost,
 }
@@ -35,6 +42,8 @@ pub(super) struct Notifications {
     socket: TokioSocket,
     buffer: Vec<u8>,
     lost: bool,
+    /// The port of whoever made the last change.
+    author: Option<u32>,
 }
 
 impl Notifications {
@@ -51,6 +60,7 @@ impl Notifications {
             socket,
             buffer: Vec::with_capacity(DATAGRAM),
             lost: false,
+            author: None,
         })
     }
 
@@ -69,26 +79,39 @@ impl Notifications {
         Ok(())
     }
 
+    /// The port of whoever made the last change since this was asked; the kernel's own changes have none.
+    pub(super) fn take_author(&mut self) -> Option<u32> {
+        self.author.take()
+    }
+
     /// Folds everything that is there into `observed`.
     ///
     /// # Errors
     /// When the socket is of no use any more.
     pub(super) fn drain(&mut self, observed: &mut Observed) -> io::Result<Drained> {
         let mut lost = std::mem::take(&mut self.lost);
-        let mut taken = 0;
+        let (mut taken, mut switches) = (0, false);
         while taken < MESSAGES {
             if self.buffer.is_empty() && self.read()?.is_break() {
                 break;
             }
             lost |= std::mem::take(&mut self.lost);
             match fold(&self.buffer, observed) {
-                Some(count) => taken += count,
+                Some(folded) => {
+                    taken += folded.messages;
+                    switches |= folded.switches;
+                    self.author = folded.author.or(self.author);
+                }
                 None => lost = true,
             }
             self.buffer.clear();
         }
         lost |= taken >= MESSAGES;
-        Ok(if lost { Drained::Lost } else { Drained::All })
+        Ok(match (lost, switches) {
+            (true, _) => Drained::Lost,
+            (false, true) => Drained::AllAndSwitches,
+            (false, false) => Drained::All,
+        })
     }
 
     fn read(&mut self) -> io::Result<ControlFlow<()>> {
@@ -108,20 +131,36 @@ fn is_overrun(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error())
 }
 
+/// What one datagram brought.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Folded {
+    messages: usize,
+    switches: bool,
+    author: Option<u32>,
+}
+
 /// Folds one datagram; `None` when a message in it cannot be read.
-fn fold(mut bytes: &[u8], observed: &mut Observed) -> Option<usize> {
-    let mut count = 0;
+fn fold(mut bytes: &[u8], observed: &mut Observed) -> Option<Folded> {
+    let mut folded = Folded::default();
     while !bytes.is_empty() {
-        let length = NetlinkBuffer::new_checked(bytes).ok()?.length() as usize;
+        let header = NetlinkBuffer::new_checked(bytes).ok()?;
+        let (length, replaces) = (header.length() as usize, header.flags() & REPLACES != 0);
+        let author = Some(header.port_number()).filter(|port| *port > 0);
+        folded.author = author.or(folded.author);
+        let is_switch = header.message_type() == NEW_SWITCH;
         let (message, rest) = bytes.split_at_checked(length)?;
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
-        if let NetlinkPayload::InnerMessage(inner) = message.payload {
-            observed.take(&inner);
+        if is_switch {
+            folded.switches = true;
+        } else {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+            if let NetlinkPayload::InnerMessage(inner) = message.payload {
+                observed.fold(&inner, replaces);
+            }
         }
         bytes = rest
             .get(length.next_multiple_of(4) - length..)
             .unwrap_or_default();
-        count += 1;
+        folded.messages += 1;
     }
-    Some(count)
+    Some(folded)
 }

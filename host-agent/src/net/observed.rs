@@ -6,10 +6,19 @@
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia,
+};
+use netlink_packet_route::rule::{RuleAction as Verb, RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-pub use sovereign_reconcile::observed::{Address, Kind, Link, Observed, Route};
+use sovereign_protocol::interface::Prefix;
+use sovereign_reconcile::family::Family;
+pub use sovereign_reconcile::observed::{Address, Kind, Link, Observed};
+use sovereign_reconcile::route::{Route, RouteKind};
+use sovereign_reconcile::rule::{Rule, RuleAction};
 
 use super::names::Mac;
 
@@ -20,12 +29,18 @@ pub(super) const ADDRESS_PROTOCOL: u8 = b'S';
 
 /// What a namespace is, message by message.
 pub trait Fold {
-    /// Folds one message in; kinds that do not matter are left alone.
-    fn take(&mut self, message: &RouteNetlinkMessage);
+    /// Folds one message in; kinds that do not matter are left alone. A route that `replaces` takes the place of
+    /// another to the same destination, of which nothing is told.
+    fn fold(&mut self, message: &RouteNetlinkMessage, replaces: bool);
+
+    /// The same for a message that replaces nothing.
+    fn take(&mut self, message: &RouteNetlinkMessage) {
+        self.fold(message, false);
+    }
 }
 
 impl Fold for Observed {
-    fn take(&mut self, message: &RouteNetlinkMessage) {
+    fn fold(&mut self, message: &RouteNetlinkMessage, replaces: bool) {
         match message {
             RouteNetlinkMessage::NewLink(message) => new_link(self, message),
             RouteNetlinkMessage::DelLink(message) if is_whole_link(message) => {
@@ -42,10 +57,22 @@ impl Fold for Observed {
                     self.remove_address(&address);
                 }
             }
-            RouteNetlinkMessage::NewRoute(message) => self.routes.extend(route(message)),
+            RouteNetlinkMessage::NewRoute(message) => {
+                if let Some(new) = route(message) {
+                    let place = |route: &Route| (route.table, route.to, route.metric);
+                    self.routes.retain(|old| !replaces || place(old) != place(&new));
+                    self.routes.insert(new);
+                }
+            }
             RouteNetlinkMessage::DelRoute(message) => {
                 if let Some(route) = route(message) {
                     self.routes.remove(&route);
+                }
+            }
+            RouteNetlinkMessage::NewRule(message) => self.rules.extend(rule(message)),
+            RouteNetlinkMessage::DelRule(message) => {
+                if let Some(rule) = rule(message) {
+                    self.rules.remove(&rule);
                 }
             }
             _ => {}
@@ -59,7 +86,7 @@ fn new_link(observed: &mut Observed, message: &LinkMessage) {
     };
     if !link.up {
         // The kernel drops IPv4 routes of a link that goes down without RTM_DELROUTE (FACTS section 2).
-        observed.routes.retain(|route| route.link != link.index);
+        observed.routes.retain(|route| route.link != Some(link.index));
     }
     observed.links.insert(link.index, link);
 }
@@ -86,6 +113,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         controller: None,
+        isolated: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -95,7 +123,10 @@ fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Carrier(value) => link.carrier = *value != 0,
             LinkAttribute::Controller(value) => link.controller = (*value != 0).then_some(*value),
             LinkAttribute::Address(value) => link.mac = value.as_slice().try_into().ok().map(Mac),
-            LinkAttribute::LinkInfo(infos) => info = infos.iter().find_map(kind_of),
+            LinkAttribute::LinkInfo(infos) => {
+                info = infos.iter().find_map(kind_of);
+                link.isolated = infos.iter().any(is_isolated);
+            }
             _ => {}
         }
     }
@@ -117,6 +148,14 @@ fn kind_of(info: &LinkInfo) -> Option<&InfoKind> {
     }
 }
 
+fn is_isolated(info: &LinkInfo) -> bool {
+    let LinkInfo::PortData(InfoPortData::BridgePort(port)) = info else {
+        return false;
+    };
+    port.iter()
+        .any(|attribute| matches!(attribute, InfoBridgePort::Isolated(true)))
+}
+
 fn address(message: &AddressMessage) -> Option<Address> {
     let (mut ip, mut local, mut ours) = (None, None, false);
     for attribute in &message.attributes {
@@ -136,26 +175,86 @@ fn address(message: &AddressMessage) -> Option<Address> {
     })
 }
 
+/// `None` for one that does not matter, and for the cache's.
 fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if header.kind != RouteType::Unicast || header.table != RouteHeader::RT_TABLE_MAIN {
+    if header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
-    let (mut network, mut link) = (None, None);
+    let family = family(header.address_family)?;
+    let mut route = Route {
+        table: u32::from(header.table),
+        to: family.everywhere(),
+        metric: 0,
+        link: None,
+        gateway: None,
+        kind: match header.kind {
+            RouteType::Unicast => RouteKind::Unicast,
+            _ => RouteKind::Other,
+        },
+        protocol: header.protocol.into(),
+    };
+    let mut to = family.everywhere().address();
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => network = Some(IpAddr::V4(*ip)),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => network = Some(IpAddr::V6(*ip)),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return None,
+            RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = IpAddr::V4(*ip),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = IpAddr::V6(*ip),
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => route.gateway = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Via(RouteVia::Inet6(ip)) => route.gateway = Some(IpAddr::V6(*ip)),
             _ => {}
         }
     }
-    Some(Route {
-        link: link?,
-        network: network?,
-        prefix: header.destination_prefix_length,
-    })
+    route.to = Prefix::new(to, header.destination_prefix_length)?;
+    route.matters().then_some(route)
+}
+
+/// `None` for one that does not matter.
+fn rule(message: &RuleMessage) -> Option<Rule> {
+    let header = &message.header;
+    let mut table = u32::from(header.table);
+    let mut rule = Rule::ours(family(header.family)?, 0, RuleAction::Other);
+    rule.protocol = 0;
+    rule.narrower = header.tos != 0 || header.flags.contains(RuleFlags::Invert);
+    let (mut mark, mut mask) = (None, u32::MAX);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Destination(ip) => rule.to = Prefix::new(*ip, header.dst_len),
+            RuleAttribute::Source(ip) => rule.from = Prefix::new(*ip, header.src_len),
+            RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(value) => mask = *value,
+            RuleAttribute::UidRange(range) => rule.uids = Some((range.start, range.end)),
+            RuleAttribute::Protocol(protocol) => rule.protocol = (*protocol).into(),
+            // No condition: what a lookup may not find. Ours and netd's have none.
+            RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
+            _ => rule.narrower = true,
+        }
+    }
+    // A mask without a mark means all packets that have none of its bits.
+    rule.mark = match (mark, mask) {
+        (None, u32::MAX) => None,
+        (mark, mask) => Some((mark.unwrap_or(0), mask)),
+    };
+    rule.action = match header.action {
+        Verb::ToTable => RuleAction::Lookup(table),
+        Verb::Unreachable => RuleAction::Unreachable,
+        _ => RuleAction::Other,
+    };
+    rule.matters().then_some(rule)
+}
+
+fn family(family: AddressFamily) -> Option<Family> {
+    match family {
+        AddressFamily::Inet => Some(Family::V4),
+        AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

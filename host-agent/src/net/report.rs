@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::uplink::Exit;
 
 use super::observed::Observed;
+use super::plan::Part;
 use super::wanted::Wanted;
 
 /// Something that became true of an instance's network.
@@ -15,8 +19,19 @@ pub enum NetworkEvent {
         /// The guests whose TAP can be opened.
         guests: BTreeSet<Name>,
     },
+    /// A part beside the links is as wanted.
+    Works {
+        /// Which.
+        part: Part,
+        /// By what means, where there are several.
+        how: Option<String>,
+        /// The ports that lead to guests now.
+        forwards: BTreeSet<PortForward>,
+    },
     /// Something is not there; it is tried again by itself.
     Failed {
+        /// What does not work for it.
+        part: Part,
         /// The first step that failed.
         step: String,
         /// Why, and what else failed.
@@ -28,6 +43,11 @@ pub enum NetworkEvent {
         guest: Name,
         /// It does.
         attached: bool,
+    },
+    /// By which way guests leave now.
+    Exits {
+        /// For each family that they have addresses of.
+        exits: BTreeMap<Family, Exit>,
     },
     /// Somebody else changed something of ours, and it was put right.
     Repaired {
@@ -46,28 +66,50 @@ pub enum NetworkEvent {
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
-    state: Option<NetworkEvent>,
+    states: BTreeMap<Part, NetworkEvent>,
     carriers: BTreeMap<Name, bool>,
+    exits: BTreeMap<Family, Exit>,
 }
 
 impl Reporter {
     /// All is as wanted.
     pub(super) fn ready(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
         let guests = wanted.taps.values().cloned().collect();
-        self.state(NetworkEvent::Ready { guests })
+        self.state(Part::Links, NetworkEvent::Ready { guests })
+    }
+
+    /// A part beside the links is as wanted.
+    pub(super) fn works(
+        &mut self,
+        part: Part,
+        how: Option<String>,
+        forwards: BTreeSet<PortForward>,
+    ) -> Option<NetworkEvent> {
+        let works = NetworkEvent::Works { part, how, forwards };
+        self.state(part, works)
     }
 
     /// Something is not.
-    pub(super) fn failed(&mut self, step: String, evidence: String) -> Option<NetworkEvent> {
-        self.state(NetworkEvent::Failed { step, evidence })
+    pub(super) fn failed(&mut self, part: Part, step: String, evidence: String) -> Option<NetworkEvent> {
+        self.state(part, NetworkEvent::Failed { part, step, evidence })
     }
 
-    fn state(&mut self, now: NetworkEvent) -> Option<NetworkEvent> {
-        if self.state.as_ref() == Some(&now) {
+    fn state(&mut self, part: Part, now: NetworkEvent) -> Option<NetworkEvent> {
+        if self.states.get(&part) == Some(&now) {
             return None;
         }
-        self.state = Some(now.clone());
+        self.states.insert(part, now.clone());
         Some(now)
+    }
+
+    /// By which way guests leave.
+    pub(super) fn exits(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
+        if self.exits == wanted.exits {
+            return None;
+        }
+        self.exits.clone_from(&wanted.exits);
+        let exits = wanted.exits.clone();
+        Some(NetworkEvent::Exits { exits })
     }
 
     /// Whose TAP is held; a TAP that is not there has no carrier.
@@ -96,6 +138,8 @@ mod tests {
     use super::super::names::Mark;
     use super::super::observed::Kind;
     use super::super::simulated::Simulated;
+    use sovereign_reconcile::wanted::Switched;
+
     use super::super::wanted::NetworkSpec;
     use super::*;
 
@@ -103,25 +147,43 @@ mod tests {
         Name::parse(text).unwrap()
     }
 
+    fn wanted(spec: &NetworkSpec) -> Wanted {
+        Wanted::of(&name("default"), spec, &Switched::new(), &Observed::fresh()).unwrap()
+    }
+
     #[test]
     fn a_state_is_told_when_it_changes() {
-        let wanted = Wanted::private(&name("default"), &NetworkSpec::default()).unwrap();
+        let wanted = wanted(&NetworkSpec::default());
         let mut reporter = Reporter::default();
         assert!(reporter.ready(&wanted).is_some());
         assert!(reporter.ready(&wanted).is_none());
-        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_some());
-        assert!(reporter.failed("a".to_owned(), "b".to_owned()).is_none());
-        assert!(reporter.failed("a".to_owned(), "c".to_owned()).is_some());
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "b".to_owned())
+                .is_some()
+        );
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "b".to_owned())
+                .is_none()
+        );
+        assert!(
+            reporter
+                .failed(Part::Links, "a".to_owned(), "c".to_owned())
+                .is_some()
+        );
+        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_some());
         assert!(reporter.ready(&wanted).is_some());
+        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_none());
     }
 
     #[test]
     fn carriers_are_told_when_they_change() {
         let spec = NetworkSpec {
-            guests: [name("sql")].into(),
+            guests: [(name("sql"), BTreeSet::new())].into(),
             ..NetworkSpec::default()
         };
-        let wanted = Wanted::private(&name("default"), &spec).unwrap();
+        let wanted = wanted(&spec);
         let mut kernel = Simulated::new();
         let mut reporter = Reporter::default();
         let carrier = |attached| {

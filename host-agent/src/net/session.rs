@@ -1,15 +1,30 @@
 //! The namespace as the agent holds it: its helper, its sockets, and what was seen through them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
+use sovereign_protocol::name::Name;
+use sovereign_reconcile::sysctl::Sysctl;
+use sovereign_reconcile::wanted::Switched;
+use tokio::time::Instant;
+
 use super::apply::{self, Failure};
+use super::filter::{Enforcer, FilterError};
+use super::ground::{self, Ground, Opened};
 use super::kernel::{Kernel, KernelError};
+use super::names::Mark;
+use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
-use super::plan::Plan;
-use super::taps::TunPool;
+use super::plan::{Plan, Step, plan};
+use super::switches::Switches;
+use super::taps::{Source, TunPool};
+use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::{Helper, HelperConfig, Namespaces, Set, Stage, StageFailure};
+
+/// The largest process id there is (PID_MAX_LIMIT, linux/threads.h).
+const PROCESSES: u32 = 4 << 20;
 
 /// The sockets are of no use any more: take fresh ones.
 #[derive(Debug, thiserror::Error)]
@@ -17,31 +32,109 @@ pub(super) enum Broken {
     /// Requests are not answered.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The packet filter cannot be looked at.
+    #[error("the packet filter cannot be looked at")]
+    Filter(#[from] FilterError),
     /// The subscription cannot be read.
     #[error("no notifications")]
     Notifications(#[from] io::Error),
 }
 
+/// Where the network is: a namespace of our own with the helper that holds it, or the one that we are in.
+#[derive(Debug)]
+pub(super) enum Seat {
+    /// Of our own.
+    Private(Held),
+    /// The one that we are in.
+    Host,
+}
+
 /// The helper, and the namespace that outlives it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Held {
     config: HelperConfig,
     helper: Option<Helper>,
     /// While this is held, a helper that died can be replaced in the same namespace.
     kept: Option<Namespaces>,
 }
 
-impl Place {
-    pub(super) fn new(config: HelperConfig) -> Self {
-        Self {
-            config,
-            helper: None,
-            kept: None,
+impl Seat {
+    pub(super) fn new(ground: &Ground) -> Self {
+        match ground {
+            Ground::Private(config) => Self::Private(Held {
+                config: config.clone(),
+                helper: None,
+                kept: None,
+            }),
+            Ground::Host => Self::Host,
         }
     }
 
+    /// Makes sure that there is a helper, where one is needed; its process.
+    pub(super) async fn helper(&mut self) -> Result<Option<u32>, StageFailure> {
+        match self {
+            Self::Private(held) => Ok(Some(held.helper().await?.pid())),
+            Self::Host => Ok(None),
+        }
+    }
+
+    /// Waits until the helper that we know has ended, and forgets it. Cancel safe.
+    pub(super) async fn helper_ended(&mut self) {
+        let Self::Private(held) = self else {
+            return std::future::pending().await;
+        };
+        match &held.helper {
+            Some(helper) => helper.ended().await,
+            None => std::future::pending().await,
+        }
+        held.helper = None;
+    }
+
+    /// Opens a session with sockets that nobody used before.
+    pub(super) async fn open(&mut self, config: &NetworkConfig) -> Result<Session, StageFailure> {
+        let (set, source) = match self {
+            Self::Private(held) => held.open().await?,
+            Self::Host => (ground::open_own()?, Source::Own),
+        };
+        let notifications = Notifications::over(set.events, config.receive_buffer)
+            .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
+        let tag = Mark::of(&config.instance).prefix;
+        let filter = Enforcer::open(set.netfilter, config.receive_buffer, &tag, config.filter)
+            .await
+            .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
+        let switches = Switches::open(set.sysctl, config.switched.clone())
+            .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+        Ok(Session {
+            kernel: Kernel::over(set.requests),
+            notifications,
+            switches,
+            filter,
+            by: None,
+            tuns: Arc::new(TunPool::new(source, set.tuns)),
+            observed: Observed::default(),
+        })
+    }
+
+    /// Ends the helper; the namespace goes with the last descriptor in it.
+    pub(super) async fn end(self) -> Result<(), StageFailure> {
+        let Self::Private(held) = self else {
+            return Ok(());
+        };
+        drop(held.kept);
+        let helper = match held.helper {
+            Some(helper) => Some(helper),
+            None => Helper::find(&held.config).await?,
+        };
+        match helper {
+            Some(helper) => helper.end().await,
+            None => crate::netns::remove_socket(&held.config), // of one that was killed
+        }
+    }
+}
+
+impl Held {
     /// The helper: the one we know, the one that runs, or a new one in the namespace we kept.
-    pub(super) async fn helper(&mut self) -> Result<&Helper, StageFailure> {
+    async fn helper(&mut self) -> Result<&Helper, StageFailure> {
         let helper = match self.helper.take() {
             Some(helper) => helper,
             None => match Helper::find(&self.config).await? {
@@ -52,49 +145,26 @@ impl Place {
         Ok(self.helper.insert(helper))
     }
 
-    /// Waits until the helper that we know has ended, and forgets it. Cancel safe.
-    pub(super) async fn helper_ended(&mut self) {
-        match &self.helper {
-            Some(helper) => helper.ended().await,
-            None => std::future::pending().await,
-        }
-        self.helper = None;
-    }
-
-    /// Opens a session with sockets that nobody used before.
-    pub(super) async fn open(&mut self, receive_buffer: usize) -> Result<Session, StageFailure> {
+    async fn open(&mut self) -> Result<(Opened, Source), StageFailure> {
         let Set {
             requests,
             events,
+            sysctl,
             namespaces,
             tuns,
-            ..
         } = self.helper().await?.take().await?;
         let number = namespaces
             .number()
-            .map_err(|error| StageFailure::new(Stage::Proc, error.to_string()))?;
+            .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         self.kept = Some(namespaces);
-        let notifications = Notifications::over(events, receive_buffer)
-            .map_err(|error| StageFailure::new(Stage::Netlink, error.to_string()))?;
-        Ok(Session {
-            kernel: Kernel::over(requests),
-            notifications,
-            tuns: Arc::new(TunPool::new(self.config.clone(), number, tuns)),
-            observed: Observed::default(),
-        })
-    }
-
-    /// Ends the helper; the namespace goes with the last descriptor in it.
-    pub(super) async fn end(self) -> Result<(), StageFailure> {
-        drop(self.kept);
-        let helper = match self.helper {
-            Some(helper) => Some(helper),
-            None => Helper::find(&self.config).await?,
+        let opened = Opened {
+            requests,
+            events,
+            netfilter: None, // a network that leads nowhere filters nothing
+            sysctl,
+            tuns,
         };
-        match helper {
-            Some(helper) => helper.end().await,
-            None => crate::netns::remove_socket(&self.config), // of one that was killed
-        }
+        Ok((opened, Source::Helper(self.config.clone(), number)))
     }
 }
 
@@ -102,6 +172,11 @@ impl Place {
 pub(super) struct Session {
     kernel: Kernel,
     notifications: Notifications,
+    switches: Switches,
+    /// What is filtered and translated.
+    pub(super) filter: Enforcer,
+    /// Who changed the filter last.
+    by: Option<String>,
     /// For TAPs.
     pub(super) tuns: Arc<TunPool>,
     /// As of the last look, and of all notifications since.
@@ -111,27 +186,105 @@ pub(super) struct Session {
 impl Session {
     /// Waits for news. Cancel safe.
     pub(super) async fn changed(&mut self) -> Result<(), Broken> {
-        Ok(self.notifications.wait().await?)
+        // Losing an arm is safe: what it read stays in its buffer.
+        tokio::select! {
+            told = self.notifications.wait() => Ok(told?),
+            told = self.filter.wait() => Ok(told?),
+        }
+    }
+
+    /// The program that made the last of the changes that were taken in, where the kernel told and it still runs.
+    pub(super) fn changed_by(&mut self) -> Option<String> {
+        if let Some(by) = self.by.take() {
+            return Some(by);
+        }
+        // Further sockets of a program have numbers that no process has.
+        let port = self
+            .notifications
+            .take_author()
+            .filter(|port| *port <= PROCESSES)?;
+        // A program's first netlink socket has its process id as its port (net/netlink/af_netlink.c, netlink_autobind).
+        let name = std::fs::read_to_string(format!("/proc/{port}/comm")).ok();
+        let name = name.map(|name| format!(" ({})", name.trim_end().escape_debug()));
+        Some(format!("process {port}{}", name.unwrap_or_default()))
+    }
+
+    /// What was changed of the kernel's switches.
+    pub(super) fn switched(&self) -> &Switched {
+        self.switches.switched()
     }
 
     /// Takes the news in; looks at everything where some were lost.
-    pub(super) async fn catch_up(&mut self) -> Result<(), Broken> {
+    pub(super) async fn catch_up(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
+        self.by = self.filter.take().await?.or(self.by.take());
+        if self.filter.due().is_some_and(|due| due <= Instant::now()) {
+            self.filter.look().await?;
+        }
         match self.notifications.drain(&mut self.observed)? {
-            Drained::All => Ok(()),
-            Drained::Lost => self.look().await,
+            Drained::All => {
+                // Another uplink has switches of its own.
+                let watched = self.watched(instance, spec);
+                if !watched.iter().eq(self.observed.sysctls.keys()) {
+                    self.observed.sysctls = self.switches.read(&watched);
+                }
+                Ok(())
+            }
+            Drained::AllAndSwitches => {
+                self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
+                Ok(())
+            }
+            Drained::Lost => self.look(instance, spec).await,
         }
     }
 
     /// Looks at everything. News that are older than the look are dropped first; those that
     /// come later are still there for the next turn.
-    pub(super) async fn look(&mut self) -> Result<(), Broken> {
+    pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
         self.notifications.drain(&mut self.observed)?;
         self.observed = self.kernel.observe().await?;
-        Ok(())
+        self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
+        Ok(self.filter.look().await?)
+    }
+
+    /// By what the filter is enforced, and what of it is not; `None` when there is none.
+    pub(super) fn enforced(&self, wanted: &Wanted) -> Option<String> {
+        let filter = wanted.filter.as_ref()?;
+        let lacks = self.filter.lacks(Some(filter));
+        let parts = std::iter::once(self.filter.name()).chain(lacks);
+        Some(parts.collect::<Vec<_>>().join("; "))
+    }
+
+    /// What is to be done, the packet filter included.
+    pub(super) fn plan(&mut self, wanted: &Wanted) -> Plan {
+        let mut todo = plan(wanted, &self.observed);
+        let filter = wanted.filter.as_ref();
+        match self.filter.differs(filter) {
+            Ok(false) => {}
+            Ok(true) => {
+                let tag = wanted.mark.prefix.clone();
+                todo.steps.insert(match filter {
+                    Some(_) => Step::SetFilter { tag },
+                    None => Step::RemoveFilter { tag },
+                });
+            }
+            Err(conflict) => drop(todo.conflicts.insert(conflict)),
+        }
+        todo
+    }
+
+    fn watched(&self, instance: &Name, spec: &NetworkSpec) -> BTreeSet<Sysctl> {
+        Wanted::watched(instance, spec, self.switches.switched(), &self.observed)
     }
 
     /// Makes the steps of a plan.
-    pub(super) async fn apply(&mut self, plan: &Plan) -> Vec<Failure> {
-        apply::apply(plan, &self.observed, &mut self.kernel, &self.tuns).await
+    pub(super) async fn apply(&mut self, plan: &Plan, wanted: &Wanted) -> Vec<Failure> {
+        let means = apply::Means {
+            kernel: &mut self.kernel,
+            tuns: &self.tuns,
+            switches: &mut self.switches,
+            enforcer: &mut self.filter,
+            filter: wanted.filter.as_ref(),
+        };
+        apply::apply(plan, &self.observed, means).await
     }
 }

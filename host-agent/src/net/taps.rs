@@ -32,19 +32,23 @@ pub enum TapError {
 /// The descriptors that are left of the last visits to the helper.
 #[derive(Debug)]
 pub(super) struct TunPool {
-    helper: HelperConfig,
-    namespace: u64,
+    source: Source,
     left: Mutex<Vec<OwnedFd>>,
 }
 
+/// Where descriptors come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The helper, as long as it has the namespace of this number.
+    Helper(HelperConfig, u64),
+    /// We open them ourselves: the network is in our own namespace.
+    Own,
+}
+
 impl TunPool {
-    pub(super) fn new(helper: HelperConfig, namespace: u64, first: Vec<OwnedFd>) -> Self {
+    pub(super) fn new(source: Source, first: Vec<OwnedFd>) -> Self {
         let left = Mutex::new(first);
-        Self {
-            helper,
-            namespace,
-            left,
-        }
+        Self { source, left }
     }
 
     /// One descriptor; the helper is visited when none is left. Cancel safe.
@@ -52,8 +56,11 @@ impl TunPool {
         if let Some(tun) = self.pop() {
             return Ok(tun);
         }
-        let Set { namespaces, tuns, .. } = take(&self.helper).await?;
-        if namespaces.number().ok() != Some(self.namespace) {
+        let Source::Helper(helper, namespace) = &self.source else {
+            return tun::open_unattached().map_err(|error| StageFailure::io(Stage::OpenTun, &error));
+        };
+        let Set { namespaces, tuns, .. } = take(helper).await?;
+        if namespaces.number().ok() != Some(*namespace) {
             return Err(StageFailure::new(
                 Stage::Answer,
                 "the helper has another namespace now",

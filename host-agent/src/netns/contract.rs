@@ -46,6 +46,8 @@ pub enum Stage {
     Listen,
     /// Answer the agent within the limit.
     Answer,
+    /// Take everything of ours out of the host's own namespace.
+    Leave,
 }
 
 impl fmt::Display for Stage {
@@ -63,6 +65,7 @@ impl fmt::Display for Stage {
             Self::AttachTun => "make a TAP (TUNSETIFF)",
             Self::Proc => "open /proc/sys/net",
             Self::Listen => "listen on the helper's socket",
+            Self::Leave => "remove our network",
             Self::Answer => "get an answer from the netns helper",
         })
     }
@@ -92,7 +95,7 @@ impl StageFailure {
     }
 
     /// A step that the system refused.
-    pub(super) fn io(stage: Stage, error: &io::Error) -> Self {
+    pub(crate) fn io(stage: Stage, error: &io::Error) -> Self {
         Self {
             stage,
             errno: error.raw_os_error(),

@@ -75,10 +75,17 @@ pub(super) fn refused(stage: Stage, error: KernelError) -> StageFailure {
     }
 }
 
-pub(super) fn route_socket() -> Result<OwnedFd, StageFailure> {
+pub(crate) fn route_socket() -> Result<OwnedFd, StageFailure> {
+    netlink_socket(None) // NETLINK_ROUTE is protocol 0
+}
+
+pub(crate) fn netfilter_socket() -> Result<OwnedFd, StageFailure> {
+    netlink_socket(Some(rustix::net::netlink::NETFILTER))
+}
+
+fn netlink_socket(protocol: Option<rustix::net::Protocol>) -> Result<OwnedFd, StageFailure> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let route = None; // NETLINK_ROUTE is protocol 0
-    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, route).at(Stage::Netlink)
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol).at(Stage::Netlink)
 }
 
 /// Opens one set: only opens, changes nothing.

@@ -17,5 +17,6 @@ mod serve;
 pub use contract::{Stage, StageFailure};
 pub use helper::{Helper, HelperConfig, Namespaces, Set, VERB};
 pub(crate) use helper::{remove_socket, take};
+pub(crate) use make::{netfilter_socket, route_socket};
 pub use probe::probe;
 pub use serve::{Origin, run};

@@ -3,7 +3,7 @@
 //! It prints one line for each event and takes one command a line on standard input; at the
 //! end of its input it ends like an agent that is restarted: the network stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -13,10 +13,16 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
-use sovereign_host_agent::net::{Network, NetworkConfig, NetworkEvent, NetworkSpec, card};
+use sovereign_host_agent::net::{
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card,
+};
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
+use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::{Ports, Transport};
+use sovereign_protocol::spec::{Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
+use sovereign_reconcile::filter::PortForward;
 use sovereign_tests::guard;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -38,12 +44,22 @@ fn main() -> Result<()> {
         ["run", directory, instance, receive_buffer] => {
             let log = std::io::stderr;
             tracing_subscriber::fmt().with_writer(log).with_ansi(false).init();
-            let config = HelperConfig {
-                instance: Name::parse(instance)?,
-                program: std::env::current_exe()?,
-                socket: PathBuf::from(directory).join("netns.sock"),
+            let instance = Name::parse(instance)?;
+            let directory = PathBuf::from(directory);
+            let ground = match std::env::var_os("NETWORK_AGENT_HOST") {
+                Some(_) => Ground::Host,
+                None => Ground::Private(HelperConfig {
+                    instance: instance.clone(),
+                    program: std::env::current_exe()?,
+                    socket: directory.join("netns.sock"),
+                }),
             };
-            let mut config = NetworkConfig::new(config);
+            let mut config = NetworkConfig::new(instance, ground, directory.join("switched.json"));
+            config.filter = match std::env::var("NETWORK_AGENT_FILTER").as_deref() {
+                Ok("plain") => FilterChoice::PlainNft,
+                Ok("iptables") => FilterChoice::Iptables,
+                _ => FilterChoice::Auto,
+            };
             if receive_buffer != "-" {
                 config.receive_buffer = receive_buffer.parse()?;
             }
@@ -124,19 +140,56 @@ async fn run(config: NetworkConfig) -> Result<()> {
     }
 }
 
-/// `want ADDRESS MTU GUEST...`
+/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated] [forward=tcp:8080:TO:80]...`
 fn parse(line: &str) -> Result<NetworkSpec> {
     let words: Vec<&str> = line.split(' ').collect();
-    let ["want", address, mtu, guests @ ..] = &words[..] else {
+    let ["want", address, mtu, rest @ ..] = &words[..] else {
         bail!("no spec: {line}");
     };
-    Ok(NetworkSpec {
+    let mut spec = NetworkSpec {
         addresses: address
             .split(',')
             .map(HostAddress::parse)
             .collect::<Result<_, _>>()?,
         mtu: mtu.parse()?,
-        guests: guests.iter().map(|g| Name::parse(g)).collect::<Result<_, _>>()?,
+        ..NetworkSpec::default()
+    };
+    for word in rest {
+        match word.split_once('=') {
+            None if *word == "host" => spec.place = Place::Host,
+            None if *word == "isolated" => spec.isolated = true,
+            Some(("uplink", "auto")) => spec.uplink = Uplink::Auto,
+            Some(("uplink", names)) => {
+                let name = |name| LinkName::parse(name).context("no name of a link");
+                spec.uplink = Uplink::Named(names.split(',').map(name).collect::<Result<_>>()?);
+            }
+            Some(("forward", forward)) => drop(spec.forwards.insert(forward_of(forward)?)),
+            Some(("vpn", "block")) => spec.vpn = Vpn::Block,
+            Some(("vpn", "bypass")) => spec.vpn = Vpn::Bypass,
+            Some((guest, address)) => {
+                spec.guests.insert(Name::parse(guest)?, [address.parse()?].into());
+            }
+            None => drop(spec.guests.insert(Name::parse(word)?, BTreeSet::new())),
+        }
+    }
+    Ok(spec)
+}
+
+/// `udp:5000-5010:ADDRESS:PORT`: everywhere here, to that address.
+fn forward_of(text: &str) -> Result<PortForward> {
+    let [transport, ports, to, to_port] = text.splitn(4, ':').collect::<Vec<_>>()[..] else {
+        bail!("no forward: {text}");
+    };
+    Ok(PortForward {
+        transport: if transport == "udp" {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        },
+        listen: None,
+        ports: Ports::parse(ports)?,
+        to: to.parse()?,
+        to_port: to_port.parse()?,
     })
 }
 
@@ -193,8 +246,13 @@ fn shown(event: &NetworkEvent) -> String {
             let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
             format!("ready {}", guests.join(" "))
         }
-        NetworkEvent::Failed { step, evidence } => format!("failed {step}: {evidence}"),
+        NetworkEvent::Works { part, how, forwards } => {
+            let how = how.as_deref().unwrap_or_default();
+            format!("works {part:?} {} {how}", forwards.len())
+        }
+        NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
+        NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
     }

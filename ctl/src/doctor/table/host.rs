@@ -55,6 +55,20 @@ const CONSOLE_PANIC: Check = check(
     "{sovereign} logs {guest}",
     "no line says `Kernel panic - not syncing`",
 );
+const ROUTES: Check = check(
+    "ip route show default table all",
+    "it lists a default route by a link that is up",
+);
+const FILTERS: Check = check(
+    "nft list tables; iptables-save | head",
+    "one of the two answers, and no table of somebody else has our name",
+);
+const RESTART_WAIT: Fix = Fix {
+    run: "{sovereign} watch",
+    automatic: false,
+    risk: "it only shows: guests follow by themselves when this host has a way out again; see network.uplink and \
+           network.vpn in docs/configuration.md",
+};
 const EVENTS: Check = check(
     "{sovereign} events --guest {guest} --last 20",
     "the last event of layer vmm is ✓ Running",
@@ -445,10 +459,42 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Routing,
+        "NoWayOut",
+        Fault,
+        "Guests have no way out, because this host has none for them; what needs no other host works.",
+        ROUTES,
+        RESTART_WAIT,
+    ),
+    entry(
+        Routing,
+        "Blocked",
+        Fault,
+        "A VPN of this host is up, and the configuration keeps guests from leaving meanwhile.",
+        ROUTES,
+        RESTART_WAIT,
+    ),
+    entry(
+        Routing,
+        "RoutingFailed",
+        Fault,
+        "Routes, rules or switches of this host that guests need cannot be set.",
+        STATUS,
+        RESTART,
+    ),
+    entry(
+        Routing,
         ANY,
         Fault,
         "The host does not route for {guest} as it should ({code}).",
         STATUS,
+        RESTART,
+    ),
+    entry(
+        Nat,
+        "FilterFailed",
+        Fault,
+        "The packet filter that lets guests out and forwards ports to them cannot be made, so guests have no way out.",
+        FILTERS,
         RESTART,
     ),
     entry(

@@ -409,6 +409,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         Forward,
+        "Translating",
+        Passing,
+        "Forward {subject} has its port, and the kernel is being told to lead it to {guest}.",
+        STATUS,
+        WAIT,
+    ),
+    entry(
+        Forward,
         ANY,
         Fault,
         "Forward {subject} to {guest} is not known to work ({code}).",

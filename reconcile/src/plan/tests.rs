@@ -3,10 +3,13 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use sovereign_protocol::name::Name;
 
+use sovereign_protocol::subnet::HostAddress;
+
 use super::*;
 use crate::names::{self, Mark};
+use crate::observed::{Kind, Link};
 use crate::simulated::Simulated;
-use crate::wanted::NetworkSpec;
+use crate::wanted::{NetworkSpec, Switched};
 
 fn instance() -> Name {
     Name::parse("default").unwrap()
@@ -20,9 +23,13 @@ fn wanted(guests: &[&str], address: &str, mtu: u32) -> Wanted {
     let spec = NetworkSpec {
         addresses: [HostAddress::parse(address).unwrap()].into(),
         mtu,
-        guests: guests.iter().map(|guest| Name::parse(guest).unwrap()).collect(),
+        guests: guests
+            .iter()
+            .map(|guest| (Name::parse(guest).unwrap(), BTreeSet::new()))
+            .collect(),
+        ..NetworkSpec::default()
     };
-    Wanted::private(&instance(), &spec).unwrap()
+    Wanted::of(&instance(), &spec, &Switched::new(), &Observed::fresh()).unwrap()
 }
 
 fn lines(plan: &Plan) -> Vec<String> {
@@ -99,7 +106,10 @@ fn a_changed_spec_changes_only_what_differs() {
             "address 10.0.0.1/8: add to sv5pkj",
         ]
     );
-    let gone = converge(&mut kernel, &Wanted::nothing(&instance()));
+    let gone = converge(
+        &mut kernel,
+        &Wanted::nothing(&instance(), &Switched::new(), &Observed::fresh()),
+    );
     assert_eq!(gone.steps.len(), 3);
     assert_eq!(kernel.state.links.len(), 1, "only lo is left");
 }
@@ -122,7 +132,7 @@ fn each_kind_of_harm_has_its_step() {
     assert_eq!(after(&|k| k.set_down(1)), ["link lo: set up"]);
     assert_eq!(
         after(&|k| k.state.routes.clear()),
-        ["route 192.168.100.0/24: add, dev sv5pkj"]
+        ["route 192.168.100.0/24 dev sv5pkj: add"]
     );
     assert_eq!(
         after(&|k| k.remove_address(bridge, address("192.168.100.1/24")).unwrap()),
@@ -237,7 +247,7 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
     let guests = proptest::sample::subsequence(vec!["a", "b", "c"], 0..=3);
     let spec = (guests, 0..ADDRESSES.len(), 0..2usize, 0..8u8);
     spec.prop_map(|(guests, a, mtu, none)| match none {
-        0 => Wanted::nothing(&instance()),
+        0 => Wanted::nothing(&instance(), &Switched::new(), &Observed::fresh()),
         _ => wanted(&guests, ADDRESSES[a], [1500, 1400][mtu]),
     })
 }

@@ -1,0 +1,107 @@
+//! By nf_tables: our tables are replaced as a whole, in one transaction.
+
+use std::io;
+
+use sovereign_reconcile::filter::Filter;
+use sovereign_reconcile::nft;
+
+use super::super::nft::{Nft, NftError, Ownership};
+use super::{FilterError, chain};
+
+/// What is there of ours.
+enum There {
+    /// Nobody has looked, or somebody else changed it since.
+    Unknown,
+    /// A table has our name and not our mark, or is held by another process.
+    Blocked(String),
+    /// These.
+    Seen(nft::Tables),
+}
+
+/// Our tables.
+pub(in super::super) struct Tables {
+    nft: Nft,
+    ownership: Ownership,
+    there: There,
+    /// What the last filter that was asked for means, so that it is not worked out at each turn.
+    meant: Option<(Filter, nft::Tables)>,
+}
+
+impl Tables {
+    pub(super) fn of(mut nft: Nft, ownership: Ownership) -> Self {
+        nft.set_ownership(ownership);
+        Self {
+            nft,
+            ownership,
+            there: There::Unknown,
+            meant: None,
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.ownership {
+            Ownership::Owned => "nf_tables, owned by the host agent",
+            Ownership::Plain => "nf_tables",
+        }
+    }
+
+    pub(super) async fn wait(&mut self) -> io::Result<()> {
+        self.nft.wait().await
+    }
+
+    /// A change by somebody else is not looked at: it is undone whatever it was.
+    pub(super) async fn take(&mut self) -> Result<Option<String>, FilterError> {
+        let changes = self.nft.take().map_err(|error| NftError::NoAnswer(Some(error)))?;
+        if changes.lost {
+            self.look().await?;
+        } else if changes.ours {
+            self.there = There::Unknown;
+        }
+        let by = changes.by.filter(|_| changes.ours);
+        Ok(by.map(|other| format!("process {} ({})", other.pid, other.name.escape_debug())))
+    }
+
+    pub(super) async fn look(&mut self) -> Result<(), FilterError> {
+        self.nft.take().map_err(|error| NftError::NoAnswer(Some(error)))?; // older than the look
+        self.there = match self.nft.observe().await {
+            Ok(there) => There::Seen(there),
+            Err(error) if error.socket_lives() => There::Blocked(chain(&error)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(())
+    }
+
+    pub(super) fn differs(&mut self, filter: Option<&Filter>) -> Result<bool, String> {
+        self.mean(filter).map_err(|error| chain(&error))?;
+        match &self.there {
+            There::Unknown => Ok(true),
+            There::Blocked(why) => Err(why.clone()),
+            There::Seen(there) => Ok(match &self.meant {
+                Some((_, meant)) => there != meant,
+                None => !there.is_empty(),
+            }),
+        }
+    }
+
+    pub(super) async fn set(&mut self, filter: Option<&Filter>) -> Result<(), FilterError> {
+        self.mean(filter)?;
+        let nothing = nft::Tables::new();
+        let meant = self.meant.as_ref().map_or(&nothing, |(_, meant)| meant);
+        self.there = There::Unknown;
+        self.nft.replace(meant).await?;
+        self.there = There::Seen(meant.clone()); // the transaction was this, whole
+        Ok(())
+    }
+
+    fn mean(&mut self, filter: Option<&Filter>) -> Result<(), nft::FilterError> {
+        if self.meant.as_ref().map(|(of, _)| of) == filter {
+            return Ok(());
+        }
+        self.meant = None;
+        self.meant = match filter {
+            Some(filter) => Some((filter.clone(), nft::tables(filter)?)),
+            None => None,
+        };
+        Ok(())
+    }
+}

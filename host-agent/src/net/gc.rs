@@ -1,0 +1,160 @@
+//! Removes what instances left in the namespace of this process, found by its marks alone.
+//!
+//! Needs no store, no configuration and no host agent; what is in use (a VMM holds a link, a process holds a table) is
+//! left alone.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use sovereign_protocol::name::Name;
+use sovereign_reconcile::iptables as xtables;
+use sovereign_reconcile::leftovers::{self, Whose};
+use sovereign_reconcile::names::Mark;
+use sovereign_reconcile::plan::Plan;
+
+use super::chain;
+use super::filter::Enforcer;
+use super::ground::{self, Opened};
+use super::iptables::{self, Namespace};
+use super::kernel::Kernel;
+use super::nft::Nft;
+use super::switches::Switches;
+use super::taps::{Source, TunPool};
+use super::{apply, notify};
+use crate::netns::{Stage, StageFailure};
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Collected {
+    /// What was removed, or with a dry run would be, one line each.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<String>,
+    /// Instances that are in use, by how their links begin.
+    pub used: BTreeSet<String>,
+}
+
+/// Whether anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is only told.
+    Dry,
+    /// It is removed.
+    Remove,
+}
+
+/// Collects the leftovers of one instance, or of all that are not in use.
+///
+/// # Errors
+/// The step that failed before anything was changed.
+pub async fn collect(instance: Option<&Name>, mode: Mode) -> Result<Collected, StageFailure> {
+    let Opened {
+        requests,
+        netfilter,
+        sysctl,
+        ..
+    } = ground::open_own()?;
+    let mut kernel = Kernel::over(requests);
+    let observed = kernel.observe().await;
+    let observed = observed.map_err(|error| StageFailure::new(Stage::Netlink, chain(&error)))?;
+    let mut collected = Collected {
+        used: leftovers::used(&observed),
+        ..Collected::default()
+    };
+    let mut nft = netfilter.and_then(|(requests, events)| {
+        Nft::over(requests, events, notify::RECEIVE_BUFFER, "sovereign-gc").ok()
+    });
+    // A kernel without nf_tables has no tables of ours.
+    let tables = match &mut nft {
+        Some(nft) => nft.leftovers().await.unwrap_or_default(),
+        None => BTreeSet::new(),
+    };
+    let held = tables.iter().filter(|table| table.held.is_some());
+    collected.used.extend(held.map(|table| table.tag.clone()));
+    let whose = match instance {
+        Some(instance) => Whose::One(Mark::of(instance)),
+        None => Whose::AllBut(collected.used.clone()),
+    };
+    let plan = leftovers::plan(&whose, &observed);
+    for table in tables.iter().filter(|table| whose.includes(&table.tag)) {
+        let name = format!("packet filter table {} {}: remove", table.family, table.name);
+        let outcome = match (&mut nft, mode) {
+            (Some(nft), Mode::Remove) => nft.remove_leftover(table).await.map_err(|error| chain(&error)),
+            _ => Ok(()),
+        };
+        collected.note(name, outcome);
+    }
+    collected.chains(&whose, mode).await;
+    let switches = Switches::open(sysctl, std::path::PathBuf::new());
+    let mut switches = switches.map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+    collected
+        .plan(&plan, mode, &mut kernel, &mut switches, &observed)
+        .await;
+    Ok(collected)
+}
+
+impl Collected {
+    fn note(&mut self, what: String, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => self.removed.push(what),
+            Err(why) => self.failed.push(format!("{what}: {why}")),
+        }
+    }
+
+    async fn plan(
+        &mut self,
+        plan: &Plan,
+        mode: Mode,
+        kernel: &mut Kernel,
+        switches: &mut Switches,
+        observed: &super::Observed,
+    ) {
+        let tuns = TunPool::new(Source::Own, Vec::new());
+        let mut enforcer = Enforcer::None(String::new());
+        let failures = match mode {
+            Mode::Dry => Vec::new(),
+            Mode::Remove => {
+                let means = apply::Means {
+                    kernel,
+                    tuns: &tuns,
+                    switches,
+                    enforcer: &mut enforcer,
+                    filter: None,
+                };
+                apply::apply(plan, observed, means).await
+            }
+        };
+        for step in &plan.steps {
+            let failure = failures.iter().find(|failure| failure.step == *step);
+            let outcome = failure.map_or(Ok(()), |failure| Err(chain(&failure.error)));
+            self.note(step.to_string(), outcome);
+        }
+    }
+
+    /// In the tables of every variant of iptables that works: legacy and nft ones do not see each other's.
+    async fn chains(&mut self, whose: &Whose, mode: Mode) {
+        let Ok(found) = iptables::probe(Namespace::Own).await else {
+            return;
+        };
+        for programs in &found.working {
+            for family in xtables::Family::ALL {
+                let Ok(save) = programs.save(family).await else {
+                    continue; // the family does not work here
+                };
+                for tag in xtables::tags(&save).into_iter().filter(|tag| whose.includes(tag)) {
+                    let Some(change) = xtables::remove(&xtables::parse(&tag, &save)) else {
+                        continue;
+                    };
+                    let outcome = match mode {
+                        Mode::Dry => Ok(()),
+                        Mode::Remove => programs
+                            .apply(family, &change)
+                            .await
+                            .map_err(|error| chain(&error)),
+                    };
+                    self.note(format!("packet filter chains {family} {tag}: remove"), outcome);
+                }
+            }
+        }
+    }
+}

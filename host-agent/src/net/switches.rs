@@ -1,0 +1,182 @@
+//! The kernel's switches of one namespace: read, set, and put back as they were.
+//!
+//! What a switch was is on disk before it is changed, so that whoever comes after a kill can put it back. A document of
+//! its own beside the store, because it must be written in the middle of a plan and read without the store's owner.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, openat};
+use sovereign_reconcile::sysctl::Sysctl;
+use sovereign_reconcile::wanted::{Prior, Switched};
+
+use crate::files;
+
+/// Bytes of a switch's text that are read; a number is shorter.
+const TEXT_BYTES: u64 = 64;
+
+/// Why a switch was not set.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SwitchError {
+    /// The kernel said no.
+    #[error("cannot set it")]
+    Set(#[source] io::Error),
+    /// What it was cannot be kept on disk, so it was left as it is.
+    #[error("cannot keep what it was: {0}")]
+    Keep(String),
+}
+
+/// The switches of a namespace.
+#[derive(Debug)]
+pub(super) struct Switches {
+    /// `/proc/sys/net` of the namespace.
+    directory: OwnedFd,
+    record: PathBuf,
+    switched: Switched,
+}
+
+impl Switches {
+    /// Those under `directory`; `record` is where former values are kept.
+    ///
+    /// # Errors
+    /// When the record is there and cannot be read: then nothing is known of what is to be put back.
+    pub(super) fn open(directory: OwnedFd, record: PathBuf) -> io::Result<Self> {
+        let text = files::read_optional(&record).map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let pairs: Vec<(Sysctl, Prior)> = match text {
+            Some(text) => serde_json::from_slice(&text)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            directory,
+            record,
+            switched: pairs.into_iter().collect(),
+        })
+    }
+
+    /// What was changed.
+    pub(super) fn switched(&self) -> &Switched {
+        &self.switched
+    }
+
+    /// The values of those that are there.
+    pub(super) fn read(&self, which: &BTreeSet<Sysctl>) -> BTreeMap<Sysctl, i64> {
+        let value = |sysctl: &Sysctl| Some((sysctl.clone(), self.value(sysctl).ok()?));
+        which.iter().filter_map(value).collect()
+    }
+
+    fn value(&self, sysctl: &Sysctl) -> io::Result<i64> {
+        let mut text = String::new();
+        let file = self.file(sysctl, OFlags::RDONLY)?;
+        file.take(TEXT_BYTES).read_to_string(&mut text)?;
+        text.trim().parse().map_err(io::Error::other)
+    }
+
+    /// Sets a switch; how it was is on disk before.
+    pub(super) fn set(&mut self, sysctl: &Sysctl, from: i64, to: i64) -> Result<(), SwitchError> {
+        if !sysctl.goes_with_our_link() {
+            let before = match self.switched.get(sysctl) {
+                Some(prior) if prior.set == from => prior.before,
+                _ => from, // as somebody else left it
+            };
+            let prior = Prior { before, set: to };
+            if self.switched.get(sysctl) != Some(&prior) {
+                let mut switched = self.switched.clone();
+                switched.insert(sysctl.clone(), prior);
+                self.keep(switched)?;
+            }
+        }
+        self.write(sysctl, to)
+    }
+
+    /// Puts a switch back; then it is forgotten.
+    pub(super) fn restore(&mut self, sysctl: &Sysctl, to: i64) -> Result<(), SwitchError> {
+        self.write(sysctl, to)?;
+        let mut switched = self.switched.clone();
+        switched.remove(sysctl);
+        self.keep(switched)
+    }
+
+    fn write(&self, sysctl: &Sysctl, to: i64) -> Result<(), SwitchError> {
+        let written = self
+            .file(sysctl, OFlags::WRONLY)
+            .and_then(|mut file| file.write_all(to.to_string().as_bytes()));
+        written.map_err(SwitchError::Set)
+    }
+
+    fn file(&self, sysctl: &Sysctl, flags: OFlags) -> io::Result<File> {
+        let opened = openat(
+            &self.directory,
+            sysctl.file(),
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(File::from(opened))
+    }
+
+    fn keep(&mut self, switched: Switched) -> Result<(), SwitchError> {
+        let kept = if switched.is_empty() {
+            files::remove(&self.record)
+        } else {
+            let pairs: Vec<_> = switched.iter().collect();
+            let text = serde_json::to_vec(&pairs).map_err(|error| SwitchError::Keep(error.to_string()))?;
+            files::replace(&self.record, &text)
+        };
+        kept.map_err(|error| SwitchError::Keep(format!("{error:#}")))?;
+        self.switched = switched;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory in the place of /proc/sys/net.
+    fn switches(dir: &std::path::Path) -> Switches {
+        std::fs::create_dir_all(dir.join("ipv4")).unwrap();
+        let directory = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        Switches::open(directory, dir.join("record")).unwrap()
+    }
+
+    #[test]
+    fn what_a_switch_was_outlives_us_and_is_forgotten_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ipv4/ip_forward");
+        let mut first = switches(dir.path());
+        std::fs::write(&file, "0\n").unwrap();
+        let forward = Sysctl::ForwardV4;
+        let all = BTreeSet::from([forward.clone(), Sysctl::ForwardV6]);
+        assert_eq!(
+            first.read(&all),
+            BTreeMap::from([(forward.clone(), 0)]),
+            "one is not there"
+        );
+        first.set(&forward, 0, 1).unwrap();
+        let mut second = switches(dir.path());
+        assert_eq!(second.switched()[&forward], Prior { before: 0, set: 1 });
+        std::fs::write(&file, "0\n").unwrap(); // the hotspot goes off
+        second.set(&forward, 0, 1).unwrap();
+        assert_eq!(second.switched()[&forward], Prior { before: 0, set: 1 });
+        second.restore(&forward, 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "0");
+        assert!(switches(dir.path()).switched().is_empty());
+        assert!(!dir.path().join("record").exists());
+    }
+
+    #[test]
+    fn a_switch_is_not_touched_when_it_cannot_be_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ipv4/ip_forward");
+        let mut switches = switches(dir.path());
+        std::fs::write(&file, "0").unwrap();
+        switches.record = dir.path().join("no/such/directory");
+        for _ in 0..2 {
+            let error = switches.set(&Sysctl::ForwardV4, 0, 1).unwrap_err();
+            assert!(matches!(error, SwitchError::Keep(_)), "{error}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "0");
+        }
+    }
+}
