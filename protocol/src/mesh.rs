@@ -239,6 +239,12 @@ impl HostSpec {
         if !has_address(guest) || !has_address(other) {
             return Err(format!("there is no network between {name} and {}", of.guest));
         }
+        if self.network.as_ref().is_some_and(|network| network.isolated) {
+            let other = &of.guest;
+            return Err(format!(
+                "the network is isolated: {name} and {other} do not reach each other"
+            ));
+        }
         let own = ServiceRef {
             guest: name.clone(),
             service: service.name.clone(),

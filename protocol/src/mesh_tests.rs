@@ -124,6 +124,11 @@ fn what_a_service_requires_is_there_and_can_be_reached() {
         }
     });
     assert_eq!(none, between);
+    let isolated = said(|spec| spec["network"]["isolated"] = true.into());
+    assert_eq!(
+        isolated,
+        format!("{key}the network is isolated: web and sql do not reach each other")
+    );
     let long = said(|spec| {
         let mut web = spec["guests"]["web"].take();
         web["services"][0]["name"] = "y".repeat(32).into();

@@ -70,6 +70,9 @@ pub(super) fn objection(
         _ if settings.network.is_none() => {
             found.accepts("another [network] namespace than \"none\": guests reach each other over it")
         }
+        _ if settings.network.as_ref().is_some_and(|network| network.isolated) => {
+            found.accepts("isolated = false in [network], or no value")
+        }
         _ if known.is_empty() => found.accepts("none: add a guest with PostgreSQL first"),
         Some(own) => match &own.requires {
             Some(of) if !known.contains(&of.to_string()) => {

@@ -382,6 +382,14 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         "there is no network between web and sql; accepted: another [network] namespace than \"none\"",
     ),
     (
+        "network.isolated = true\n[guest.sql.service.postgres]\nkind = \"postgres\"\n\
+         [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\n",
+        6,
+        "guest.web.service.miniflux.requires",
+        "BadRequirement",
+        "the network is isolated: web and sql do not reach each other; accepted: isolated = false in [network]",
+    ),
+    (
         "[guest.sql.service.postgres]\nkind = \"postgres\"\n\
          [guest.web.service.miniflux]\nkind = \"miniflux\"\nrequires = \"sql/postgres\"\nsettings.a = 1\n",
         6,
