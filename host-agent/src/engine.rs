@@ -6,18 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use sovereign_protocol::condition::Verdict;
 use sovereign_protocol::event::{self, Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor};
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::HOST_EVENTS;
 use sovereign_protocol::mesh::{Requirement, ServiceRef};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Namespace, Service};
+use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
-use sovereign_reconcile::filter::PortForward;
-use sovereign_reconcile::view::{NetworkMode, NetworkView};
+use sovereign_reconcile::view::NetworkView;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::{Anchor, boottime_ms, wall_ns};
@@ -26,13 +24,13 @@ use crate::document;
 use crate::forward::{Claim, Forward};
 use crate::guest;
 use crate::link::{Target, Wanted};
-use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place, names};
-use crate::netns::{self, Helper, HelperConfig, StageFailure};
-use crate::port_owner;
-use crate::program;
+use crate::net::{Network, NetworkSpec, names};
 use crate::secrets::Secrets;
 use crate::shim::contract::{Card, Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
+
+mod forwards;
+mod network;
 
 /// Events and requests that may wait.
 pub const QUEUE: usize = 256;
@@ -107,15 +105,6 @@ fn running_shim(dir: &Path) -> Option<ShimConfig> {
 /// What is said to who asks while all is stopped.
 pub(crate) fn stopping() -> Refusal {
     Refusal::Conflict("the host agent is stopping".to_owned())
-}
-
-/// Why a port cannot be had, with the program that has it.
-fn unavailable(listen: std::net::SocketAddr, error: &std::io::Error) -> Verdict {
-    let who = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!("; {}", port_owner::describe(listen)),
-        _ => String::new(),
-    };
-    Verdict::no("PortUnavailable", format!("{listen}: {error}{who}"))
 }
 
 /// Numbers that events of the last agent may have had without being kept.
@@ -282,23 +271,6 @@ impl Engine {
         }
     }
 
-    /// The network's loop may wait for us, so we do not wait for it.
-    fn network_view(&self, reply: oneshot::Sender<NetworkView>) {
-        let (mode, cards) = (self.world.network_mode(), self.world.holding_cards());
-        let observed = self.network.as_ref().map(|open| open.network.observed());
-        tokio::spawn(async move {
-            let observed = match observed {
-                Some(observed) => observed.await.unwrap_or_default(),
-                None => Observed::default(),
-            };
-            let _ = reply.send(NetworkView {
-                mode,
-                observed,
-                cards,
-            }); // who asked may be gone
-        });
-    }
-
     async fn apply(&mut self, document: &[u8]) -> Result<Applied, Refusal> {
         let spec = HostSpec::parse(document).map_err(|error| Refusal::Invalid(error.to_string()))?;
         if self.world.is_stopping() {
@@ -458,112 +430,6 @@ impl Engine {
         (card, tap)
     }
 
-    /// Tries in a child whether a private network works; the answer comes as an event.
-    fn decide_network(&self, namespace: Namespace) {
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let mode = match namespace {
-                Namespace::Private => NetworkMode::Private,
-                Namespace::Host => NetworkMode::Host,
-                Namespace::Auto => match netns::probe(Path::new(program::ITSELF)).await {
-                    Ok(()) => NetworkMode::Private,
-                    Err(failure) => NetworkMode::Off(format!("namespace none (auto): {failure}")),
-                },
-            };
-            events.send(Event::NetworkMode(mode)).await
-        });
-    }
-
-    fn open_network(&mut self) {
-        if self.network.is_some() {
-            return;
-        }
-        let (wanted, wants) = watch::channel(self.network_spec());
-        let (sender, mut told) = mpsc::channel(QUEUE);
-        let ground = match self.place() {
-            Place::Host => Ground::Host,
-            Place::Private => Ground::Private(self.helper()),
-        };
-        let config = NetworkConfig::new(self.layout.instance.clone(), ground, self.layout.switched());
-        let network = Network::start(config, wants, sender);
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            while let Some(event) = told.recv().await {
-                if events.send(Event::Network(event)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        self.network = Some(OpenNetwork { network, wanted });
-    }
-
-    /// Ends the network: ours, or the one that another agent left before we had opened it.
-    async fn end_network(&mut self) -> Result<(), StageFailure> {
-        if self.place() == Place::Host {
-            self.open_network();
-        }
-        if let Some(open) = self.network.take() {
-            return open.network.end().await;
-        }
-        match Helper::find(&self.helper()).await? {
-            Some(helper) => helper.end().await,
-            None => Ok(()),
-        }
-    }
-
-    fn helper(&self) -> HelperConfig {
-        HelperConfig {
-            instance: self.layout.instance.clone(),
-            program: program::ITSELF.into(),
-            socket: self.layout.netns(),
-        }
-    }
-
-    /// Where the network is, or will be.
-    fn place(&self) -> Place {
-        let spec = self.world.spec().and_then(|spec| spec.network.as_ref());
-        let asked = spec.is_some_and(|network| network.namespace == Namespace::Host);
-        match self.world.network_mode() {
-            NetworkMode::Host => Place::Host,
-            NetworkMode::Private => Place::Private,
-            NetworkMode::Undecided | NetworkMode::Off(_) if asked => Place::Host,
-            NetworkMode::Undecided | NetworkMode::Off(_) => Place::Private,
-        }
-    }
-
-    fn translations(&self) -> BTreeSet<PortForward> {
-        let wanted = self.world.translations().into_iter();
-        let claimed = wanted.filter(|(key, _)| self.translated.contains_key(key));
-        claimed.map(|(_, forward)| forward).collect()
-    }
-
-    fn network_spec(&self) -> NetworkSpec {
-        let network = self.world.spec().and_then(|spec| spec.network.as_ref());
-        NetworkSpec {
-            place: self.place(),
-            addresses: network.map(|network| network.address).into_iter().collect(),
-            guests: self.world.carded(),
-            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
-            vpn: network.map(|network| network.vpn).unwrap_or_default(),
-            isolated: network.is_some_and(|network| network.isolated),
-            forwards: self.translations(),
-            ..NetworkSpec::default()
-        }
-    }
-
-    /// A TAP for each guest that has a card, until its VMM has ended.
-    fn want_cards(&mut self) {
-        if let Some(open) = &self.network {
-            let now = self.network_spec();
-            open.wanted.send_if_modified(|wanted| {
-                *wanted != now && {
-                    *wanted = now;
-                    true
-                }
-            });
-        }
-    }
-
     /// Feeds back what an effect came to; the queue may be full of guests' events meanwhile.
     async fn report(&mut self, event: Event) {
         let events = self.events.clone();
@@ -607,107 +473,6 @@ impl Engine {
             }
         }
         Ok(secrets)
-    }
-
-    /// Reserves what is new, releases what is gone; conflicts become conditions.
-    fn reserve_forwards(&mut self, spec: &HostSpec) -> Vec<Event> {
-        let mut verdicts = self.claim_translated(spec);
-        let wanted: BTreeMap<(Name, Name), std::net::SocketAddr> = spec
-            .guests
-            .iter()
-            .flat_map(|(guest, config)| {
-                config
-                    .forwards
-                    .iter()
-                    .filter(|f| f.translated.is_none())
-                    .map(|f| ((guest.clone(), f.name.clone()), f.listen))
-            })
-            .collect();
-        self.forwards
-            .retain(|key, (listen, _)| wanted.get(key) == Some(listen));
-        for (key, listen) in wanted {
-            if self.forwards.contains_key(&key) {
-                continue;
-            }
-            let verdict = match Forward::reserve(listen) {
-                Ok(forward) => {
-                    self.forwards.insert(key.clone(), (listen, forward));
-                    Verdict::unknown("Reserved", format!("{listen} opens when the guest is ready"))
-                }
-                Err(error) => unavailable(listen, &error),
-            };
-            verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
-        }
-        verdicts
-    }
-
-    /// Ports that the kernel is to translate must be nobody's: a program that listens there would hear nothing more.
-    fn claim_translated(&mut self, spec: &HostSpec) -> Vec<Event> {
-        let mut wanted = BTreeMap::new();
-        for (guest, config) in &spec.guests {
-            let translated = config
-                .forwards
-                .iter()
-                .filter(|forward| forward.translated.is_some());
-            wanted.extend(translated.map(|forward| ((guest.clone(), forward.name.clone()), forward)));
-        }
-        self.translated
-            .retain(|key, claim| wanted.get(key).is_some_and(|forward| claim.is_of(forward)));
-        let mut verdicts = Vec::new();
-        for (key, forward) in wanted {
-            if self.translated.contains_key(&key) {
-                continue;
-            }
-            let verdict = match Claim::of(forward) {
-                Ok(claim) => {
-                    self.translated.insert(key.clone(), claim);
-                    Verdict::unknown(
-                        "Reserved",
-                        format!("{} opens when the guest is ready", forward.listen),
-                    )
-                }
-                Err((listen, error)) => unavailable(listen, &error),
-            };
-            verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
-        }
-        verdicts
-    }
-
-    async fn switch_forwards(&mut self, guest: &Name, serve: bool) {
-        let Some(target) = self.guests.get(guest).map(|handle| handle.target.clone()) else {
-            return;
-        };
-        let ports = self.world.forward_ports(guest);
-        let mut verdicts = Vec::new();
-        for (owner, name) in self.translated.keys().filter(|(owner, _)| owner == guest) {
-            let verdict = match serve {
-                true => Verdict::unknown("Translating", "the kernel is told"),
-                false => Verdict::no("NotListening", "it refuses: the guest is not ready"),
-            };
-            verdicts.push(Event::Forward(owner.clone(), name.to_string(), verdict));
-        }
-        for ((owner, name), (listen, forward)) in &mut self.forwards {
-            let Some(port) = ports.get(name).filter(|_| owner == guest) else {
-                continue;
-            };
-            let switched = if serve {
-                forward.open(*port, target.clone()).await
-            } else {
-                forward.close().await
-            };
-            let verdict = match switched {
-                Ok(()) if serve => Verdict::yes("Listening", format!("{listen} leads to port {port}")),
-                Ok(()) => Verdict::no(
-                    "NotListening",
-                    format!("{listen} refuses: the guest is not ready"),
-                ),
-                Err(error) => unavailable(*listen, &error),
-            };
-            verdicts.push(Event::Forward(guest.clone(), name.to_string(), verdict));
-        }
-        for event in verdicts {
-            self.report(event).await;
-        }
     }
 }
 

@@ -247,10 +247,7 @@ impl Reconciler {
         tracing::debug!(%wake, "looking at the network");
         self.held = false;
         if wake == Wake::Spec {
-            self.retry.reset();
-            self.settled = None;
-            self.stuck = None;
-            self.wanted = None;
+            self.begin_anew();
         }
         let troubles = self.reconcile(wake).await.unwrap_or_else(|trouble| vec![trouble]);
         if troubles.is_empty() {
@@ -266,12 +263,26 @@ impl Reconciler {
         }
     }
 
+    /// Something else is wanted: what is known of the last attempts says nothing about it.
+    fn begin_anew(&mut self) {
+        self.retry.reset();
+        self.settled = None;
+        self.stuck = None;
+        self.wanted = None;
+    }
+
     /// What is wrong, part by part; the error says that nothing can be said or done at all.
     async fn reconcile(&mut self, wake: Wake) -> Result<Vec<Trouble>, Trouble> {
         if wake != Wake::Notified {
             self.ensure_helper(wake).await;
         }
-        let spec = self.spec.borrow_and_update().clone();
+        let (spec, is_other) = {
+            let spec = self.spec.borrow_and_update();
+            (spec.clone(), spec.has_changed())
+        };
+        if is_other {
+            self.begin_anew();
+        }
         let mut session = match self.session.take() {
             Some(session) => session, // good without its helper, too
             None => self.seat.open(&self.config).await?,
