@@ -58,6 +58,9 @@ enum Verb {
         /// Of this instance only; without it of all that are not in use.
         #[arg(long)]
         instance: Option<Name>,
+        /// The file that keeps what that instance's switches were.
+        #[arg(long, requires = "instance")]
+        switched: Option<PathBuf>,
         /// Only tells.
         #[arg(long)]
         dry_run: bool,
@@ -142,7 +145,11 @@ fn main() -> ExitCode {
             };
             block_on(print_inspection(layout))
         }
-        Verb::Gc { instance, dry_run } => block_on(collect(instance, dry_run)),
+        Verb::Gc {
+            instance,
+            switched,
+            dry_run,
+        } => block_on(collect(instance, switched, dry_run)),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
             let origin = if passed {
@@ -193,9 +200,9 @@ fn print_events(state_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn collect(instance: Option<Name>, dry_run: bool) -> anyhow::Result<()> {
+async fn collect(instance: Option<Name>, switched: Option<PathBuf>, dry_run: bool) -> anyhow::Result<()> {
     let mode = if dry_run { gc::Mode::Dry } else { gc::Mode::Remove };
-    let collected = gc::collect(instance.as_ref(), mode).await?;
+    let collected = gc::collect(instance.as_ref(), switched, mode).await?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&collected)?)?;
     Ok(())
 }

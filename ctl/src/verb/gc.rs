@@ -68,6 +68,7 @@ async fn collect(context: &Context, args: &cli::Gc) -> Result<Collected, Command
     command.arg("gc").stdin(Stdio::null()).kill_on_drop(true);
     if !args.all {
         command.arg("--instance").arg(context.layout.instance.as_str());
+        command.arg("--switched").arg(context.layout.switched());
     }
     if args.dry_run {
         command.arg("--dry-run");

@@ -4,6 +4,7 @@
 //! left alone.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use sovereign_protocol::name::Name;
@@ -43,11 +44,16 @@ pub enum Mode {
     Remove,
 }
 
-/// Collects the leftovers of one instance, or of all that are not in use.
+/// Collects the leftovers of one instance, or of all that are not in use. `switched` is the file that keeps what the
+/// instance's switches were, where it is known: those that are still as we set them are put back.
 ///
 /// # Errors
 /// The step that failed before anything was changed.
-pub async fn collect(instance: Option<&Name>, mode: Mode) -> Result<Collected, StageFailure> {
+pub async fn collect(
+    instance: Option<&Name>,
+    switched: Option<PathBuf>,
+    mode: Mode,
+) -> Result<Collected, StageFailure> {
     let Opened {
         requests,
         netfilter,
@@ -75,7 +81,7 @@ pub async fn collect(instance: Option<&Name>, mode: Mode) -> Result<Collected, S
         Some(instance) => Whose::One(Mark::of(instance)),
         None => Whose::AllBut(collected.used.clone()),
     };
-    let plan = leftovers::plan(&whose, &observed);
+    let mut plan = leftovers::plan(&whose, &observed);
     for table in tables.iter().filter(|table| whose.includes(&table.tag)) {
         let name = format!("packet filter table {} {}: remove", table.family, table.name);
         let outcome = match (&mut nft, mode) {
@@ -85,8 +91,9 @@ pub async fn collect(instance: Option<&Name>, mode: Mode) -> Result<Collected, S
         collected.note(name, outcome);
     }
     collected.chains(&whose, mode).await;
-    let switches = Switches::open(sysctl, std::path::PathBuf::new());
+    let switches = Switches::open(sysctl, switched.unwrap_or_default());
     let mut switches = switches.map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+    plan.steps.extend(switches.to_restore());
     collected
         .plan(&plan, mode, &mut kernel, &mut switches, &observed)
         .await;
@@ -133,13 +140,11 @@ impl Collected {
 
     /// In the tables of every variant of iptables that works: legacy and nft ones do not see each other's.
     async fn chains(&mut self, whose: &Whose, mode: Mode) {
-        let Ok(found) = iptables::probe(Namespace::Own).await else {
-            return;
-        };
-        for programs in &found.working {
+        let mut working = None; // found out by changing nothing, which still makes empty tables
+        for programs in iptables::installed() {
             for family in xtables::Family::ALL {
                 let Ok(save) = programs.save(family).await else {
-                    continue; // the family does not work here
+                    continue; // not installed, or not working here
                 };
                 for tag in xtables::tags(&save).into_iter().filter(|tag| whose.includes(tag)) {
                     let Some(change) = xtables::remove(&xtables::parse(&tag, &save)) else {
@@ -147,12 +152,18 @@ impl Collected {
                     };
                     let outcome = match mode {
                         Mode::Dry => Ok(()),
-                        Mode::Remove => programs
-                            .apply(family, &change)
-                            .await
-                            .map_err(|error| chain(&error)),
+                        Mode::Remove => {
+                            if working.is_none() {
+                                let found = iptables::probe(Namespace::Own).await;
+                                working = Some(found.map(|found| found.working).unwrap_or_default());
+                            }
+                            let all = working.as_deref().unwrap_or_default();
+                            let found = all.iter().find(|other| other.variant() == programs.variant());
+                            found.unwrap_or(&programs).apply(family, &change).await
+                        }
                     };
-                    self.note(format!("packet filter chains {family} {tag}: remove"), outcome);
+                    let what = format!("packet filter chains {family} {tag}: remove");
+                    self.note(what, outcome.map_err(|error| chain(&error)));
                 }
             }
         }

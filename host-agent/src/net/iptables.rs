@@ -164,10 +164,37 @@ pub struct Found {
 /// # Errors
 /// [`IptablesError::Unsupported`].
 pub async fn probe(namespace: Namespace<'_>) -> Result<Found, IptablesError> {
+    probe_in(&directories(), namespace).await
+}
+
+/// The programs that are installed, to be asked and for nothing else: nothing was tried, so nothing was changed.
+#[must_use]
+pub fn installed() -> Vec<Iptables> {
+    let directories = directories();
+    let side = |variant: Variant, family| {
+        let find = |verb| find(&directories, variant.program(family, verb)).ok();
+        Some(Side {
+            family,
+            save: find("save")?,
+            restore: find("restore")?,
+            tables: BTreeSet::new(),
+            waits: true,
+        })
+    };
+    let of = |variant| Iptables {
+        variant,
+        sides: Family::ALL
+            .into_iter()
+            .filter_map(|family| side(variant, family))
+            .collect(),
+    };
+    Variant::ALL.into_iter().map(of).collect()
+}
+
+fn directories() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = DIRECTORIES.iter().map(PathBuf::from);
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).chain(usual).collect();
-    probe_in(&directories, namespace).await
+    std::env::split_paths(&path).chain(usual).collect()
 }
 
 /// As [`probe`], with the programs of these directories.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
+use sovereign_reconcile::plan::Step;
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::{Prior, Switched};
 
@@ -59,6 +60,21 @@ impl Switches {
     /// What was changed.
     pub(super) fn switched(&self) -> &Switched {
         &self.switched
+    }
+
+    /// What puts those back that are still as we set them.
+    pub(super) fn to_restore(&self) -> Vec<Step> {
+        let now = self.read(&self.switched.keys().cloned().collect());
+        let ours = self
+            .switched
+            .iter()
+            .filter(|(sysctl, prior)| now.get(sysctl) == Some(&prior.set));
+        let step = |(sysctl, prior): (&Sysctl, &Prior)| Step::RestoreSysctl {
+            sysctl: sysctl.clone(),
+            from: prior.set,
+            to: prior.before,
+        };
+        ours.map(step).collect()
     }
 
     /// The values of those that are there.

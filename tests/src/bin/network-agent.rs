@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card,
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -40,6 +40,14 @@ fn main() -> Result<()> {
         ["probe", "--refuse-unshare"] => {
             guard::refuse_unshare();
             probe()
+        }
+        ["gc", directory, instance] => {
+            let record = PathBuf::from(directory).join("switched.json");
+            let instance = Name::parse(instance)?;
+            let collected = gc::collect(Some(&instance), Some(record), gc::Mode::Remove);
+            let collected = runtime()?.block_on(collected)?;
+            collected.removed.iter().try_for_each(|line| say(line))?;
+            say(&format!("failed {:?}", collected.failed))
         }
         ["run", directory, instance, receive_buffer] => {
             let log = std::io::stderr;

@@ -1,0 +1,72 @@
+//! Floor 2: what a host agent that was killed left in a namespace that stays, found and removed by its marks alone.
+
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use sovereign_tests::net::{User, can_run, signal, world};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
+/// Links, rules, routes, a packet filter and switches.
+const WANT: &str = "want 192.168.100.1/24 1500 sql=192.168.100.2 host uplink=up0";
+/// Somebody else's of each kind, and an uplink.
+const THEIRS: &str = "ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up; \
+    ip address add 10.0.0.5/24 dev up0; ip route add default via 10.0.0.1; \
+    ip rule add priority 9000 iif up0 lookup 77; ip route add 10.9.0.0/16 dev up0 table 77; \
+    nft add table inet theirs; nft add chain inet theirs c; nft add rule inet theirs c counter";
+/// All of it, as an independent observer sees it.
+const LOOK: &str = "ip -oneline link; ip rule; ip -6 rule; ip route show table all; nft list table inet theirs; \
+    cat /proc/sys/net/ipv4/ip_forward; iptables-save | grep -c sv || true";
+
+fn left_behind(filter: &str) -> Result<()> {
+    let (world, links) = world(AGENT, User::Root)?;
+    world.outside(THEIRS)?;
+    let before = world.outside(LOOK)?;
+    let machine = std::fs::metadata("/proc/self/ns/net")?.ino();
+    let test = format!("SOVEREIGN_TEST={machine}");
+    let filter = format!("NETWORK_AGENT_FILTER={filter}");
+    let mut agent = world.agent_under(&["env", "NETWORK_AGENT_HOST=1", &test, &filter], "-", WANT)?;
+    agent.expect("ready")?;
+    agent.expect("works Filter")?;
+    signal(agent.pid(), Signal::KILL)?;
+    let _ = agent.ends()?; // killed
+    let there = world.outside(LOOK)?;
+    ensure!(
+        there.contains(&links.bridge) && there.contains("9020:"),
+        "{there}"
+    );
+
+    let run = world.path("");
+    let gc = || -> Result<String> {
+        let (program, run) = (world.program(), run.to_str().context("text")?);
+        let words = ["env", &test, program.as_str(), "gc", run, world.instance()];
+        let output = world.command(&words).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let told = gc()?;
+    ensure!(told.ends_with("failed []\n"), "{told}");
+    let parts = [
+        "link ",
+        "route ",
+        "rule IPv4 9020",
+        "packet filter",
+        "ip_forward: put back to 0",
+    ];
+    for part in parts {
+        ensure!(told.contains(part), "{part}: {told}");
+    }
+    let after = world.outside(LOOK)?;
+    ensure!(after == before, "{before}\n{after}");
+    ensure!(gc()? == "failed []\n", "a second time there is nothing");
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_agent_left_is_removed_and_nothing_else() -> Result<()> {
+    if can_run("gc") {
+        left_behind("auto")?;
+        left_behind("iptables")?;
+    }
+    Ok(())
+}
