@@ -106,6 +106,14 @@ impl Instance {
         self.dir.path().join(name)
     }
 
+    /// The process that holds the namespaces it runs in.
+    ///
+    /// # Errors
+    /// When it runs in those of the tests.
+    pub fn machine(&self) -> Result<u32> {
+        self.seat.holder().context("it runs on the machine itself")
+    }
+
     /// The forwarded port of PostgreSQL.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -125,7 +133,8 @@ impl Instance {
             .args(["--instance", &self.name])
             .args(arguments)
             .env("SOVEREIGN_STATE_DIR", self.path("state"))
-            .env("SOVEREIGN_RUN_DIR", self.path("run"));
+            .env("SOVEREIGN_RUN_DIR", self.path("run"))
+            .env("SOVEREIGN_TEST", machines_network());
         command
     }
 
@@ -311,6 +320,17 @@ impl Drop for Instance {
             show(&self.state_from_here());
         }
     }
+}
+
+/// The number of the network namespace that the tests run in, which the product must not change.
+///
+/// # Panics
+/// Without /proc.
+#[must_use]
+pub fn machines_network() -> String {
+    use std::os::unix::fs::MetadataExt;
+    let namespace = std::fs::metadata("/proc/self/ns/net").expect("every process has a network namespace");
+    namespace.ino().to_string()
 }
 
 /// The findings of a diagnosis as `LAYER CODE`, lowest layer first.

@@ -19,6 +19,8 @@ pub enum Who {
     Ordinary,
     /// The user of the tests, with an instance's state on a small disk of its own.
     OurselvesOnASmallDisk,
+    /// The user of the tests, in a network namespace that plays the machine.
+    OurselvesOnAnotherMachine,
     /// A user without any right whom the machine lets open /dev/net/tun, as many distributions do.
     OrdinaryWithTun,
 }
@@ -53,13 +55,20 @@ impl Seat {
         }
         if who == Who::OurselvesOnASmallDisk {
             let script = format!("mount -t tmpfs -o size={SMALL_DISK_MIB}m none \"$0\"");
-            seat.enter(hold(&["--mount"], &dir.join("state"), &script)?);
+            seat.enter(hold(&["--mount"], &dir.join("state"), &script)?, &["--mount"]);
+            return Ok(seat);
+        }
+        if who == Who::OurselvesOnAnotherMachine {
+            let script = format!("{}; ip link set lo up", open_tun("0600"));
+            let spaces = ["--net", "--mount"];
+            seat.enter(hold(&spaces, &dir.join("dev"), &script)?, &spaces);
             return Ok(seat);
         }
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
         seat.furnish(dir)?;
         if who == Who::OrdinaryWithTun {
-            seat.enter(hold(&["--mount"], &dir.join("dev"), &open_tun("0666"))?);
+            let holder = hold(&["--mount"], &dir.join("dev"), &open_tun("0666"))?;
+            seat.enter(holder, &["--mount"]);
         }
         let id = NOBODY.to_string();
         let user = ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"];
@@ -67,12 +76,17 @@ impl Seat {
         Ok(seat)
     }
 
-    fn enter(&mut self, holder: Child) {
+    fn enter(&mut self, holder: Child, spaces: &[&str]) {
         let pid = holder.id().to_string();
-        self.before = ["nsenter", "--target", &pid, "--mount", "--"]
-            .map(str::to_owned)
-            .into();
+        let words = ["nsenter", "--target", &pid].into_iter();
+        let words = words.chain(spaces.iter().copied()).chain(["--"]);
+        self.before = words.map(str::to_owned).collect();
         self.holder = Some(holder);
+    }
+
+    /// The process that holds its namespaces, where it has some.
+    pub(crate) fn holder(&self) -> Option<u32> {
+        self.holder.as_ref().map(Child::id)
     }
 
     /// Where a path of the product is for us.
@@ -153,7 +167,7 @@ pub(crate) fn open_tun(mode: &str) -> String {
 }
 
 /// Namespaces of these kinds in which `script` ran for a new `dir`, its `$0`; they end with the child.
-pub(crate) fn hold(namespaces: &[&str], dir: &Path, script: &str) -> Result<Child> {
+pub fn hold(namespaces: &[&str], dir: &Path, script: &str) -> Result<Child> {
     std::fs::create_dir(dir)?;
     let script = format!("set -e; {script}; echo made; exec cat");
     let mut holder = Command::new("unshare")

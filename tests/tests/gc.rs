@@ -1,9 +1,8 @@
 //! Floor 2: what a host agent that was killed left in a namespace that stays, found and removed by its marks alone.
 
-use std::os::unix::fs::MetadataExt;
-
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use sovereign_tests::instance::machines_network;
 use sovereign_tests::net::{User, can_run, signal, world};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
@@ -22,8 +21,7 @@ fn left_behind(filter: &str) -> Result<()> {
     let (world, links) = world(AGENT, User::Root)?;
     world.outside(THEIRS)?;
     let before = world.outside(LOOK)?;
-    let machine = std::fs::metadata("/proc/self/ns/net")?.ino();
-    let test = format!("SOVEREIGN_TEST={machine}");
+    let test = format!("SOVEREIGN_TEST={}", machines_network());
     let filter = format!("NETWORK_AGENT_FILTER={filter}");
     let mut agent = world.agent_under(&["env", "NETWORK_AGENT_HOST=1", &test, &filter], "-", WANT)?;
     agent.expect("ready")?;
