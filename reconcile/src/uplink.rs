@@ -72,10 +72,11 @@ impl Exit {
     }
 }
 
-/// Whose rules are there.
+/// Whose rules are there. Of one family: a kernel has another ladder for each, and one of them may be as it was at boot.
 #[must_use]
-pub fn platform(observed: &Observed) -> Platform {
-    let has = |wanted: &dyn Fn(&Rule) -> bool| observed.rules.iter().any(wanted);
+pub fn platform(observed: &Observed, family: Family) -> Platform {
+    let of_it = || observed.rules.iter().filter(|rule| rule.family == family);
+    let has = |wanted: &dyn Fn(&Rule) -> bool| of_it().any(wanted);
     let netd = has(&|rule| (rule.priority, rule.action) == (NETD_LAST, RuleAction::Unreachable));
     let kernel = has(&|rule| rule.priority == KERNEL_MAIN);
     if netd && !kernel {
@@ -93,7 +94,7 @@ pub fn exit(observed: &Observed, family: Family, uplink: &Uplink, vpn: Vpn) -> E
         Uplink::Auto => None,
         Uplink::Named(names) => Some(names),
     };
-    match platform(observed) {
+    match platform(observed, family) {
         Platform::Linux => by_main(observed, family, names),
         Platform::Netd => by_netd(observed, family, names, vpn),
     }

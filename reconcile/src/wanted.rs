@@ -198,8 +198,10 @@ impl Wanted {
         let families: BTreeSet<Family> = bridge.addresses.iter().map(|a| Family::of(a.ip())).collect();
         let exit = |family: Family| (family, uplink::exit(observed, family, &spec.uplink, spec.vpn));
         self.exits = families.into_iter().map(exit).collect();
-        let platform = uplink::platform(observed);
-        (self.routes, self.rules) = routing(&self.mark, bridge, &spec.uplink, &self.exits, platform);
+        let scoped = |family| {
+            matches!(spec.uplink, Uplink::Named(_)) || uplink::platform(observed, family) == Platform::Netd
+        };
+        (self.routes, self.rules) = routing(&self.mark, bridge, &self.exits, scoped);
         self.sysctls = sysctls(&bridge.name, spec, &self.exits, observed);
         self.restored = restored(switched, &self.sysctls, observed);
     }
@@ -312,14 +314,10 @@ fn taps(instance: &Name, spec: &NetworkSpec) -> Result<BTreeMap<LinkName, Name>,
 fn routing(
     mark: &Mark,
     bridge: &Bridge,
-    uplink: &Uplink,
     exits: &BTreeMap<Family, Exit>,
-    platform: Platform,
+    scoped: impl Fn(Family) -> bool,
 ) -> (BTreeSet<WantedRoute>, BTreeSet<Rule>) {
     let (mut routes, mut rules) = (BTreeSet::new(), BTreeSet::new());
-    if platform == Platform::Linux && !matches!(uplink, Uplink::Named(_)) {
-        return (routes, rules);
-    }
     let ours = |to, link: &LinkName, gateway, source| WantedRoute {
         table: mark.table,
         to,
@@ -330,7 +328,8 @@ fn routing(
     };
     for address in &bridge.addresses {
         let (family, subnet) = (Family::of(address.ip()), address.subnet());
-        let Some(to) = Prefix::new(subnet.network(), subnet.prefix()) else {
+        let prefix = Prefix::new(subnet.network(), subnet.prefix());
+        let Some(to) = prefix.filter(|_| scoped(family)) else {
             continue; // a subnet's length is one of a prefix
         };
         routes.insert(ours(to, &bridge.name, None, Some(address.ip())));
@@ -343,7 +342,7 @@ fn routing(
         iif: Some(bridge.name.as_str().to_owned()),
         ..Rule::ours(family, priority, action)
     };
-    for (family, exit) in exits {
+    for (family, exit) in exits.iter().filter(|(family, _)| scoped(**family)) {
         let table = match exit {
             Exit::Own(link, gateway) => {
                 routes.insert(ours(family.everywhere(), link, *gateway, None));

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card,
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -37,6 +37,15 @@ fn main() -> Result<()> {
         [netns::VERB, _, "--socket", socket, "--passed"] => helper(socket, Origin::Passed),
         [netns::probe::VERB] => Ok(netns::probe::run()?),
         ["probe"] => probe(),
+        ["gc", instance] => {
+            let instance = Name::parse(instance)?;
+            let found = runtime()?.block_on(gc::collect(Some(&instance), gc::Mode::Dry))?;
+            found
+                .removed
+                .iter()
+                .chain(&found.failed)
+                .try_for_each(|line| say(line))
+        }
         ["probe", "--refuse-unshare"] => {
             guard::refuse_unshare();
             probe()

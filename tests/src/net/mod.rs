@@ -15,11 +15,13 @@ use crate::instance::{command_line, kill};
 use crate::seat::{self, NOBODY};
 
 mod agent;
+mod hosted;
 mod lan;
 mod links;
 mod picture;
 
 pub use agent::Agent;
+pub use hosted::{Filter, Hosted};
 pub use lan::{Lan, Place, TAG};
 pub use links::{Links, WANT, world};
 pub use picture::{Picture, holders, inside, namespace_of};
