@@ -163,7 +163,7 @@ fn table(observed: &Observed, family: Family, number: u32) -> Option<Exit> {
 }
 
 /// The name of a link that is up and has carrier.
-fn working(observed: &Observed, index: u32) -> Option<LinkName> {
+pub(crate) fn working(observed: &Observed, index: u32) -> Option<LinkName> {
     let works = |link: &&Link| link.up && link.carrier;
     let link = observed.links.get(&index).filter(works)?;
     LinkName::parse(&link.name)

@@ -1,12 +1,12 @@
 //! Floor 2: our agent on a plain Linux machine with two uplinks, beside the software that gets in the way.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use sovereign_tests::lan::{Forwarded, GATEWAY, GATEWAY6, GUEST, GUEST6, Lan, Nic, SUBNET, SUBNET6, Way};
-use sovereign_tests::net::{Agent, Filter, Hosted, can_run};
-use sovereign_tests::space::{ANSWER, Guest, SILENCE, Service, State};
+use sovereign_tests::net::{Filter, Hosted, Router as Seat, can_run, left_by_the_kernel as stays};
+use sovereign_tests::space::{ANSWER, Guest, SILENCE, Service};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
 const FOUR: &str = "want 192.168.100.1/24 1500 sql=192.168.100.2 host";
@@ -16,113 +16,6 @@ const FORWARDS: &str = "forward=tcp:15432:192.168.100.2:5432 forward=udp:5000-50
 /// The machine's address on its LAN.
 const LAN4: &str = "10.1.0.2";
 const LAN6: &str = "fd10:1::2";
-
-/// A machine with an agent, and its guest.
-struct Seat {
-    lan: Lan,
-    hosted: Hosted,
-    agent: Option<Agent>,
-    want: String,
-}
-
-/// What the kernel and the programs of iptables make when they are first used, and leave there, empty.
-fn stays(line: &str) -> bool {
-    let declared = line.contains("tables-") && line.contains(" :") && line.ends_with(" ACCEPT");
-    declared
-        || line.starts_with("nft {\"table\"")
-            && line.contains("\"name\":\"")
-            && ["nat", "filter", "mangle"]
-                .iter()
-                .any(|name| line.contains(&format!("\"name\":\"{name}\"")))
-        || line.starts_with("nft {\"chain\"")
-            && line.contains("\"policy\":\"accept\"")
-            && line.contains("PUT")
-        || line.starts_with("nft {\"chain\"")
-            && line.contains("\"policy\":\"accept\"")
-            && line.contains("ROUTING")
-        || line.starts_with("nft {\"chain\"")
-            && line.contains("\"policy\":\"accept\"")
-            && line.contains("FORWARD")
-}
-
-impl Seat {
-    fn new(filter: Filter, want: &str, before: impl FnOnce(&Lan) -> Result<()>) -> Result<(Self, State)> {
-        let lan = Lan::new()?;
-        before(&lan)?;
-        let hosted = Hosted::new(AGENT, filter)?;
-        let clean = lan.foreign_state(stays)?;
-        let agent = hosted.up(lan.machine(), want)?;
-        lan.plug(&hosted.bridge())?;
-        let seat = Self {
-            lan,
-            hosted,
-            agent: Some(agent),
-            want: want.to_owned(),
-        };
-        Ok((seat, clean))
-    }
-
-    fn agent(&mut self) -> Result<&mut Agent> {
-        self.agent.as_mut().context("no agent")
-    }
-
-    /// Everything is taken away, and the machine is as it was.
-    fn down(mut self, clean: &State) -> Result<()> {
-        let agent = self.agent.take().context("no agent")?;
-        self.hosted.down(self.lan.machine(), agent)?;
-        let left = clean.difference(&self.lan.foreign_state(stays)?);
-        ensure!(left.is_empty(), "{left:#?}");
-        Ok(())
-    }
-
-    /// The guest's packets soon leave by this link.
-    fn leaves_by(&self, nic: Nic) -> Result<()> {
-        let (until, sees) = (
-            Instant::now() + ANSWER,
-            format!("sees [::ffff:{}]", nic.address()),
-        );
-        loop {
-            let seen = self
-                .lan
-                .tcp_out(SILENCE)
-                .unwrap_or_else(|error| error.to_string());
-            if seen.contains(&sees) {
-                return self.lan.answers(Way::PingOut);
-            }
-            ensure!(Instant::now() < until, "not by {nic}: {seen}");
-        }
-    }
-
-    /// The other machine in the LAN soon reaches the guest by this forward.
-    fn forward_works(&self, to: &str) -> Result<()> {
-        let (until, to): (_, SocketAddr) = (Instant::now() + ANSWER, to.parse()?);
-        loop {
-            match self.lan.from_peer(to, SILENCE) {
-                Ok(said) if said.starts_with("hello-from-guest") => return Ok(()),
-                other => ensure!(Instant::now() < until, "{to}: {other:?}"),
-            }
-        }
-    }
-}
-
-/// Runs a test; when it fails, what the agent logged is told.
-fn run(
-    name: &str,
-    filter: Filter,
-    want: &str,
-    before: impl FnOnce(&Lan) -> Result<()>,
-    body: impl FnOnce(&mut Seat) -> Result<()>,
-) -> Result<()> {
-    if !can_run(name) {
-        return Ok(());
-    }
-    let (mut seat, clean) = Seat::new(filter, want, before)?;
-    if let Err(error) = body(&mut seat) {
-        eprintln!("{}", seat.hosted.log());
-        return Err(error);
-    }
-    seat.down(&clean)
-}
 
 fn services(lan: &Lan) -> Result<Vec<Service>> {
     let serve = |port: u16| {
@@ -189,7 +82,7 @@ fn everyday(seat: &mut Seat) -> Result<()> {
 
 fn everyday_with(filter: Filter) -> Result<()> {
     let want = format!("{BOTH} uplink=auto {FORWARDS}");
-    run("everyday", filter, &want, |_| Ok(()), everyday)
+    Seat::run(AGENT, "everyday", filter, &want, |_| Ok(()), everyday)
 }
 
 #[test]
@@ -213,7 +106,8 @@ fn a_named_uplink_is_taken_and_the_next_one_when_it_fails() -> Result<()> {
         "{FOUR} uplink=eth1,eth0 {}",
         "forward=tcp:15432:192.168.100.2:5432"
     );
-    run(
+    Seat::run(
+        AGENT,
         "named_uplinks",
         Filter::Owned,
         &want,
@@ -239,7 +133,8 @@ fn a_named_uplink_is_taken_and_the_next_one_when_it_fails() -> Result<()> {
 #[test]
 fn an_automatic_uplink_is_that_of_the_machine() -> Result<()> {
     let want = format!("{FOUR} uplink=auto");
-    run(
+    Seat::run(
+        AGENT,
         "automatic_uplink",
         Filter::Owned,
         &want,
@@ -256,4 +151,216 @@ fn an_automatic_uplink_is_that_of_the_machine() -> Result<()> {
             seat.leaves_by(Nic::Eth0)
         },
     )
+}
+
+#[test]
+fn a_firewall_that_reloads_leaves_our_tables_alone_and_may_refuse_what_they_accept() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "firewalld",
+        Filter::Owned,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            seat.leaves_by(Nic::Eth0)?;
+            for _ in 0..3 {
+                seat.lan.firewalld_reload(Forwarded::Accepted)?;
+                seat.leaves_by(Nic::Eth0)?;
+            }
+            // Of two accepting and refusing tables the refusing one has the last word, whatever their order: for doctor.
+            // Its exception for translated connections lets forwards in.
+            seat.lan.firewalld_reload(Forwarded::Refused)?;
+            seat.lan.is_silent(Way::TcpOut)?;
+            seat.forward_works("10.1.0.2:15432")?;
+            let told = seat.agent()?.rest();
+            ensure!(told.iter().all(|line| !line.starts_with("repaired")), "{told:#?}");
+            seat.lan.firewalld_reload(Forwarded::Accepted)?;
+            seat.leaves_by(Nic::Eth0)?;
+            seat.lan.machine().sh("nft delete table inet firewalld").map(drop)
+        },
+    )
+}
+
+#[test]
+fn dockers_policy_is_stronger_than_our_tables() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "docker_tables",
+        Filter::Owned,
+        &want,
+        Lan::docker,
+        |seat| {
+            // An accept of ours ends our table only; Docker's chain is asked all the same. The agent does not see it: for
+            // doctor, which names a foreign FORWARD drop.
+            seat.lan.is_silent(Way::PingOut)?;
+            seat.lan.answers(Way::TcpIn)?;
+            ensure!(seat.lan.from_peer("10.1.0.2:15432".parse()?, SILENCE).is_err());
+            // What Docker's documentation asks for: an accept in the chain that it leaves to others.
+            let bridge = seat.hosted.bridge();
+            let accept = format!(
+                "iptables -I DOCKER-USER -i {bridge} -j ACCEPT; iptables -I DOCKER-USER -o {bridge} -j ACCEPT"
+            );
+            seat.lan.machine().sh(&accept)?;
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")?;
+            seat.lan.machine().sh(&accept.replace("-I", "-D")).map(drop)
+        },
+    )
+}
+
+#[test]
+fn beside_docker_our_chains_come_first() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "docker_chains",
+        Filter::Iptables,
+        &want,
+        Lan::docker,
+        |seat| {
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")?;
+            // It puts its jumps before ours, which refuse nothing that we accept.
+            seat.lan.docker_restart()?;
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")
+        },
+    )
+}
+
+#[test]
+fn who_flushes_all_tables_does_not_flush_those_that_are_owned() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "flush_owned",
+        Filter::Owned,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            seat.leaves_by(Nic::Eth0)?;
+            seat.lan.nft_flush()?;
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")?;
+            let told = seat.agent()?.rest();
+            ensure!(told.iter().all(|line| !line.starts_with("repaired")), "{told:#?}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn who_flushes_all_tables_has_ours_made_again_and_is_named() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "flush_plain",
+        Filter::Plain,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            for _ in 0..3 {
+                seat.leaves_by(Nic::Eth0)?;
+                seat.lan.nft_flush()?;
+                let told = seat.agent()?.expect("repaired packet filter")?;
+                ensure!(told.contains("(nft)"), "{told}");
+            }
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")
+        },
+    )
+}
+
+#[test]
+fn who_removes_foreign_rules_and_routes_has_ours_made_again() -> Result<()> {
+    let want = format!("{BOTH} uplink=eth1 forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "networkd",
+        Filter::Owned,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            for _ in 0..3 {
+                seat.leaves_by(Nic::Eth1)?;
+                seat.lan.networkd_sweep()?;
+                let told = seat.agent()?.expect("repaired")?;
+                ensure!(told.contains("9010: iif"), "{told}");
+            }
+            seat.leaves_by(Nic::Eth1)?;
+            let seen = seat.lan.tcp6_out(ANSWER)?;
+            ensure!(seen.contains("sees [fd10:2::2]"), "{seen}");
+            seat.forward_works("10.1.0.2:15432")
+        },
+    )
+}
+
+#[test]
+fn a_subnet_that_is_anothers_is_named_and_nothing_of_it_is_made() -> Result<()> {
+    let before = |lan: &Lan| lan.machine().ip("address add 192.168.100.77/24 dev eth1\n");
+    if !can_run("a_subnet_that_is_anothers") {
+        return Ok(());
+    }
+    let lan = Lan::new()?;
+    before(&lan)?;
+    let hosted = Hosted::new(AGENT, Filter::Owned)?;
+    let clean = lan.foreign_state(stays)?;
+    let want = format!("{BOTH} uplink=eth0");
+    let mut agent = hosted.start(lan.machine(), &want)?;
+    let told = agent.expect("failed Links")?;
+    ensure!(
+        told.contains("subnet 192.168.100.0/24: link eth1 has 192.168.100.77/24"),
+        "{told}"
+    );
+    lan.plug(&hosted.bridge())?;
+    let seen = lan
+        .machine()
+        .sh("ip -4 rule; ip -4 route show table all; ip -4 address")?;
+    ensure!(
+        !seen.contains("192.168.100.1 ") && !seen.contains("192.168.100.1/"),
+        "{seen}"
+    );
+    ensure!(!seen.contains("9000:"), "{seen}");
+    ensure!(lan.machine().route("192.168.100.50")? == "eth1");
+    let seen = lan.tcp6_out(ANSWER)?; // the other subnet is not in the way
+    ensure!(seen.contains(&format!("sees [{LAN6}]")), "{seen}");
+    lan.machine().ip("address del 192.168.100.77/24 dev eth1\n")?;
+    agent.expect("ready")?;
+    lan.answers(Way::PingOut)?;
+    lan.machine().ip("address add 192.168.100.77/24 dev eth1\n")?;
+    agent.expect("failed Links")?;
+    hosted.down(lan.machine(), agent)?;
+    let left = clean.difference(&lan.foreign_state(stays)?);
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_router_still_hears_routers() -> Result<()> {
+    let accepts = |seat: &Seat, nic: Nic| {
+        seat.lan
+            .machine()
+            .sysctl(&format!("net.ipv6.conf.{nic}.accept_ra"))
+    };
+    let want = format!("{BOTH} uplink=auto");
+    let before = |lan: &Lan| {
+        lan.machine().set_sysctl("net.ipv6.conf.eth0.accept_ra", "1")?;
+        lan.machine().set_sysctl("net.ipv6.conf.eth1.accept_ra", "1")
+    };
+    Seat::run(AGENT, "accept_ra", Filter::Owned, &want, before, |seat| {
+        let seen = seat.lan.tcp6_out(ANSWER)?;
+        ensure!(seen.contains(&format!("sees [{LAN6}]")), "NAT66: {seen}");
+        ensure!(accepts(seat, Nic::Eth0)? == "2" && accepts(seat, Nic::Eth1)? == "1");
+        ensure!(seat.lan.machine().sysctl("net.ipv6.conf.all.forwarding")? == "1");
+        seat.lan.prefer(Nic::Eth1)?;
+        let until = Instant::now() + ANSWER;
+        while (accepts(seat, Nic::Eth0)?, accepts(seat, Nic::Eth1)?) != ("1".to_owned(), "2".to_owned()) {
+            ensure!(Instant::now() < until, "the switches do not follow the uplink");
+        }
+        let seen = seat.lan.tcp6_out(ANSWER)?;
+        ensure!(seen.contains("sees [fd10:2::2]"), "NAT66: {seen}");
+        seat.lan.prefer(Nic::Eth0)
+    })
 }

@@ -186,7 +186,8 @@ fn parse(line: &str) -> Result<NetworkSpec> {
 
 /// `udp:5000-5010:ADDRESS:PORT`: everywhere here, to that address.
 fn forward_of(text: &str) -> Result<PortForward> {
-    let [transport, ports, to, to_port] = text.splitn(4, ':').collect::<Vec<_>>()[..] else {
+    let (begin, to_port) = text.rsplit_once(':').context("no port to forward to")?; // an IPv6 address has colons
+    let [transport, ports, to] = begin.splitn(3, ':').collect::<Vec<_>>()[..] else {
         bail!("no forward: {text}");
     };
     Ok(PortForward {
