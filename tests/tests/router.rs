@@ -364,3 +364,27 @@ fn a_router_still_hears_routers() -> Result<()> {
         seat.lan.prefer(Nic::Eth0)
     })
 }
+
+#[test]
+fn an_address_that_is_taken_away_takes_our_route_with_it_and_both_come_back() -> Result<()> {
+    let want = format!("{FOUR} uplink=eth0 forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "address",
+        Filter::Owned,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            let bridge = seat.hosted.bridge();
+            for _ in 0..2 {
+                seat.forward_works("10.1.0.2:15432")?;
+                seat.lan
+                    .machine()
+                    .ip(&format!("address del 192.168.100.1/24 dev {bridge}\n"))?;
+                seat.agent()?.expect("repaired address 192.168.100.1/24: add")?;
+            }
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")
+        },
+    )
+}
