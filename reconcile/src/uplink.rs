@@ -72,10 +72,11 @@ impl Exit {
     }
 }
 
-/// Whose rules are there.
+/// Whose rules are there. Of one family: a kernel has another ladder for each, and one of them may be as it was at boot.
 #[must_use]
-pub fn platform(observed: &Observed) -> Platform {
-    let has = |wanted: &dyn Fn(&Rule) -> bool| observed.rules.iter().any(wanted);
+pub fn platform(observed: &Observed, family: Family) -> Platform {
+    let of_it = || observed.rules.iter().filter(|rule| rule.family == family);
+    let has = |wanted: &dyn Fn(&Rule) -> bool| of_it().any(wanted);
     let netd = has(&|rule| (rule.priority, rule.action) == (NETD_LAST, RuleAction::Unreachable));
     let kernel = has(&|rule| rule.priority == KERNEL_MAIN);
     if netd && !kernel {
@@ -93,7 +94,7 @@ pub fn exit(observed: &Observed, family: Family, uplink: &Uplink, vpn: Vpn) -> E
         Uplink::Auto => None,
         Uplink::Named(names) => Some(names),
     };
-    match platform(observed) {
+    match platform(observed, family) {
         Platform::Linux => by_main(observed, family, names),
         Platform::Netd => by_netd(observed, family, names, vpn),
     }
@@ -162,7 +163,7 @@ fn table(observed: &Observed, family: Family, number: u32) -> Option<Exit> {
 }
 
 /// The name of a link that is up and has carrier.
-fn working(observed: &Observed, index: u32) -> Option<LinkName> {
+pub(crate) fn working(observed: &Observed, index: u32) -> Option<LinkName> {
     let works = |link: &&Link| link.up && link.carrier;
     let link = observed.links.get(&index).filter(works)?;
     LinkName::parse(&link.name)

@@ -17,7 +17,7 @@ fn link(name: &str) -> LinkName {
 #[test]
 fn plain_linux_leaves_by_its_lowest_default_route() {
     let mut kernel = router();
-    assert_eq!(platform(&kernel.state), Platform::Linux);
+    assert_eq!(platform(&kernel.state, Family::V4), Platform::Linux);
     assert_eq!(
         leaves(&kernel, &Uplink::Auto, Vpn::Follow),
         Exit::Main(link("eth0"))
@@ -59,7 +59,7 @@ fn netd_says_which_network_is_the_default() {
     let mut kernel = phone("wlan0", false);
     let table = |kernel: &Simulated, name: &str| 1_000 + kernel.index(&link(name)).unwrap();
     let through = |kernel: &Simulated, name: &str| Exit::Table(table(kernel, name), link(name));
-    assert_eq!(platform(&kernel.state), Platform::Netd);
+    assert_eq!(platform(&kernel.state, Family::V4), Platform::Netd);
     assert_eq!(
         leaves(&kernel, &Uplink::Auto, Vpn::Follow),
         through(&kernel, "wlan0")
@@ -119,7 +119,7 @@ fn a_ladder_beside_the_kernels_own_rules_is_not_netds() {
         ..Rule::ours(Family::V4, KERNEL_MAIN, RuleAction::Lookup(MAIN))
     };
     kernel.state.rules.insert(main);
-    assert_eq!(platform(&kernel.state), Platform::Linux);
+    assert_eq!(platform(&kernel.state, Family::V4), Platform::Linux);
     let eth = kernel.add("eth7", Kind::Other, 0);
     kernel
         .link(eth, |link| (link.up, link.carrier) = (true, true))
@@ -129,4 +129,19 @@ fn a_ladder_beside_the_kernels_own_rules_is_not_netds() {
         leaves(&kernel, &Uplink::Auto, Vpn::Follow),
         Exit::Main(link("eth7"))
     );
+}
+
+#[test]
+fn netd_rules_one_family_whatever_the_other_looks_like() {
+    let mut kernel = phone("wlan0", false);
+    // As the kernel made it at boot.
+    let lookup = Rule::ours(Family::V6, KERNEL_MAIN, RuleAction::Lookup(MAIN));
+    kernel.state.rules.insert(Rule {
+        protocol: 2,
+        ..lookup
+    });
+    assert_eq!(platform(&kernel.state, Family::V4), Platform::Netd);
+    assert_eq!(platform(&kernel.state, Family::V6), Platform::Linux);
+    let exit = leaves(&kernel, &Uplink::Auto, Vpn::Follow);
+    assert!(matches!(exit, Exit::Table(_, name) if name == link("wlan0")));
 }

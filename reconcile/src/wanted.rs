@@ -14,7 +14,7 @@ use crate::family::Family;
 use crate::filter::{Filter, PortForward, Sender, WayOut};
 use crate::names::{self, LinkName, Mac, Mark};
 use crate::observed::Observed;
-use crate::route::WantedRoute;
+use crate::route::{KERNEL, MAIN, Route, RouteKind, WantedRoute};
 use crate::rule::{FROM_GUESTS, NO_WAY, Rule, RuleAction, TO_GUESTS};
 use crate::sysctl::Sysctl;
 use crate::uplink::{self, Exit, Platform, Uplink, Vpn};
@@ -198,8 +198,18 @@ impl Wanted {
         let families: BTreeSet<Family> = bridge.addresses.iter().map(|a| Family::of(a.ip())).collect();
         let exit = |family: Family| (family, uplink::exit(observed, family, &spec.uplink, spec.vpn));
         self.exits = families.into_iter().map(exit).collect();
-        let platform = uplink::platform(observed);
-        (self.routes, self.rules) = routing(&self.mark, bridge, &spec.uplink, &self.exits, platform);
+        let scoped = |family| {
+            matches!(spec.uplink, Uplink::Named(_)) || uplink::platform(observed, family) == Platform::Netd
+        };
+        (self.routes, self.rules) = routing(&self.mark, bridge, &self.exits, scoped);
+        let own = self
+            .exits
+            .iter()
+            .filter(|(_, exit)| matches!(exit, Exit::Own(..)));
+        for (family, exit) in own {
+            let near = near(&self.mark, bridge, *family, exit.link(), observed);
+            self.routes.extend(near);
+        }
         self.sysctls = sysctls(&bridge.name, spec, &self.exits, observed);
         self.restored = restored(switched, &self.sysctls, observed);
     }
@@ -312,14 +322,10 @@ fn taps(instance: &Name, spec: &NetworkSpec) -> Result<BTreeMap<LinkName, Name>,
 fn routing(
     mark: &Mark,
     bridge: &Bridge,
-    uplink: &Uplink,
     exits: &BTreeMap<Family, Exit>,
-    platform: Platform,
+    scoped: impl Fn(Family) -> bool,
 ) -> (BTreeSet<WantedRoute>, BTreeSet<Rule>) {
     let (mut routes, mut rules) = (BTreeSet::new(), BTreeSet::new());
-    if platform == Platform::Linux && !matches!(uplink, Uplink::Named(_)) {
-        return (routes, rules);
-    }
     let ours = |to, link: &LinkName, gateway, source| WantedRoute {
         table: mark.table,
         to,
@@ -330,7 +336,8 @@ fn routing(
     };
     for address in &bridge.addresses {
         let (family, subnet) = (Family::of(address.ip()), address.subnet());
-        let Some(to) = Prefix::new(subnet.network(), subnet.prefix()) else {
+        let prefix = Prefix::new(subnet.network(), subnet.prefix());
+        let Some(to) = prefix.filter(|_| scoped(family)) else {
             continue; // a subnet's length is one of a prefix
         };
         routes.insert(ours(to, &bridge.name, None, Some(address.ip())));
@@ -343,7 +350,7 @@ fn routing(
         iif: Some(bridge.name.as_str().to_owned()),
         ..Rule::ours(family, priority, action)
     };
-    for (family, exit) in exits {
+    for (family, exit) in exits.iter().filter(|(family, _)| scoped(**family)) {
         let table = match exit {
             Exit::Own(link, gateway) => {
                 routes.insert(ours(family.everywhere(), link, *gateway, None));
@@ -357,6 +364,51 @@ fn routing(
         rules.insert(from_guests(*family, NO_WAY, RuleAction::Unreachable));
     }
     (routes, rules)
+}
+
+/// What this host reaches without a gateway. A table with a default route of ours has to know it as well, or answers to
+/// who came in by another link than that of the default route would leave by the wrong one.
+fn near(
+    mark: &Mark,
+    bridge: &Bridge,
+    family: Family,
+    exit: Option<&LinkName>,
+    observed: &Observed,
+) -> impl Iterator<Item = WantedRoute> {
+    let is_near = |route: &&Route| {
+        let local = route.to.address().is_loopback() || link_local(route.to.address());
+        (route.table, route.protocol, route.gateway) == (MAIN, KERNEL, None)
+            && (Family::of(route.to.address()), route.kind) == (family, RouteKind::Unicast)
+            && !local
+    };
+    let mut near: BTreeMap<Prefix, WantedRoute> = BTreeMap::new();
+    for route in observed.routes.iter().filter(is_near) {
+        let link = route.link.and_then(|index| uplink::working(observed, index));
+        let Some(link) = link.filter(|link| *link != bridge.name) else {
+            continue;
+        };
+        // Of two links in one subnet that of the default route is as good as the machine's own choice.
+        if exit != Some(&link) && near.contains_key(&route.to) {
+            continue;
+        }
+        let route = WantedRoute {
+            table: mark.table,
+            to: route.to,
+            link,
+            gateway: None,
+            source: None,
+            ours: true,
+        };
+        near.insert(route.to, route);
+    }
+    near.into_values()
+}
+
+fn link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
 }
 
 fn sysctls(

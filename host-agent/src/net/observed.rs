@@ -17,7 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use sovereign_protocol::interface::Prefix;
 use sovereign_reconcile::family::Family;
 pub use sovereign_reconcile::observed::{Address, Kind, Link, Observed};
-use sovereign_reconcile::route::{Route, RouteKind};
+use sovereign_reconcile::route::{OURS, Route, RouteKind};
 use sovereign_reconcile::rule::{Rule, RuleAction};
 
 use super::names::Mac;
@@ -55,6 +55,7 @@ impl Fold for Observed {
             RouteNetlinkMessage::DelAddress(message) => {
                 if let Some(address) = address(message) {
                     self.remove_address(&address);
+                    drop_routes_from(self, &address);
                 }
             }
             RouteNetlinkMessage::NewRoute(message) => {
@@ -89,6 +90,19 @@ fn new_link(observed: &mut Observed, message: &LinkMessage) {
         observed.routes.retain(|route| route.link != Some(link.index));
     }
     observed.links.insert(link.index, link);
+}
+
+/// The kernel drops IPv4 routes whose source is an address that goes, without RTM_DELROUTE (fib_sync_down_addr). The only
+/// ones of ours that have a source lead to its subnet; one that is still there is replaced by the same.
+fn drop_routes_from(observed: &mut Observed, gone: &Address) {
+    let from = |route: &Route| {
+        route.protocol == OURS && route.link == Some(gone.link) && route.gateway.is_none() && {
+            Prefix::new(gone.ip, gone.prefix).is_some_and(|subnet| subnet.contains(route.to.address()))
+        }
+    };
+    if gone.ip.is_ipv4() {
+        observed.routes.retain(|route| !from(route));
+    }
 }
 
 /// Bridges send messages of their own family about ports: a port that left is not a link that went.

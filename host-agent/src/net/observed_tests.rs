@@ -228,3 +228,23 @@ proptest! {
         prop_assert_eq!(fold(dumped.clone()), dumped);
     }
 }
+
+#[test]
+fn an_address_takes_the_routes_of_ours_that_name_it_with_it() {
+    let mut observed = whole();
+    let route = |table, protocol: u8| {
+        let mut message = route_message(table);
+        message.header.protocol = protocol.into();
+        RouteNetlinkMessage::NewRoute(message)
+    };
+    observed.take(&route(100, OURS));
+    observed.take(&route(254, 3)); // others' stay: the kernel tells when they go
+    let before = observed.routes.len();
+    let other = address_message([192, 168, 101, 1], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(other));
+    assert_eq!(observed.routes.len(), before);
+    let ours = address_message([192, 168, 100, 1], "t:sv");
+    observed.take(&RouteNetlinkMessage::DelAddress(ours));
+    assert_eq!(observed.routes.len(), before - 1);
+    assert!(observed.routes.iter().all(|route| route.protocol != OURS));
+}

@@ -7,13 +7,14 @@
 //! No error ends it. A turn that failed is a state that is reported, and is tried again with
 //! growing pauses; broken sockets are replaced, a dead helper too. Each turn knows why it woke.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::route::WantedRoute;
 use sovereign_reconcile::uplink::Exit;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -105,6 +106,13 @@ impl From<Broken> for Trouble {
     }
 }
 
+/// What of a network follows the host: ways out, and the routes of our own table.
+type Followed = (BTreeMap<Family, Exit>, BTreeSet<WantedRoute>);
+
+fn followed(wanted: &Wanted) -> Followed {
+    (wanted.exits.clone(), wanted.routes.clone())
+}
+
 /// What the loop owns.
 pub(super) struct Reconciler {
     config: NetworkConfig,
@@ -126,9 +134,9 @@ pub(super) struct Reconciler {
     due: Instant,
     /// A repair waits until `due`: until then notifications stay in the kernel's buffer.
     held: bool,
-    /// The last turn ended with everything as wanted: what differs now was changed by others, unless the ways out are
-    /// others than these.
-    settled: Option<BTreeMap<Family, Exit>>,
+    /// The last turn ended with everything as wanted: what differs now was changed by others, unless what follows the
+    /// host is other than this.
+    settled: Option<Followed>,
     /// The plan that could not be carried out: it is not tried again on each notification.
     stuck: Option<Plan>,
 }
@@ -312,7 +320,7 @@ impl Reconciler {
         }
         self.report(&wanted, &turn.left, &troubles, enforced).await;
         if turn.left.is_done() && troubles.is_empty() {
-            self.settled = Some(wanted.exits.clone());
+            self.settled = Some(followed(&wanted));
             self.stuck = None;
             self.retry.reset();
             self.due = Instant::now() + self.config.resync;
@@ -404,8 +412,11 @@ impl Reconciler {
         if is_news && self.stuck.as_ref() == Some(&todo) {
             return Ok(waits(todo)); // tried already, and `due` stands
         }
-        // Who moves the host to another uplink means us to follow, and undoes nothing.
-        let follows = self.settled.as_ref().is_some_and(|exits| *exits != wanted.exits);
+        // Who moves the host to another uplink or subnet means us to follow, and undoes nothing.
+        let follows = self
+            .settled
+            .as_ref()
+            .is_some_and(|then| *then != followed(wanted));
         let by_others = !follows && (self.settled.is_some() || (is_news && self.stuck.is_some()));
         if by_others && self.must_wait() {
             return Ok(waits(todo));

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::subnet::HostAddress;
 
@@ -8,7 +9,7 @@ use super::super::{Plan, Step, plan};
 use crate::family::Family;
 use crate::names::{LinkName, Mark};
 use crate::observed::{Kind, Observed};
-use crate::route::{OURS, Route};
+use crate::route::{MAIN, OURS, Route};
 use crate::rule::Rule;
 use crate::simulated::{Simulated, default_route, phone, router};
 use crate::sysctl::Sysctl;
@@ -205,6 +206,38 @@ fn a_named_uplink_of_plain_linux_has_its_default_route_in_our_table() {
         gone[1].ends_with("remove") && gone[2].contains("9010"),
         "{gone:?}"
     );
+}
+
+#[test]
+fn our_table_knows_what_the_host_reaches_without_a_gateway() {
+    let mut host = Host::of(router());
+    let eth0 = host.kernel.index(&link("eth0")).unwrap();
+    let near = |to: &str, protocol| {
+        let (ip, length) = to.split_once('/').unwrap();
+        Route {
+            to: Prefix::new(ip.parse().unwrap(), length.parse().unwrap()).unwrap(),
+            gateway: None,
+            protocol,
+            ..default_route(MAIN, eth0, "10.0.0.1")
+        }
+    };
+    let foreign = [
+        near("10.0.0.0/24", 2),
+        near("169.254.0.0/16", 2),
+        near("10.5.0.0/24", 3),
+    ];
+    host.kernel.state.routes.extend(foreign);
+    let spec = spec(Uplink::Named(vec![link("eth1")]), Vpn::Follow);
+    let table = Mark::of(&instance()).table;
+    let made = host.converge(Some(&spec));
+    let of_eth0: Vec<_> = made.iter().filter(|line| line.contains("dev eth0")).collect();
+    assert_eq!(
+        of_eth0,
+        [&format!("route 10.0.0.0/24 dev eth0 table {table}: add")]
+    );
+    host.kernel.link(eth0, |link| link.carrier = false).unwrap();
+    let made = host.converge(Some(&spec));
+    assert_eq!(made, [format!("route 10.0.0.0/24 table {table}: remove")]);
 }
 
 #[test]

@@ -37,6 +37,15 @@ fn main() -> Result<()> {
         [netns::VERB, _, "--socket", socket, "--passed"] => helper(socket, Origin::Passed),
         [netns::probe::VERB] => Ok(netns::probe::run()?),
         ["probe"] => probe(),
+        ["gc", instance] => {
+            let instance = Name::parse(instance)?;
+            let found = runtime()?.block_on(gc::collect(Some(&instance), gc::Mode::Dry))?;
+            found
+                .removed
+                .iter()
+                .chain(&found.failed)
+                .try_for_each(|line| say(line))
+        }
         ["probe", "--refuse-unshare"] => {
             guard::refuse_unshare();
             probe()
@@ -185,7 +194,8 @@ fn parse(line: &str) -> Result<NetworkSpec> {
 
 /// `udp:5000-5010:ADDRESS:PORT`: everywhere here, to that address.
 fn forward_of(text: &str) -> Result<PortForward> {
-    let [transport, ports, to, to_port] = text.splitn(4, ':').collect::<Vec<_>>()[..] else {
+    let (begin, to_port) = text.rsplit_once(':').context("no port to forward to")?; // an IPv6 address has colons
+    let [transport, ports, to] = begin.splitn(3, ':').collect::<Vec<_>>()[..] else {
         bail!("no forward: {text}");
     };
     Ok(PortForward {

@@ -15,14 +15,18 @@ use crate::instance::{command_line, kill};
 use crate::seat::{self, NOBODY};
 
 mod agent;
+mod hosted;
 mod lan;
 mod links;
 mod picture;
+mod router;
 
 pub use agent::Agent;
+pub use hosted::{Filter, Hosted};
 pub use lan::{Lan, Place, TAG};
 pub use links::{Links, WANT, world};
 pub use picture::{Picture, holders, inside, namespace_of};
+pub use router::{Router, left_by_the_kernel};
 
 /// What an agent does must show within this time.
 pub const SOON: Duration = Duration::from_secs(20);

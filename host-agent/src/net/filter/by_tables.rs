@@ -28,8 +28,10 @@ pub(in super::super) struct Tables {
 }
 
 impl Tables {
-    pub(super) fn of(mut nft: Nft, ownership: Ownership) -> Self {
+    /// What an agent left that is gone is taken over as it is: then a restart changes no rule.
+    pub(super) async fn of(mut nft: Nft, ownership: Ownership) -> Self {
         nft.set_ownership(ownership);
+        let _ = nft.adopt().await; // the look that follows says what is in the way
         Self {
             nft,
             ownership,

@@ -82,8 +82,10 @@ impl Enforcer {
         }
         let mut nft = Nft::over(requests, events, receive_buffer, tag)?;
         Ok(match nft.probe().await {
-            Ok(_) if choice == Choice::PlainNft => Self::Tables(Box::new(Tables::of(nft, Ownership::Plain))),
-            Ok(ownership) => Self::Tables(Box::new(Tables::of(nft, ownership))),
+            Ok(_) if choice == Choice::PlainNft => {
+                Self::Tables(Box::new(Tables::of(nft, Ownership::Plain).await))
+            }
+            Ok(ownership) => Self::Tables(Box::new(Tables::of(nft, ownership).await)),
             Err(why) => Self::by_programs(tag, &format!("{}; ", chain(&why))).await,
         })
     }

@@ -1,0 +1,281 @@
+//! Floor 2: our agent on a plain Linux machine when it is told twice, killed, fought and deafened.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use sovereign_tests::lan::{Lan, Nic, Way};
+use sovereign_tests::net::{Filter, Hosted, Router, can_run, left_by_the_kernel, signal};
+use sovereign_tests::space::ANSWER;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
+const WANT: &str = "want 192.168.100.1/24 1500 sql=192.168.100.2 host uplink=eth0,eth1 \
+    forward=tcp:15432:192.168.100.2:5432";
+const CALLS: &str = "trace=sendto,sendmsg,ioctl,openat,execve";
+
+/// What of strace's record changes something.
+fn changes(record: &str) -> Vec<&str> {
+    let is_change = |line: &&str| {
+        let of_routes = ["RTM_NEW", "RTM_DEL", "RTM_SET"]
+            .iter()
+            .any(|kind| line.contains(kind));
+        let written = ["O_WRONLY", "O_RDWR"].iter().any(|flag| line.contains(flag))
+            && !["/dev/null", "/dev/net/tun", "xtables.lock"]
+                .iter()
+                .any(|file| line.contains(file));
+        of_routes || written || line.contains("TUNSET")
+    };
+    record.lines().filter(is_change).collect()
+}
+
+/// Runs an agent under strace until it said `ready`, tells it the same again, and ends it.
+fn record(router: &mut Router, name: &str) -> Result<String> {
+    let dir = router.hosted.record().with_file_name(name);
+    let file = dir.to_str().context("a path that is no text")?;
+    let over = ["strace", "-f", "-o", file, "-e", CALLS];
+    let mut agent = router
+        .hosted
+        .start_under(router.lan.machine(), &over, "-", WANT)?;
+    agent.expect("works Filter")?;
+    let looks = || std::fs::read_to_string(&dir).map(|text| text.matches("RTM_GETLINK").count());
+    let (before, until) = (looks()?, Instant::now() + ANSWER);
+    agent.say(WANT)?;
+    while looks()? == before {
+        ensure!(
+            Instant::now() < until,
+            "it does not look again: {}",
+            std::fs::read_to_string(&dir)?
+        );
+        std::thread::sleep(Duration::from_millis(20)); // polls a file
+    }
+    agent.restart_ends()?;
+    Ok(std::fs::read_to_string(dir)?)
+}
+
+/// Rules without the packets that they have seen, and who holds them.
+fn steady(rules: &str) -> Vec<String> {
+    let line = |line: &str| line.split(" counter packets").next().unwrap_or(line).to_owned();
+    let stays = |line: &&str| !line.trim_start().starts_with("flags");
+    let last = |line: &str| line.rsplit(" # handle").next().unwrap_or_default().to_owned();
+    rules
+        .lines()
+        .filter(stays)
+        .map(|text| line(text) + &last(text))
+        .collect()
+}
+
+fn told_twice(filter: Filter) -> Result<()> {
+    Router::run(
+        AGENT,
+        "told_twice",
+        filter,
+        WANT,
+        |_| Ok(()),
+        |router| {
+            router.leaves_by(Nic::Eth0)?;
+            router.agent.take().context("no agent")?.restart_ends()?;
+            // A handle is given once: what is made again has another. Those of iptables are such rules, too.
+            let rules = |router: &Router| router.lan.machine().sh("nft -a list ruleset");
+            let before = rules(router)?;
+            let again = record(router, "again")?;
+            ensure!(
+                again.contains("RTM_GETRULE"),
+                "the record shows requests: {again}"
+            );
+            ensure!(changes(&again).is_empty(), "{:#?}", changes(&again));
+            ensure!(
+                steady(&before) == steady(&rules(router)?),
+                "{before} is now {}",
+                rules(router)?
+            );
+            // The same look at an agent that has something to do.
+            router.lan.machine().ip(&format!(
+                "link del {}\nrule del pref 9010\n",
+                router.hosted.tap("sql")?
+            ))?;
+            router.lan.machine().set_sysctl("net.ipv4.ip_forward", "0")?;
+            let busy = record(router, "busy")?;
+            for kind in ["RTM_NEWRULE", "TUNSET", "RTM_SETLINK", "ip_forward"] {
+                ensure!(
+                    changes(&busy).iter().any(|line| line.contains(kind)),
+                    "{kind} is not seen: {busy}"
+                );
+            }
+            router.agent = Some(router.hosted.up(router.lan.machine(), WANT)?);
+            router.leaves_by(Nic::Eth0)
+        },
+    )
+}
+
+#[test]
+fn what_is_as_wanted_is_not_changed_with_owned_tables() -> Result<()> {
+    told_twice(Filter::Owned)
+}
+
+#[test]
+fn what_is_as_wanted_is_not_changed_with_plain_tables() -> Result<()> {
+    told_twice(Filter::Plain)
+}
+
+#[test]
+fn what_is_as_wanted_is_not_changed_with_iptables() -> Result<()> {
+    told_twice(Filter::Iptables)
+}
+
+#[test]
+fn a_fight_is_slowed_down_and_the_other_side_named() -> Result<()> {
+    Router::run(
+        AGENT,
+        "fight",
+        Filter::Owned,
+        WANT,
+        |_| Ok(()),
+        |router| {
+            // One process that goes on, so that it can be named.
+            let mut command = router.lan.machine().command(&["ip", "-force", "-batch", "-"]);
+            let mut other = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            let mut input = other.stdin.take().context("no pipe")?;
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(3) {
+                writeln!(input, "rule del pref 9010")?;
+                std::thread::sleep(Duration::from_millis(2)); // its pace
+            }
+            drop(input);
+            other.wait()?;
+            router.leaves_by(Nic::Eth0)?;
+            let told = router.agent()?.expect("fight")?;
+            ensure!(
+                told.contains("9010: iif")
+                    && told.contains(&format!("changed by process {} (ip)", other.id())),
+                "{told}"
+            );
+            let more = router.agent()?.rest();
+            let repairs = 6 + more.iter().filter(|line| line.starts_with("repaired")).count();
+            ensure!(
+                repairs <= 10,
+                "{repairs} repairs in three seconds: they are not slowed down"
+            );
+            router.leaves_by(Nic::Eth0)
+        },
+    )
+}
+
+#[test]
+fn lost_news_are_made_up_for() -> Result<()> {
+    if !can_run("lost_news") {
+        return Ok(());
+    }
+    let (lan, hosted) = (Lan::new()?, Hosted::new(AGENT, Filter::Plain)?);
+    let clean = lan.foreign_state(left_by_the_kernel)?;
+    let machine = lan.machine();
+    let mut agent = hosted.start_under(machine, &[], "1", WANT)?;
+    agent.expect("works Filter")?;
+    lan.plug(&hosted.bridge())?;
+    lan.answers(Way::PingOut)?;
+    signal(agent.pid(), Signal::STOP)?;
+    machine.ip(&"link add storm type bridge\nlink del storm\n".repeat(200))?;
+    machine.sh(&format!(
+        "ip rule del pref 9010; ip rule del pref 9000; ip route flush table {}; nft delete table inet {}; \
+         ip link del {}",
+        hosted.table(),
+        hosted.bridge(),
+        hosted.tap("sql")?
+    ))?;
+    machine.set_sysctl("net.ipv4.ip_forward", "0")?;
+    // The kernel counts what it dropped, in the last column but one; the fourth are the groups.
+    let dropped =
+        machine.sh("awk '$4 == \"018405d1\" { lost += $9 } END { print lost + 0 }' /proc/net/netlink")?;
+    ensure!(dropped.trim() != "0", "nothing was lost, so this shows nothing");
+    signal(agent.pid(), Signal::CONT)?;
+    let told = agent.expect("repaired")?;
+    for what in ["create tap", "9010", "9000", "packet filter", "ip_forward"] {
+        ensure!(told.contains(what), "{what}: {told}");
+    }
+    lan.answers(Way::PingOut)?;
+    hosted.down(machine, agent)?;
+    let left = clean.difference(&lan.foreign_state(left_by_the_kernel)?);
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+/// Kills the agent at each request of its first plan, or at each `stride`th.
+fn killed_at_any_step(filter: Filter, stride: usize) -> Result<()> {
+    if !can_run("killed_at_any_step") {
+        return Ok(());
+    }
+    let (lan, hosted) = (Lan::new()?, Hosted::new(AGENT, filter)?);
+    let clean = lan.foreign_state(left_by_the_kernel)?;
+    for step in (1..).step_by(stride) {
+        let inject = format!("inject=sendto,sendmsg,ioctl,rename:signal=KILL:when={step}");
+        let over = [
+            "strace",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=sendto,sendmsg,ioctl,rename",
+            "-e",
+            &inject,
+        ];
+        let mut first = hosted.start_under(lan.machine(), &over, "-", WANT)?;
+        let survived = first.expect("works Filter").is_ok();
+        if survived {
+            first.restart_ends()?;
+        } else {
+            first.ends()?;
+        }
+        let mut next = hosted
+            .up(lan.machine(), WANT)
+            .with_context(|| format!("killed at step {step}"))?;
+        if step % 8 == 0 {
+            lan.plug(&hosted.bridge())?;
+            lan.answers(Way::TcpOut)?;
+        }
+        next.say("end")?;
+        next.expect("ended")
+            .with_context(|| format!("killed at step {step}"))?;
+        next.restart_ends()?;
+        if survived {
+            ensure!(step > 20, "only {step} steps were seen");
+            eprintln!(
+                "{filter:?}: killed at {} of {} steps",
+                (step - 1) / stride,
+                step - 1
+            );
+            break;
+        }
+    }
+    ensure!(hosted.leftovers(lan.machine())?.is_empty() && !hosted.record().exists());
+    let left = clean.difference(&lan.foreign_state(left_by_the_kernel)?);
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+#[test]
+fn killed_at_any_step_the_next_agent_goes_on_with_owned_tables() -> Result<()> {
+    killed_at_any_step(Filter::Owned, 1)
+}
+
+#[test]
+fn a_second_agent_does_not_take_tables_that_are_owned() -> Result<()> {
+    Router::run(
+        AGENT,
+        "second_agent",
+        Filter::Owned,
+        WANT,
+        |_| Ok(()),
+        |router| {
+            let machine = router.lan.machine();
+            let mut second = router.hosted.start(machine, WANT)?;
+            let told = second.expect("failed Filter")?;
+            ensure!(told.contains("owned by another netlink socket"), "{told}");
+            router.leaves_by(Nic::Eth0)?;
+            router.agent.take().context("no agent")?.restart_ends()?;
+            second.expect("works Filter")?;
+            router.agent = Some(second);
+            router.leaves_by(Nic::Eth0)
+        },
+    )
+}
