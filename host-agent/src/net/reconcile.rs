@@ -141,6 +141,7 @@ impl Reconciler {
         tuns: watch::Sender<Option<Arc<TunPool>>>,
         asked: mpsc::Receiver<oneshot::Sender<Observed>>,
     ) -> Self {
+        let first_pause = config.first_pause;
         Self {
             seat: Seat::new(&config.ground),
             config,
@@ -152,7 +153,7 @@ impl Reconciler {
             session: None,
             wanted: None,
             reporter: Reporter::default(),
-            pace: Pace::default(),
+            pace: Pace::new(u64::try_from(first_pause.as_millis()).unwrap_or(u64::MAX >> 16)),
             retry: Retry::default(),
             began: Instant::now(),
             due: Instant::now(),

@@ -324,6 +324,17 @@ impl Nft {
     }
 }
 
+/// The messages that make some tables, numbered from `first` on: what a batch holds between its two frames. `None`
+/// when something in them is too long for a message.
+#[must_use]
+pub fn messages_of(tables: &Tables, first: u32) -> Option<Vec<u8>> {
+    let mut script = Script::default();
+    for table in tables {
+        script.make(first, table, Ownership::Plain);
+    }
+    script.writer.finish()
+}
+
 fn ask<'a>(kind: u16, family: u8, attributes: &'a [(u16, &'a [u8])]) -> Question<'a> {
     Question {
         kind,
