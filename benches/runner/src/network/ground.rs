@@ -61,11 +61,11 @@ pub(super) fn load() -> Result<()> {
         )?;
     }
     batch(&rules)?;
+    let mut set = "add table inet foreign\nadd set inet foreign listed { type ipv4_addr; }\n".to_owned();
     let all: Vec<String> = (0..FOREIGN_ELEMENTS).map(address).collect();
-    let set = format!(
-        "table inet foreign {{ set listed {{ type ipv4_addr; elements = {{ {} }} }} }}\n",
-        all.join(", ")
-    );
+    for some in all.chunks(1_000) {
+        writeln!(set, "add element inet foreign listed {{ {} }}", some.join(", "))?;
+    }
     feed("nft", &["-f", "-"], &set)
 }
 
