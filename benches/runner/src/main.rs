@@ -8,6 +8,7 @@ mod fleet;
 mod image;
 mod interrupt;
 mod machine;
+mod network;
 mod places;
 mod product;
 mod report;
@@ -28,7 +29,7 @@ use places::Places;
 use report::Report;
 
 /// The parts, in the order in which they run.
-const PARTS: [&str; 5] = ["size", "rpc", "vsock", "product", "fleet"];
+const PARTS: [&str; 6] = ["size", "rpc", "vsock", "network", "product", "fleet"];
 
 /// One run, as JSON.
 #[derive(Serialize)]
@@ -58,6 +59,10 @@ fn run() -> anyhow::Result<()> {
         [verb, count] if verb == fleet::VERB => {
             return fleet::run(count.to_str().context("not a number")?.parse()?);
         }
+        [verb, words @ ..] if verb == network::VERB => {
+            let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
+            return network::run(&words.context("not a text")?);
+        }
         _ => {}
     }
     let (places, parts) = places::arguments(words.into_iter())?;
@@ -81,6 +86,7 @@ fn measure(part: &str, places: &Places, report: &mut Report) {
         "size" => report.part(part, size::measure(places)),
         "rpc" => report.part(part, rpc::measure()),
         "vsock" => report.part(part, vsock::measure(places)),
+        "network" => network::measure(report),
         "fleet" => report.part(part, fleet::measure()),
         _ => {
             if let Err(error) = product::measure(places, report) {

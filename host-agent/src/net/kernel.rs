@@ -3,30 +3,35 @@
 //! One request at a time: the kernel allows one dump per socket. A change counts as made
 //! only when the kernel's acknowledgement was seen; a socket that fails once is not used
 //! again (the caller takes a fresh one).
+//!
+//! Of our own, because the kernel does a change while it is sent: its answer is there when the call returns, and is
+//! read without a task, a channel or a wait in between. The messages are those of `netlink-packet-route`.
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::time::Duration;
 
-use futures::StreamExt;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::TokioSocket;
-use rtnetlink::Handle;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use tokio::task::AbortHandle;
 
 use super::observed::{Fold, Observed};
 
 /// An answer of the kernel must be complete within this time.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Bytes of one read; the kernel's datagrams are smaller.
+const DATAGRAM: usize = 64 << 10;
+/// NLMSG_MIN_TYPE: the kinds below are the protocol's own.
+const FIRST_OBJECT: u16 = 16;
 /// A dump that others changed on the way is asked for again, this many times.
 const DUMPS: u32 = 16;
 
@@ -58,28 +63,22 @@ impl KernelError {
     }
 }
 
-/// A socket for requests. Its task ends when this is dropped.
-#[derive(Debug)]
+/// A socket for requests.
 pub struct Kernel {
-    handle: Handle,
-    task: AbortHandle,
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    socket: TokioSocket,
+    sequence: u32,
+    buffer: Vec<u8>,
 }
 
 impl Kernel {
     /// Speaks over a route netlink socket that was opened in the namespace. Needs a tokio runtime.
     #[must_use]
     pub fn over(socket: OwnedFd) -> Self {
-        let (mut connection, handle, _) = rtnetlink::from_socket(passed_socket(socket));
-        connection.set_forward_ack(true);
-        connection.set_forward_done(true);
-        let task = tokio::spawn(connection).abort_handle();
-        Self { handle, task }
+        Self {
+            socket: passed_socket(socket),
+            sequence: 0,
+            buffer: Vec::with_capacity(DATAGRAM),
+        }
     }
 
     /// Makes one change; `flags` beside REQUEST and ACK. Not cancel safe: the change may be made.
@@ -170,12 +169,15 @@ impl Kernel {
     /// All answers to a request, the last one included; a refusal is an error.
     async fn request(
         &mut self,
-        request: NetlinkMessage<RouteNetlinkMessage>,
+        mut request: NetlinkMessage<RouteNetlinkMessage>,
     ) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, KernelError> {
-        let stream = self.handle.request(request).map_err(|_| KernelError::NoAnswer)?;
-        let answers: Vec<_> = tokio::time::timeout(ANSWER, stream.collect())
-            .await
-            .map_err(|_| KernelError::NoAnswer)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        let answered = tokio::time::timeout(ANSWER, self.ask(&bytes)).await;
+        let answers = answered.map_err(|_| KernelError::NoAnswer)??;
         for answer in &answers {
             if let NetlinkPayload::Error(refusal) = &answer.payload
                 && refusal.code.is_some()
@@ -185,6 +187,56 @@ impl Kernel {
         }
         Ok(answers)
     }
+
+    async fn ask(&mut self, request: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, KernelError> {
+        let sent = self.socket.send(request).await;
+        sent.map_err(|_| KernelError::NoAnswer)?;
+        let mut answers = Vec::new();
+        loop {
+            self.buffer.clear();
+            let there = self.socket.socket_ref().recv_from(&mut self.buffer, 0);
+            let from = match there {
+                Ok((_, from)) => from,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.buffer.clear();
+                    let from = self.socket.recv_from(&mut self.buffer).await;
+                    from.map_err(|_| KernelError::NoAnswer)?
+                }
+                Err(_) => return Err(KernelError::NoAnswer),
+            };
+            // Everybody can send to a netlink socket whose port is known.
+            if from.port_number() == 0 && take(&self.buffer, self.sequence, &mut answers)? {
+                return Ok(answers);
+            }
+        }
+    }
+}
+
+/// Takes the answers to one request out of a datagram; whether the last one was among them. An object that cannot be
+/// read is passed over: there are kinds that nobody here knows.
+fn take(
+    mut datagram: &[u8],
+    sequence: u32,
+    answers: &mut Vec<NetlinkMessage<RouteNetlinkMessage>>,
+) -> Result<bool, KernelError> {
+    let mut last = false;
+    while !datagram.is_empty() {
+        let header = NetlinkBuffer::new_checked(datagram).map_err(|_| KernelError::NoAnswer)?;
+        let length = header.length() as usize;
+        let message = datagram.get(..length).ok_or(KernelError::NoAnswer)?;
+        if header.sequence_number() == sequence {
+            let many = header.flags() & NLM_F_MULTIPART != 0;
+            let object = header.message_type() >= FIRST_OBJECT;
+            last |= !(many && object);
+            match NetlinkMessage::deserialize(message) {
+                Ok(answer) => answers.push(answer),
+                Err(error) if object => tracing::debug!(%error, "an object that nobody can read"),
+                Err(_) => return Err(KernelError::NoAnswer),
+            }
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(last)
 }
 
 /// A netlink socket that somebody else opened. Needs a tokio runtime.
@@ -200,5 +252,58 @@ fn inner(answer: NetlinkMessage<RouteNetlinkMessage>) -> Option<RouteNetlinkMess
     match answer.payload {
         NetlinkPayload::InnerMessage(message) => Some(message),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header with nothing behind it.
+    fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let length = 16 + body.len() as u32;
+        let parts: [&[u8]; 6] = [
+            &length.to_ne_bytes(),
+            &kind.to_ne_bytes(),
+            &flags.to_ne_bytes(),
+            &sequence.to_ne_bytes(),
+            &[0; 4],
+            body,
+        ];
+        parts.concat()
+    }
+
+    #[test]
+    fn answers_end_with_the_first_that_is_not_one_of_many_and_others_are_passed_over() {
+        const ACK: u16 = 2;
+        const DONE: u16 = 3;
+        const RULE: u16 = 32;
+        let rule = [2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        let taken = |datagram: &[u8]| {
+            let mut answers = Vec::new();
+            let last = take(datagram, 7, &mut answers).map_err(|_| ());
+            (last, answers.len())
+        };
+        let many = message(RULE, NLM_F_MULTIPART, 7, &rule);
+        assert_eq!(taken(&[many.clone(), many.clone()].concat()), (Ok(false), 2));
+        let done = message(DONE, NLM_F_MULTIPART, 7, &[0; 4]);
+        assert_eq!(taken(&[many.clone(), done].concat()), (Ok(true), 2));
+        assert_eq!(taken(&message(RULE, 0, 7, &rule)), (Ok(true), 1));
+        let ack = |sequence| message(ACK, 0, sequence, &[0; 20]);
+        assert_eq!(taken(&ack(7)), (Ok(true), 1));
+        assert_eq!(
+            taken(&ack(6)),
+            (Ok(false), 0),
+            "of a request that nobody waits for"
+        );
+        assert_eq!(taken(&[ack(6), ack(7)].concat()), (Ok(true), 1));
+        // What is no object of ours does not end a dump.
+        let odd = message(RULE, NLM_F_MULTIPART, 7, &[2, 0, 0, 0]);
+        assert_eq!(taken(&[odd, many].concat()), (Ok(false), 1));
+        assert_eq!(taken(&message(ACK, 0, 7, &[])).0, Err(()));
+        assert_eq!(taken(&[9; 15]).0, Err(()));
+        let mut long = ack(7);
+        long[0] = 200;
+        assert_eq!(taken(&long).0, Err(()));
     }
 }

@@ -16,6 +16,7 @@ use super::ground::Ground;
 use super::names;
 use super::notify::RECEIVE_BUFFER;
 use super::observed::Observed;
+use super::pace::FIRST_PAUSE_MS;
 use super::reconcile::Reconciler;
 use super::report::NetworkEvent;
 use super::taps::{TapError, TunPool};
@@ -42,6 +43,9 @@ pub struct NetworkConfig {
     pub receive_buffer: usize,
     /// The pause after which everything is looked at again without a reason.
     pub resync: Duration,
+    /// The pause before the second of two repairs within ten seconds, which each further one doubles. Zero repairs
+    /// each change as if it was the first: for measurements of many, as it loses every fight's brake.
+    pub first_pause: Duration,
 }
 
 impl NetworkConfig {
@@ -55,6 +59,7 @@ impl NetworkConfig {
             filter: Choice::Auto,
             receive_buffer: RECEIVE_BUFFER,
             resync: RESYNC,
+            first_pause: Duration::from_millis(FIRST_PAUSE_MS),
         }
     }
 }

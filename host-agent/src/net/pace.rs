@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 /// Repairs further back than this do not slow the next one.
 const WINDOW_MS: u64 = 10_000;
-const FIRST_PAUSE_MS: u64 = 20;
+/// The pause before the second of two repairs; each further one waits twice as long.
+pub(super) const FIRST_PAUSE_MS: u64 = 20;
 const LONGEST_PAUSE_MS: u64 = 2_000;
 /// Repairs within the window that make a fight.
 const FIGHT: usize = 6;
@@ -12,13 +13,23 @@ const FIGHT: usize = 6;
 const AGAIN_MS: u64 = 60_000;
 
 /// The recent repairs of one network.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pace {
+    first_pause_ms: u64,
     repairs_ms: VecDeque<u64>,
     reported_ms: Option<u64>,
 }
 
 impl Pace {
+    /// No repair yet; the second one waits so long.
+    pub(super) fn new(first_pause_ms: u64) -> Self {
+        Self {
+            first_pause_ms,
+            repairs_ms: VecDeque::new(),
+            reported_ms: None,
+        }
+    }
+
     /// When the next repair may be made.
     pub(super) fn due_ms(&self, now_ms: u64) -> u64 {
         let recent = self
@@ -28,7 +39,7 @@ impl Pace {
         match (recent.count(), self.repairs_ms.back()) {
             (0, _) | (_, None) => now_ms,
             (count, Some(last)) => {
-                let pause = FIRST_PAUSE_MS << (count - 1).min(16);
+                let pause = self.first_pause_ms << (count - 1).min(16);
                 last + pause.min(LONGEST_PAUSE_MS)
             }
         }
@@ -83,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_first_repair_is_made_at_once_and_then_ever_more_slowly() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(FIRST_PAUSE_MS);
         let mut now = 1_000;
         let mut pauses = Vec::new();
         for _ in 0..9 {
@@ -98,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_change_now_and_then_is_always_repaired_at_once() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(FIRST_PAUSE_MS);
         for n in 0..100 {
             let now = n * WINDOW_MS;
             assert_eq!(pace.due_ms(now), now);
@@ -108,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_fight_is_reported_once_a_minute_and_again_when_it_comes_back() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(FIRST_PAUSE_MS);
         let mut reports = Vec::new();
         let mut now = 0;
         while now < 130_000 {

@@ -149,6 +149,7 @@ impl Reconciler {
         tuns: watch::Sender<Option<Arc<TunPool>>>,
         asked: mpsc::Receiver<oneshot::Sender<Observed>>,
     ) -> Self {
+        let first_pause = config.first_pause;
         Self {
             seat: Seat::new(&config.ground),
             config,
@@ -160,7 +161,7 @@ impl Reconciler {
             session: None,
             wanted: None,
             reporter: Reporter::default(),
-            pace: Pace::default(),
+            pace: Pace::new(u64::try_from(first_pause.as_millis()).unwrap_or(u64::MAX >> 16)),
             retry: Retry::default(),
             began: Instant::now(),
             due: Instant::now(),
@@ -422,10 +423,9 @@ impl Reconciler {
             return Ok(waits(todo));
         }
         let by = session.changed_by();
-        let steps = todo.to_string().trim_end().replace('\n', "; ");
-        tracing::info!(%wake, by_others, by, steps, "changing the network");
+        let why = (wake, by_others, by.as_deref());
         let instance = self.config.instance.clone();
-        let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, is_news).await?;
+        let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, why).await?;
         let _ = session.changed_by(); // that was us
         if by_others && !made.is_empty() {
             self.tell_repair(made, by).await;
@@ -490,20 +490,25 @@ struct Work {
 /// of a state that was just passing (a link tells that it is down before it tells that it is
 /// gone): as long as looking again brings another plan, that one is tried at once.
 ///
-/// With `by_news` the kernel's own news of the change are the look, unless they are not as planned.
+/// After news the kernel's own news of the change are the look, unless they are not as planned.
 async fn work(
     session: &mut Session,
     instance: &Name,
     spec: &NetworkSpec,
     wanted: &mut Wanted,
     mut todo: Plan,
-    by_news: bool,
+    (wake, by_others, by): (Wake, bool, Option<&str>),
 ) -> Result<Work, Broken> {
     let mut made = Vec::new();
     for round in 1.. {
         let failures = session.apply(&todo, wanted).await;
+        if round == 1 {
+            // Not before: a repair waits for no log.
+            let steps = todo.to_string().trim_end().replace('\n', "; ");
+            tracing::info!(%wake, by_others, by, steps, "changed the network");
+        }
         let mut left = todo.clone();
-        if by_news && failures.is_empty() {
+        if wake == Wake::Notified && failures.is_empty() {
             session.catch_up(instance, spec).await?;
             wanted.follow(spec, session.switched(), &session.observed);
             left = session.plan(wanted);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 use sovereign_host_agent::net::conntrack::{Conntrack, Stale};
-use sovereign_host_agent::net::nft::{Nft, NftError, Ownership};
+use sovereign_host_agent::net::nft::{FAMILIES, Nft, NftError, Ownership};
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::subnet::Subnet;
 use sovereign_reconcile::filter::{Filter, PortForward, Sender, WayOut};
@@ -109,11 +109,11 @@ async fn command(nft: &mut Nft, filter: &mut Filter, words: &[&str]) -> Result<S
             nft.set_ownership(Ownership::Owned);
             "done".to_owned()
         }
-        ["replace"] => done(nft.replace(&tables(filter)?).await),
+        ["replace"] => done(nft.replace(&tables(filter)?, &FAMILIES.into()).await),
         ["replace", times] => {
             let mut outcome = Ok(());
             for _ in 0..times.parse::<u32>()? {
-                outcome = outcome.and(nft.replace(&tables(filter)?).await);
+                outcome = outcome.and(nft.replace(&tables(filter)?, &FAMILIES.into()).await);
             }
             done(outcome)
         }
@@ -307,7 +307,7 @@ async fn repairs(
     removed: &mpsc::Receiver<Removed>,
 ) -> Result<String> {
     let mut nft = speak(tag, RECEIVE_BUFFER)?;
-    nft.replace(wanted).await?;
+    nft.replace(wanted, &FAMILIES.into()).await?;
     let (mut seen, mut whole, mut replaced, mut looked) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         go.send(())?;
@@ -318,7 +318,7 @@ async fn repairs(
             }
         }
         let told = Instant::now();
-        nft.replace(wanted).await?;
+        nft.replace(wanted, &FAMILIES.into()).await?;
         let done = Instant::now();
         let (begun, gone) = removed.recv()?.map_err(anyhow::Error::msg)?;
         seen.push(done.saturating_duration_since(gone));

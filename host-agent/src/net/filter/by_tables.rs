@@ -1,11 +1,12 @@
-//! By nf_tables: our tables are replaced as a whole, in one transaction.
+//! By nf_tables: those of our tables that are not as meant are replaced as a whole, in one transaction.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use sovereign_reconcile::filter::Filter;
-use sovereign_reconcile::nft;
+use sovereign_reconcile::nft::{self, Family};
 
-use super::super::nft::{Nft, NftError, Ownership};
+use super::super::nft::{FAMILIES, Nft, NftError, Ownership};
 use super::{FilterError, chain};
 
 /// What is there of ours.
@@ -14,8 +15,8 @@ enum There {
     Unknown,
     /// A table has our name and not our mark, or is held by another process.
     Blocked(String),
-    /// These.
-    Seen(nft::Tables),
+    /// These, but for those families of which somebody else changed something since.
+    Seen(nft::Tables, BTreeSet<Family>),
 }
 
 /// Our tables.
@@ -56,6 +57,8 @@ impl Tables {
         let changes = self.nft.take().map_err(|error| NftError::NoAnswer(Some(error)))?;
         if changes.lost {
             self.look().await?;
+        } else if let There::Seen(_, doubtful) = &mut self.there {
+            doubtful.extend(&changes.families);
         } else if changes.ours {
             self.there = There::Unknown;
         }
@@ -66,7 +69,7 @@ impl Tables {
     pub(super) async fn look(&mut self) -> Result<(), FilterError> {
         self.nft.take().map_err(|error| NftError::NoAnswer(Some(error)))?; // older than the look
         self.there = match self.nft.observe().await {
-            Ok(there) => There::Seen(there),
+            Ok(there) => There::Seen(there, BTreeSet::new()),
             Err(error) if error.socket_lives() => There::Blocked(chain(&error)),
             Err(error) => return Err(error.into()),
         };
@@ -78,20 +81,29 @@ impl Tables {
         match &self.there {
             There::Unknown => Ok(true),
             There::Blocked(why) => Err(why.clone()),
-            There::Seen(there) => Ok(match &self.meant {
-                Some((_, meant)) => there != meant,
-                None => !there.is_empty(),
-            }),
+            There::Seen(..) => Ok(!self.differing().is_empty()),
         }
+    }
+
+    /// The families of which the table is not as meant, or may not be.
+    fn differing(&self) -> BTreeSet<Family> {
+        let There::Seen(there, doubtful) = &self.there else {
+            return FAMILIES.into();
+        };
+        let nothing = nft::Tables::new();
+        let meant = self.meant.as_ref().map_or(&nothing, |(_, meant)| meant);
+        let others = there.symmetric_difference(meant).map(|table| table.family);
+        others.chain(doubtful.iter().copied()).collect()
     }
 
     pub(super) async fn set(&mut self, filter: Option<&Filter>) -> Result<(), FilterError> {
         self.mean(filter)?;
         let nothing = nft::Tables::new();
         let meant = self.meant.as_ref().map_or(&nothing, |(_, meant)| meant);
+        let families = self.differing();
         self.there = There::Unknown;
-        self.nft.replace(meant).await?;
-        self.there = There::Seen(meant.clone()); // the transaction was this, whole
+        self.nft.replace(meant, &families).await?;
+        self.there = There::Seen(meant.clone(), BTreeSet::new()); // the transaction was this, whole
         Ok(())
     }
 

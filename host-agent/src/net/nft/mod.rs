@@ -37,7 +37,7 @@ use wire::{
 /// A look or a change that others overtook is tried again, so many times.
 const TRIES: u32 = 16;
 /// The families that tables of ours have.
-const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
+pub const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
 /// What is listed of leftovers.
 const LEFTOVERS: usize = 4_096;
 
@@ -105,31 +105,32 @@ impl Nft {
     /// # Errors
     /// [`NftError`]; [`NftError::Conflict`] when a table has our name and not our mark.
     pub async fn observe(&mut self) -> Result<Tables, NftError> {
+        let all = BTreeSet::from(FAMILIES);
         for _ in 0..TRIES {
-            let (generation, heads) = self.heads().await?;
+            let (generation, heads) = self.heads(&all).await?;
             let mut reading = Reading::new(&self.tag, self.ownership, self.requests.port());
             let mut steady = true;
             for head in &heads {
                 steady &= self.read(head, &mut reading).await?;
             }
-            if heads.is_empty() || steady && self.heads().await?.0 == generation {
+            if heads.is_empty() || steady && self.heads(&all).await?.0 == generation {
                 return Ok(reading.finish());
             }
         }
         Err(NftError::Unsteady(TRIES))
     }
 
-    /// Makes our tables as wanted, all at once: there is no moment without rules. Others' tables stay as they are.
-    /// Not cancel safe: it may be done.
+    /// Makes our tables of some families as wanted, all at once: there is no moment without rules. Others' tables stay
+    /// as they are, and so do ours of other families. Not cancel safe: it may be done.
     ///
     /// # Errors
     /// [`NftError`]; after any but [`NftError::NoAnswer`] nothing was changed.
-    pub async fn replace(&mut self, wanted: &Tables) -> Result<(), NftError> {
-        self.rewrite(|script, first, heads, ownership| {
+    pub async fn replace(&mut self, wanted: &Tables, families: &BTreeSet<Family>) -> Result<(), NftError> {
+        self.rewrite(families, |script, first, heads, ownership| {
             for head in heads {
                 script.delete(first, head.family, &head.name);
             }
-            for table in wanted {
+            for table in wanted.iter().filter(|table| families.contains(&table.family)) {
                 script.make(first, table, ownership);
             }
         })
@@ -141,7 +142,7 @@ impl Nft {
     /// # Errors
     /// [`NftError`]; after any but [`NftError::NoAnswer`] nothing was changed.
     pub async fn remove(&mut self) -> Result<(), NftError> {
-        self.replace(&BTreeSet::new()).await
+        self.replace(&Tables::new(), &FAMILIES.into()).await
     }
 
     /// Takes over what a process left that owned our tables and is gone; their rules stay as they are. Does nothing
@@ -150,7 +151,7 @@ impl Nft {
     /// # Errors
     /// [`NftError`]; after any but [`NftError::NoAnswer`] nothing was changed.
     pub async fn adopt(&mut self) -> Result<(), NftError> {
-        self.rewrite(|script, first, heads, ownership| {
+        self.rewrite(&FAMILIES.into(), |script, first, heads, ownership| {
             let orphans = heads.iter().filter(|head| head.is_orphan());
             for head in orphans.filter(|_| ownership == Ownership::Owned) {
                 script.adopt(first, head.family, &head.name);
@@ -197,7 +198,7 @@ impl Nft {
     pub async fn remove_leftover(&mut self, leftover: &Leftover) -> Result<(), NftError> {
         let (family, name) = (leftover.family, leftover.name.clone());
         for _ in 0..TRIES {
-            let (generation, heads) = self.heads_of(&name, &[family]).await?;
+            let (generation, heads) = self.heads_of(&name, &[family].into()).await?;
             let is_it = |head: &TableHead| marked(&head.comment) == Some(&leftover.tag);
             let Some(head) = heads.first() else {
                 return Ok(()); // it is gone
@@ -234,10 +235,11 @@ impl Nft {
     /// Does what `write` makes of what is there, for just this generation.
     async fn rewrite(
         &mut self,
+        families: &BTreeSet<Family>,
         write: impl Fn(&mut Script, u32, &[TableHead], Ownership),
     ) -> Result<(), NftError> {
         for _ in 0..TRIES {
-            let (generation, heads) = self.heads().await?;
+            let (generation, heads) = self.heads(families).await?;
             let mut script = Script::default();
             // The batch's begin has the next number.
             let first = self.requests.next().wrapping_add(1);
@@ -261,10 +263,10 @@ impl Nft {
         }
     }
 
-    /// The generation and our tables of it, if all with our name are ours to change.
-    async fn heads(&mut self) -> Result<(u32, Vec<TableHead>), NftError> {
+    /// The generation and our tables of some families of it, if all with our name are ours to change.
+    async fn heads(&mut self, families: &BTreeSet<Family>) -> Result<(u32, Vec<TableHead>), NftError> {
         let tag = self.tag.clone();
-        let (generation, heads) = self.heads_of(&tag, &FAMILIES).await?;
+        let (generation, heads) = self.heads_of(&tag, families).await?;
         for head in &heads {
             let table = || format!("{} {}", head.family, head.name);
             if marked(&head.comment) != Some(&tag) {
@@ -278,7 +280,11 @@ impl Nft {
         Ok((generation, heads))
     }
 
-    async fn heads_of(&mut self, name: &str, families: &[Family]) -> Result<(u32, Vec<TableHead>), NftError> {
+    async fn heads_of(
+        &mut self,
+        name: &str,
+        families: &BTreeSet<Family>,
+    ) -> Result<(u32, Vec<TableHead>), NftError> {
         let name = [name.as_bytes(), &[0]].concat();
         let by_name: [(u16, &[u8]); 1] = [(1, &name)];
         let mut questions = vec![ask(GET_GENERATION, 0, &[])];
@@ -322,6 +328,17 @@ impl Nft {
         }
         Ok(true)
     }
+}
+
+/// The messages that make some tables, numbered from `first` on: what a batch holds between its two frames. `None`
+/// when something in them is too long for a message.
+#[must_use]
+pub fn messages_of(tables: &Tables, first: u32) -> Option<Vec<u8>> {
+    let mut script = Script::default();
+    for table in tables {
+        script.make(first, table, Ownership::Plain);
+    }
+    script.writer.finish()
 }
 
 fn ask<'a>(kind: u16, family: u8, attributes: &'a [(u16, &'a [u8])]) -> Question<'a> {

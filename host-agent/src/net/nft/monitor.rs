@@ -1,12 +1,15 @@
 //! Changes of nf_tables as the kernel tells them: which were of ours, and who made them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use sovereign_reconcile::nft::Family;
 
+use super::FAMILIES;
 use super::attributes::{Fields, Malformed, Message, messages};
 use super::socket::{is_kernel, receive_buffer};
 use super::wire::{NEW_GENERATION, SUBSYSTEM};
@@ -24,6 +27,8 @@ const GROUPS: u32 = 1 << 6;
 pub struct Changes {
     /// Something in a table with our name was made, changed or removed, not by us.
     pub ours: bool,
+    /// The families of the tables that it was in; all, where it is none of ours.
+    pub families: BTreeSet<Family>,
     /// Who did it, where the kernel said; the last one of several.
     pub by: Option<Other>,
     /// Some news were lost: only a look helps.
@@ -45,7 +50,8 @@ pub(super) struct Folded {
     tag: String,
     /// The socket over which we change things.
     port: u32,
-    touched: bool,
+    /// The families of tables with our name that it is about.
+    touched: BTreeSet<Family>,
     changes: Changes,
 }
 
@@ -54,7 +60,7 @@ impl Folded {
         Self {
             tag: tag.to_owned(),
             port,
-            touched: false,
+            touched: BTreeSet::new(),
             changes: Changes::default(),
         }
     }
@@ -73,16 +79,24 @@ impl Folded {
     }
 
     fn take(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
-        let (_, attributes) = message.netfilter()?;
+        let (family, attributes) = message.netfilter()?;
         let mut fields = Fields::<4>::read(attributes)?;
         if message.kind != NEW_GENERATION {
             // The first attribute of every object is the name of its table.
-            self.touched |=
-                message.port != self.port && fields.text(1).is_some_and(|table| table == self.tag);
+            if message.port != self.port && fields.text(1).is_some_and(|table| table == self.tag) {
+                let all: &[Family] = &FAMILIES;
+                let family = Family::of(family).filter(|family| all.contains(family));
+                match family {
+                    Some(family) => drop(self.touched.insert(family)),
+                    None => self.touched.extend(all),
+                }
+            }
             return Ok(());
         }
-        if std::mem::take(&mut self.touched) && message.port != self.port {
+        let mut touched = std::mem::take(&mut self.touched);
+        if !touched.is_empty() && message.port != self.port {
             self.changes.ours = true;
+            self.changes.families.append(&mut touched);
             let (pid, name) = (fields.u32(2), fields.text(3));
             self.changes.by = pid.zip(name).map(|(pid, name)| Other {
                 pid,
@@ -156,7 +170,7 @@ impl Monitor {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ControlFlow::Break(())),
             Err(error) if is_overrun(&error) => {
                 self.folded.changes.lost = true;
-                self.folded.touched = false; // the end of its change may be among the lost
+                self.folded.touched.clear(); // the end of its change may be among the lost
             }
             Err(error) => return Err(error),
         }

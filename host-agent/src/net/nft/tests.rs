@@ -319,6 +319,7 @@ fn a_change_is_ours_by_its_socket_and_anothers_by_its_name() {
     });
     let foreign = Changes {
         ours: true,
+        families: [Family::Inet].into(),
         by,
         lost: false,
     };
