@@ -37,9 +37,9 @@ fn main() -> Result<()> {
         [netns::VERB, _, "--socket", socket, "--passed"] => helper(socket, Origin::Passed),
         [netns::probe::VERB] => Ok(netns::probe::run()?),
         ["probe"] => probe(),
-        ["gc", instance] => {
+        ["gc-dry", instance] => {
             let instance = Name::parse(instance)?;
-            let found = runtime()?.block_on(gc::collect(Some(&instance), gc::Mode::Dry))?;
+            let found = runtime()?.block_on(gc::collect(Some(&instance), None, gc::Mode::Dry))?;
             found
                 .removed
                 .iter()

@@ -142,7 +142,7 @@ impl Hosted {
     /// With what it said, when it failed.
     pub fn leftovers(&self, space: &Space) -> Result<Vec<String>> {
         let program = self.program.to_string_lossy();
-        let mut command = space.command(&[&*program, "gc", self.instance.as_str()]);
+        let mut command = space.command(&[&*program, "gc-dry", self.instance.as_str()]);
         let output = command.env("SOVEREIGN_TEST", machines_own()?).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} {said}", output.status);
