@@ -192,7 +192,9 @@ fn lost_news_are_made_up_for() -> Result<()> {
     let all = ["create tap", "9010", "9000", "packet filter", "ip_forward"];
     let mut told = String::new();
     while !all.iter().all(|what| told.contains(what)) {
-        told += &agent.expect("repaired").with_context(|| format!("{told}: {}", hosted.log()))?;
+        told += &agent
+            .expect("repaired")
+            .with_context(|| format!("{told}: {}", hosted.log()))?;
     }
     lan.answers(Way::PingOut)?;
     hosted.down(machine, agent)?;
