@@ -9,6 +9,7 @@ pub mod filter;
 pub mod iptables;
 pub mod leftovers;
 pub mod names;
+mod near;
 pub mod nft;
 pub mod observed;
 pub mod plan;

@@ -189,9 +189,12 @@ fn lost_news_are_made_up_for() -> Result<()> {
         machine.sh("awk '$4 == \"018405d1\" { lost += $9 } END { print lost + 0 }' /proc/net/netlink")?;
     ensure!(dropped.trim() != "0", "nothing was lost, so this shows nothing");
     signal(agent.pid(), Signal::CONT)?;
-    let told = agent.expect("repaired")?;
-    for what in ["create tap", "9010", "9000", "packet filter", "ip_forward"] {
-        ensure!(told.contains(what), "{what}: {told}");
+    let all = ["create tap", "9010", "9000", "packet filter", "ip_forward"];
+    let mut told = String::new();
+    while !all.iter().all(|what| told.contains(what)) {
+        told += &agent
+            .expect("repaired")
+            .with_context(|| format!("{told}: {}", hosted.log()))?;
     }
     lan.answers(Way::PingOut)?;
     hosted.down(machine, agent)?;
