@@ -25,7 +25,7 @@ pub(super) fn bare(change: Change, tables: &[u8]) -> Result<()> {
         hands.socket_mut().bind_auto()?;
         Ok((ears, hands))
     };
-    let (mut ears, mut hands) = {
+    let (ears, hands) = {
         let _in = runtime.enter();
         sockets()?
     };

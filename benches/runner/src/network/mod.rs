@@ -35,6 +35,7 @@ struct Keeper {
     output: BufReader<ChildStdout>,
     samples: Samples,
     medians: Vec<f64>,
+    name: String,
 }
 
 impl Keeper {
@@ -47,8 +48,9 @@ impl Keeper {
             child,
             samples: Samples::default(),
             medians: Vec::new(),
+            name: words.join(" "),
         };
-        keeper.times().with_context(|| words.join(" "))?;
+        keeper.times()?;
         Ok(keeper)
     }
 
@@ -64,7 +66,7 @@ impl Keeper {
     fn times(&mut self) -> Result<Vec<f64>> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "it ended");
+        ensure!(!line.is_empty(), "the keeper \"{}\" ended", self.name);
         Ok(serde_json::from_str(&line)?)
     }
 }
