@@ -4,9 +4,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use sovereign_guest_agent::exits;
+use sovereign_guest_agent::http::Reader;
 use sovereign_guest_agent::init::disks::{self, Content, Plan};
 use sovereign_guest_agent::postgres::client::Client;
-use sovereign_guest_agent::http::Reader;
 use sovereign_guest_agent::tailscale::status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
