@@ -433,8 +433,11 @@ impl Reconciler {
         if left.is_done() {
             return Ok(Turn::default());
         }
-        if by_others && failures.is_empty() && left.conflicts.is_empty() && self.must_wait() {
-            return Ok(waits(left)); // they did it again before we looked
+        if by_others && failures.is_empty() && left.conflicts.is_empty() {
+            if !self.must_wait() {
+                self.due = Instant::now();
+            }
+            return Ok(waits(left)); // they did it again before we looked: no failure of ours
         }
         self.stuck = Some(left.clone());
         Ok(Turn {
