@@ -276,6 +276,9 @@ impl Engine {
         if self.world.is_stopping() {
             return Err(stopping());
         }
+        if let Some(why) = self.world.network_in_the_way(&spec) {
+            return Err(Refusal::Conflict(why));
+        }
         if !self.world.wants(&spec) {
             let revision = self.world.revision() + 1;
             let kept = self

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, GuestConfig};
+use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
@@ -141,6 +141,23 @@ impl World {
         let holds = |guest: &Guest| guest.machine.as_ref().is_some_and(|machine| machine.card);
         let holding = self.guests.iter().filter(|(_, guest)| holds(guest));
         holding.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Why a document cannot be taken over while the network is where it is: its links and the guests' cards would have
+    /// to be made anew elsewhere.
+    #[must_use]
+    pub fn network_in_the_way(&self, spec: &HostSpec) -> Option<String> {
+        let wanted = spec.network.as_ref()?.namespace;
+        let (is, asked) = match (&self.network.mode, wanted) {
+            (NetworkMode::Private, Namespace::Host) => ("a namespace of its own", "the host's"),
+            (NetworkMode::Host, Namespace::Auto | Namespace::Private) => {
+                ("the host's namespace", "one of its own")
+            }
+            _ => return None,
+        };
+        Some(format!(
+            "the network is in {is} and moves to {asked} only with nothing running: sovereign down, then sovereign up"
+        ))
     }
 
     /// Whether there is a network.

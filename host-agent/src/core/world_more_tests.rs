@@ -225,6 +225,32 @@ fn a_network_is_tried_until_it_is_there_and_again_only_when_it_is_another() {
 }
 
 #[test]
+fn a_network_that_is_there_stays_in_its_namespace() {
+    let at = |namespace| {
+        let mut spec = networked("10.0.0.1/24");
+        spec.network.as_mut().unwrap().namespace = namespace;
+        spec
+    };
+    let said = |mode: &NetworkMode, namespace| {
+        let mut world = World::new(1);
+        world.step(Event::NetworkMode(mode.clone()), 0);
+        world.network_in_the_way(&at(namespace))
+    };
+    let off = NetworkMode::Off(String::new());
+    for (mode, namespace) in [
+        (&NetworkMode::Private, Namespace::Auto),
+        (&NetworkMode::Host, Namespace::Host),
+        (&off, Namespace::Host),
+        (&NetworkMode::Undecided, Namespace::Host),
+    ] {
+        assert_eq!(said(mode, namespace), None);
+    }
+    let moved = said(&NetworkMode::Private, Namespace::Host).unwrap();
+    assert!(moved.ends_with("sovereign down, then sovereign up"), "{moved}");
+    assert!(said(&NetworkMode::Host, Namespace::Auto).is_some());
+}
+
+#[test]
 fn a_tap_is_wanted_for_who_has_a_card_or_will_have_one() {
     let interface = || Some(sovereign_protocol::interface::InterfaceSpec::default());
     let mut carded = spec(5432);

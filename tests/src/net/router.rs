@@ -1,4 +1,4 @@
-//! A plain Linux machine with two uplinks and an agent: [`Lan`](crate::lan::Lan) with a [`Hosted`] instance.
+//! A plain Linux machine with two uplinks and an agent: [`Lan`] with a [`Hosted`] instance.
 
 use std::net::SocketAddr;
 use std::time::Instant;
