@@ -360,8 +360,8 @@ impl Engine {
 
     async fn act(&mut self, effect: Effect) {
         match effect {
-            Effect::Start(name, config, revision) => self.start(name, &config, revision).await,
-            Effect::Push(name, config, revision) => match self.document(&name, &config, revision) {
+            Effect::Start(name, config) => self.start(name, &config).await,
+            Effect::Push(name, config) => match self.document(&name, &config) {
                 Ok(wanted) => {
                     if let Some(handle) = self.guests.get(&name) {
                         handle.wanted.send_replace(wanted);
@@ -385,9 +385,9 @@ impl Engine {
         }
     }
 
-    async fn start(&mut self, name: Name, config: &GuestConfig, revision: u64) {
+    async fn start(&mut self, name: Name, config: &GuestConfig) {
         let (card, tap) = self.card(&name, config).await;
-        let wanted = match self.document(&name, config, revision) {
+        let wanted = match self.document(&name, config) {
             Ok(wanted) => wanted,
             Err(error) => {
                 let record = guest::start_failed(&error);
@@ -439,14 +439,15 @@ impl Engine {
         tokio::spawn(async move { events.send(event).await });
     }
 
-    fn document(&mut self, name: &Name, config: &GuestConfig, revision: u64) -> anyhow::Result<Wanted> {
+    fn document(&mut self, name: &Name, config: &GuestConfig) -> anyhow::Result<Wanted> {
+        let edition = self.world.edition(name);
         let ties = self.world.ties(name);
         let secrets = self.secrets_of(name, config, &ties)?;
         let carded = self.cards.contains(name);
-        let spec = document::guest_spec(name, config, ties, revision, secrets, carded);
+        let spec = document::guest_spec(name, config, ties, edition.revision, secrets, carded);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
-            revision,
+            edition,
             shutdown: false,
             kill: false,
         })

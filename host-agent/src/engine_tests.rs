@@ -21,7 +21,7 @@ async fn a_guest_whose_secrets_cannot_be_kept_has_ended() {
     let (sender, mut events) = mpsc::channel(4);
     let (mut engine, _news) = Engine::new(layout, 1, sender).unwrap();
     let name = Name::parse("sql").unwrap();
-    engine.start(name.clone(), &config(5432), 1).await;
+    engine.start(name.clone(), &config(5432)).await;
     let Some(Event::Ended(ended, record)) = events.recv().await else {
         panic!("no end");
     };

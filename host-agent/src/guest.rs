@@ -343,6 +343,7 @@ fn spawn(config: &ShimConfig, tap: Option<OwnedFd>) -> anyhow::Result<Child> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::Edition;
     use crate::shim::contract::VmmState;
 
     /// A shim that has not told its VMM's state yet may tell it to a new agent before the answer.
@@ -368,7 +369,7 @@ mod tests {
     fn wanted() -> (watch::Sender<Wanted>, watch::Receiver<Wanted>) {
         watch::channel(Wanted {
             document: Vec::new(),
-            revision: 1,
+            edition: Edition::default(),
             shutdown: false,
             kill: false,
         })

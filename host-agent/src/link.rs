@@ -17,7 +17,7 @@ use sovereign_protocol::v1::{self, Document};
 use tarpc::{ClientMessage, Response, client, context};
 use tokio::sync::{mpsc, watch};
 
-use crate::core::{Allowance, Event};
+use crate::core::{Allowance, Edition, Event};
 use crate::timekeeper::Timekeeper;
 
 /// Between dials that nobody answered.
@@ -46,8 +46,8 @@ pub struct Target {
 pub struct Wanted {
     /// A GuestSpec.
     pub document: Vec<u8>,
-    /// Its revision.
-    pub revision: u64,
+    /// Which one it is.
+    pub edition: Edition,
     /// True when the guest is to power off.
     pub shutdown: bool,
     /// True when its VMM is to end at once.
@@ -280,7 +280,12 @@ async fn push(
                 .await
                 .context("the conditions do not follow")?;
             let event = match applied {
-                Ok(applied) => Event::SpecApplied(guest.clone(), applied.revision),
+                Ok(applied) if applied.revision != now.edition.revision => {
+                    let (other, given) = (applied.revision, now.edition.revision);
+                    let why = format!("the guest took over revision {other} and was given {given}");
+                    Event::SpecRefused(guest.clone(), why)
+                }
+                Ok(_) => Event::SpecApplied(guest.clone(), now.edition),
                 Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),
             };
             events.send(event).await?;

@@ -13,7 +13,8 @@ use sovereign_protocol::spec::{GuestConfig, HostSpec, Service};
 use sovereign_protocol::status::{Phase, RequiredStatus};
 use sovereign_reconcile::view::NetworkMode;
 
-use super::world::{Effect, Guest, LASTING_MS, World, host_key};
+use super::event::Effect;
+use super::world::{Guest, LASTING_MS, World, host_key};
 
 /// What a service's name is followed by in the subject of its requirement's condition.
 const REQUIRES: &str = ".requires";
@@ -216,10 +217,10 @@ impl World {
             }
             Some(_) => {}
         }
-        if !settled && other.applied_revision != other.spec_revision {
+        if !settled && other.applied != other.given {
             let why = format!(
                 "answers; its guest has not taken over revision {} yet",
-                other.spec_revision
+                other.given.revision
             );
             return waits(Status::Unknown, why);
         }
@@ -239,22 +240,20 @@ impl World {
         }
     }
 
-    /// Gives a guest its document again, if it runs or is about to.
-    fn push(&self, name: &Name, effects: &mut Vec<Effect>) {
-        let lives = |guest: &&Guest| matches!(guest.phase, Phase::Starting | Phase::Running);
+    /// Gives a guest its document again with what was judged anew, if it runs or is about to: it is another edition, so
+    /// that the guest is ready by what it knows, not by what it knew.
+    fn push(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+        let Some(guest) = self.guests.get_mut(name) else {
+            return;
+        };
+        guest.given.judged += 1;
         let begun = |effect: &Effect| match effect {
             Effect::Start(other, ..) | Effect::Push(other, ..) => other == name,
             _ => false,
         };
-        if effects.iter().any(begun) {
-            return; // its document is made after this step
-        }
-        if let Some(guest) = self.guests.get(name).filter(lives) {
-            effects.push(Effect::Push(
-                name.clone(),
-                guest.config.clone(),
-                guest.spec_revision,
-            ));
+        let lives = matches!(guest.phase, Phase::Starting | Phase::Running);
+        if lives && !effects.iter().any(begun) {
+            effects.push(Effect::Push(name.clone(), guest.config.clone()));
         }
     }
 

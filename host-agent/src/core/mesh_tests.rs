@@ -118,7 +118,7 @@ fn met() -> World {
     world.step(Event::NetworkMode(NetworkMode::Private), 0);
     for guest in ["sql", "web"] {
         boots(&mut world, guest, &spec);
-        world.step(Event::SpecApplied(name(guest), 1), 0);
+        takes_over(&mut world, guest);
     }
     tells(&mut world, "sql", "postgres", Status::True, "Ready");
     tells(
@@ -128,7 +128,14 @@ fn met() -> World {
         Status::True,
         "Granted",
     );
+    takes_over(&mut world, "web");
     world
+}
+
+/// A guest answers that it took over the last document.
+fn takes_over(world: &mut World, guest: &str) -> Vec<Effect> {
+    let edition = world.edition(&name(guest));
+    world.step(Event::SpecApplied(name(guest), edition), 0)
 }
 
 #[test]
@@ -154,7 +161,7 @@ fn a_requirement_can_be_used_only_after_each_step_was_seen() {
     assert_eq!(pushed(&effects), ["web"]);
     tells(&mut world, "sql", "postgres", Status::True, "Ready");
     waits(&world, Status::Unknown, "has not taken over revision 1");
-    world.step(Event::SpecApplied(name("sql"), 1), 0);
+    takes_over(&mut world, "sql");
     waits(&world, Status::Unknown, "role web_miniflux was not made yet");
     let effects = tells(
         &mut world,
@@ -210,6 +217,12 @@ fn a_killed_postgres_makes_the_other_guest_not_ready_by_its_edge_and_back() {
     let effects = tells(&mut world, "sql", "postgres", Status::False, "Recovering");
     assert!(pushed(&effects).is_empty(), "no news for it");
     tells(&mut world, "sql", "postgres", Status::True, "Ready");
+    assert_eq!(
+        world.ready(&name("web"), 0),
+        Status::Unknown,
+        "it has not heard of it"
+    );
+    takes_over(&mut world, "web");
     assert_eq!(world.ready(&name("web"), 0), Status::True);
     world.step(Event::SessionLost(name("sql"), "why".into()), 0);
     assert_eq!(edge(&world).0, Status::Unknown, "nobody knows");
@@ -232,8 +245,8 @@ fn a_changed_address_is_pushed_to_both_and_used_when_it_is_taken_over() {
     assert_eq!(pushed(&effects), ["sql", "web"]);
     assert_eq!(edge(&world).0, Status::Unknown, "it is not there yet");
     assert_eq!(told(&world).address.to_string(), "10.0.0.9");
-    world.step(Event::SpecApplied(name("web"), 2), 0);
-    let effects = world.step(Event::SpecApplied(name("sql"), 2), 0);
+    takes_over(&mut world, "web");
+    let effects = takes_over(&mut world, "sql");
     assert_eq!(
         (edge(&world).0, pushed(&effects)),
         (Status::True, vec!["web".to_owned()])
@@ -248,6 +261,22 @@ fn a_changed_address_is_pushed_to_both_and_used_when_it_is_taken_over() {
         (edge(&world).0, pushed(&effects)),
         (Status::True, vec!["sql".to_owned()])
     );
+}
+
+/// The revision alone does not tell the document with the old place from the one with the new.
+#[test]
+fn a_guest_is_not_ready_by_a_document_from_before_the_last_judgement() {
+    let mut world = met();
+    tells(&mut world, "web", "miniflux", Status::True, "Ready");
+    assert_eq!(world.ready(&name("web"), 0), Status::True);
+    world.step(Event::Applied(spec("10.0.0.9")), 0);
+    let early = world.edition(&name("web")); // it says that the other place cannot be used yet
+    takes_over(&mut world, "sql");
+    assert_eq!(edge(&world).0, Status::True);
+    world.step(Event::SpecApplied(name("web"), early), 0);
+    assert_eq!(world.ready(&name("web"), 0), Status::Unknown);
+    takes_over(&mut world, "web");
+    assert_eq!(world.ready(&name("web"), 0), Status::True);
 }
 
 #[test]

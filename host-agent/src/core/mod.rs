@@ -5,6 +5,7 @@
 
 mod allowance;
 mod backoff;
+mod event;
 mod mesh;
 mod network;
 mod observe;
@@ -14,8 +15,9 @@ mod world;
 
 pub use allowance::Allowance;
 pub use backoff::{Backoff, Next};
+pub use event::{Edition, Effect, Event};
 pub use mesh::Ties;
 pub(crate) use observe::vmm_verdict;
+pub use world::World;
 #[cfg(test)]
 pub(crate) use world::tests::config as test_config;
-pub use world::{Effect, Event, World};

@@ -13,7 +13,8 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 use crate::shim::contract::VmmState;
 use crate::shim::qmp::IO_ERROR;
 
-use super::world::{CLOCK_VALID_MS, Event, LASTING_MS, OFFSET, World, host_key, host_owned};
+use super::event::Event;
+use super::world::{CLOCK_VALID_MS, LASTING_MS, OFFSET, World, host_key, host_owned};
 
 /// A forward that is not wanted any more is no condition.
 pub(super) fn forget_forwards(feed: &mut Feed, guest: &Name, old: &GuestConfig, new: &GuestConfig) {
@@ -89,13 +90,13 @@ impl World {
                 );
             }
             Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
-            Event::SpecApplied(name, revision) => {
+            Event::SpecApplied(name, edition) => {
                 if let Some(guest) = self.guests.get_mut(&name) {
-                    guest.applied_revision = revision;
+                    guest.applied = edition;
                 }
                 let agent = self.feed.verdict(&host_key(Layer::Session, &name, "agent"));
                 if agent.is_some_and(|verdict| verdict.reason == "SpecRefused") {
-                    let verdict = Verdict::yes("Answered", format!("revision {revision} is taken"));
+                    let verdict = Verdict::yes("Answered", format!("revision {} is taken", edition.revision));
                     self.set(Layer::Session, &name, "agent", verdict, now_ms);
                 }
             }

@@ -76,7 +76,7 @@ type Observed<'a> = (Layer, &'a str, Status);
 
 impl Guest {
     /// True when VMM, session and every layer that is not advisory hold, every declared
-    /// service among them, under the spec that is wanted.
+    /// service among them, under the last document that it was given.
     fn judge(&self, observed: &[Observed]) -> Status {
         let status_of = |layer: Layer, subject: &str| {
             let found = observed.iter().find(|(l, s, _)| (*l, *s) == (layer, subject));
@@ -92,7 +92,7 @@ impl Guest {
             .filter(|(layer, subject, _)| !layer.advisory_for(subject))
             .map(|(_, _, status)| *status);
         let holds = required.chain(present).fold(Status::True, Status::and);
-        if holds == Status::True && self.applied_revision != self.spec_revision {
+        if holds == Status::True && self.applied != self.given {
             return Status::Unknown;
         }
         holds
@@ -120,8 +120,8 @@ fn guest_report(
         ready,
         since: when(guest.ready_since_ms),
         boot_id: guest.boot.as_ref().map(|(boot_id, _)| boot_id.clone()),
-        spec_revision: guest.spec_revision,
-        applied_revision: guest.applied_revision,
+        spec_revision: guest.given.revision,
+        applied_revision: guest.applied.revision,
         vmm: guest.boot.as_ref().map(|(_, vmm)| vmm.clone()),
         forwards: guest
             .config

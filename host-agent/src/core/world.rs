@@ -12,6 +12,7 @@ use sovereign_protocol::status::{Phase, VmmStatus};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::backoff::{Backoff, Next};
+use super::event::{Edition, Effect, Event};
 use super::mesh::{self, Edge};
 use super::network::Network;
 use super::observe::forget_forwards;
@@ -23,86 +24,15 @@ use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
 pub(super) const LASTING_MS: u64 = (1 << 53) - 1;
 
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// ctl replaced the wanted state; the document was validated and kept.
-    Applied(HostSpec),
-    /// A shim runs with this boot.
-    Booted {
-        /// The guest.
-        guest: Name,
-        /// The boot.
-        boot_id: String,
-        /// Its VMM.
-        vmm: VmmStatus,
-        /// What it was started with.
-        machine: Machine,
-    },
-    /// What the VMM does.
-    VmmState(Name, VmmState),
-    /// The guest agent answered the hello.
-    SessionUp(Name, String),
-    /// The link to the guest agent is gone; the text says why.
-    SessionLost(Name, String),
-    /// A fresh connection was taken and not answered.
-    SessionSilent(Name, String),
-    /// The guest agent took over this revision.
-    SpecApplied(Name, u64),
-    /// The guest agent refused the spec.
-    SpecRefused(Name, String),
-    /// What changed in the guest.
-    Conditions(Name, Changes),
-    /// What happened in the guest, by its own journal.
-    Happened(Name, Events),
-    /// The guest's clock was measured.
-    Clock(Name, Verdict),
-    /// A forward listens or does not.
-    Forward(Name, String, Verdict),
-    /// The guest's shim has ended.
-    Ended(Name, ExitRecord),
-    /// Shims run for these guests: they are adopted at once, whatever the network does.
-    Running(BTreeSet<Name>),
-    /// A shim runs for a guest that nobody wants: what another agent left behind.
-    Found(Name, GuestConfig),
-    /// It is known whether there is a network.
-    NetworkMode(NetworkMode),
-    /// The network told something.
-    Network(NetworkEvent),
-    /// The agent began; the text says which.
-    Started(String),
-    /// Time has passed.
-    Tick,
-    /// ctl wants everything stopped.
-    StopAll,
-}
-
-/// Something to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Start or adopt a guest's shim and talk to it.
-    Start(Name, GuestConfig, u64),
-    /// Give a running guest its new spec.
-    Push(Name, GuestConfig, u64),
-    /// Stop a guest in order.
-    Stop(Name),
-    /// End a guest's VMM at once.
-    Kill(Name),
-    /// Find out whether there can be a network of this kind.
-    DecideNetwork(Namespace),
-    /// Make the network.
-    OpenNetwork,
-    /// Let a guest's forwards listen, or not.
-    Forwards(Name, bool),
-}
-
 #[derive(Debug)]
 pub(super) struct Guest {
     pub(super) config: GuestConfig,
     pub(super) wanted: bool,
     pub(super) phase: Phase,
-    pub(super) spec_revision: u64,
-    pub(super) applied_revision: u64,
+    /// The document that it is to take over.
+    pub(super) given: Edition,
+    /// The document that it took over last in this boot.
+    pub(super) applied: Edition,
     pub(super) boot: Option<(String, VmmStatus)>,
     pub(super) machine: Option<Machine>,
     pub(super) ready: Status,
@@ -242,6 +172,15 @@ impl World {
         self.revision
     }
 
+    /// The document that a guest is to take over now.
+    #[must_use]
+    pub fn edition(&self, guest: &Name) -> Edition {
+        self.guests
+            .get(guest)
+            .map(|guest| guest.given)
+            .unwrap_or_default()
+    }
+
     /// The guest's ports that forwards lead to, by forward.
     #[must_use]
     pub fn forward_ports(&self, guest: &Name) -> BTreeMap<Name, u16> {
@@ -318,20 +257,16 @@ impl World {
                 .entry(name.clone())
                 .or_insert_with(|| Guest::new(config.clone(), now_ms));
             let is_tied = tied.contains(&name);
-            if guest.config != config || guest.spec_revision == 0 || is_tied {
+            if guest.config != config || guest.given.revision == 0 || is_tied {
                 forget_forwards(&mut self.feed, &name, &guest.config, &config);
                 let told =
-                    guest.spec_revision == 0 || is_tied || concerns_guest(&name, &guest.config, &config);
+                    guest.given.revision == 0 || is_tied || concerns_guest(&name, &guest.config, &config);
                 if told {
-                    guest.spec_revision = self.revision;
+                    guest.given.revision = self.revision;
                 }
                 guest.config = config;
                 if told && matches!(guest.phase, Phase::Starting | Phase::Running) {
-                    effects.push(Effect::Push(
-                        name.clone(),
-                        guest.config.clone(),
-                        guest.spec_revision,
-                    ));
+                    effects.push(Effect::Push(name.clone(), guest.config.clone()));
                 }
             }
             guest.wanted = true;
@@ -376,7 +311,7 @@ impl World {
         guest.wanted = false;
         guest.phase = Phase::Stopping;
         self.guests.insert(name.clone(), guest);
-        effects.push(Effect::Start(name.clone(), config, 0));
+        effects.push(Effect::Start(name.clone(), config));
         effects.push(Effect::Stop(name));
     }
 
@@ -395,11 +330,7 @@ impl World {
             if due.is_some_and(|at| at <= now_ms) {
                 guest.start_at_ms = None;
                 guest.phase = Phase::Starting;
-                effects.push(Effect::Start(
-                    name.clone(),
-                    guest.config.clone(),
-                    guest.spec_revision,
-                ));
+                effects.push(Effect::Start(name.clone(), guest.config.clone()));
             }
         }
     }
@@ -424,7 +355,7 @@ impl World {
         self.network.running.remove(name);
         guest.wedge.ended();
         guest.crowded = false;
-        guest.applied_revision = 0;
+        guest.applied = Edition::default();
         guest.start_at_ms = None;
         for key in stale {
             self.feed.remove(&key);
@@ -485,8 +416,8 @@ impl Guest {
             config,
             wanted: true,
             phase: Phase::Stopped,
-            spec_revision: 0,
-            applied_revision: 0,
+            given: Edition::default(),
+            applied: Edition::default(),
             boot: None,
             machine: None,
             ready: Status::Unknown,

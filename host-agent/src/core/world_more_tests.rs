@@ -368,11 +368,11 @@ fn a_spec_that_is_taken_ends_the_refusal_of_the_one_before() {
     world.step(Event::SpecRefused(sql(), "services: bad".into()), 2);
     assert_eq!(world.ready(&sql(), 2), Status::False);
     world.step(Event::Applied(spec(5434)), 3);
-    world.step(Event::SpecApplied(sql(), 3), 4);
+    world.step(Event::SpecApplied(sql(), edition(3, 0)), 4);
     assert_eq!(world.ready(&sql(), 4), Status::True);
     let lost = Event::SessionLost(sql(), "x".into());
     world.step(lost, 5);
-    world.step(Event::SpecApplied(sql(), 3), 6);
+    world.step(Event::SpecApplied(sql(), edition(3, 0)), 6);
     assert_eq!(
         world.ready(&sql(), 6),
         Status::Unknown,

@@ -104,13 +104,17 @@ fn exit(reason: ExitReason) -> Event {
     Event::Ended(sql(), record)
 }
 
+fn edition(revision: u64, judged: u64) -> Edition {
+    Edition { revision, judged }
+}
+
 fn ready_world() -> World {
     let mut world = World::new(1);
     for event in [
         Event::Applied(spec(5432)),
         booted(),
         Event::SessionUp(sql(), "hello".into()),
-        Event::SpecApplied(sql(), 1),
+        Event::SpecApplied(sql(), edition(1, 0)),
         service(Status::True, 1_000),
     ] {
         world.step(event, 0);
@@ -123,7 +127,7 @@ fn a_guest_is_ready_only_when_each_step_was_seen() {
     let mut world = World::new(1);
     assert_eq!(
         world.step(Event::Applied(spec(5432)), 0),
-        [Effect::Start(sql(), config(5432), 1)]
+        [Effect::Start(sql(), config(5432))]
     );
     assert_eq!(world.ready(&sql(), 0), Status::Unknown);
     world.step(booted(), 0);
@@ -134,7 +138,7 @@ fn a_guest_is_ready_only_when_each_step_was_seen() {
         Status::Unknown,
         "the spec is not applied yet"
     );
-    let effects = world.step(Event::SpecApplied(sql(), 1), 0);
+    let effects = world.step(Event::SpecApplied(sql(), edition(1, 0)), 0);
     assert_eq!(effects, [Effect::Forwards(sql(), true)]);
     assert_eq!(world.ready(&sql(), 1_000), Status::True);
     assert_eq!(
@@ -152,10 +156,7 @@ fn the_same_spec_again_does_nothing_and_a_changed_one_is_pushed() {
     let effects = world.step(Event::Applied(spec(5433)), 2);
     assert_eq!(
         effects,
-        [
-            Effect::Push(sql(), config(5433), 2),
-            Effect::Forwards(sql(), false)
-        ]
+        [Effect::Push(sql(), config(5433)), Effect::Forwards(sql(), false)]
     );
 }
 
@@ -230,7 +231,7 @@ fn a_crash_is_restarted_with_pauses_until_it_is_a_loop() {
 fn a_guest_reboot_starts_at_once_and_a_power_off_does_not() {
     let mut world = ready_world();
     let effects = world.step(exit(ExitReason::GuestRebooted), 1);
-    assert!(effects.contains(&Effect::Start(sql(), config(5432), 1)));
+    assert!(effects.contains(&Effect::Start(sql(), config(5432))));
     let mut world = ready_world();
     world.step(exit(ExitReason::PoweredOff), 1);
     assert_eq!(world.next_tick_ms(), None);
@@ -300,7 +301,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(booted()),
         Just(Event::SessionUp(sql(), String::new())),
         Just(Event::SessionLost(sql(), String::new())),
-        Just(Event::SpecApplied(sql(), 1)),
+        Just(Event::SpecApplied(sql(), edition(1, 0))),
         Just(service(Status::True, 1_000)),
         Just(service(Status::False, 1_000)),
         Just(exit(ExitReason::Crashed)),
@@ -416,10 +417,7 @@ fn what_needs_another_boot_is_said_and_keeps_nobody_from_being_ready() {
 fn what_another_agent_left_behind_is_adopted_and_stopped() {
     let mut world = World::new(1);
     let effects = world.step(Event::Found(sql(), config(5432)), 0);
-    assert_eq!(
-        effects,
-        [Effect::Start(sql(), config(5432), 0), Effect::Stop(sql())]
-    );
+    assert_eq!(effects, [Effect::Start(sql(), config(5432)), Effect::Stop(sql())]);
     world.step(booted(), 1);
     world.step(Event::StopAll, 1);
     assert!(!world.is_done(), "down waits for it");
@@ -559,7 +557,7 @@ fn guests_are_judged_each_by_its_own_conditions() {
     let mut both = spec(5432);
     both.guests.insert(other.clone(), config(5432));
     world.step(Event::Applied(both), 1);
-    let applied = Event::SpecApplied(other.clone(), world.revision());
+    let applied = Event::SpecApplied(other.clone(), world.edition(&other));
     world.step(applied, 1);
     let readiness = world.readiness(1);
     assert_eq!(readiness[&sql()], Status::True);
