@@ -68,6 +68,7 @@ system: packages build
 BENCH     := $(TARGET)/bench
 BENCHES   := --manifest-path $(ROOT)benches/Cargo.toml --target-dir $(BENCH)/build --locked
 VHOST     := vhost-device-vsock
+bench: NEEDS += nft:nftables iptables:iptables /usr/lib/podman/netavark:netavark /usr/lib/cni/bridge:containernetworking-plugins
 bench: packages build
 	@cargo build --release $(BENCHES) -p runner
 	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest --target $(GUEST) $(BENCHES) -p empty -p probe
