@@ -61,7 +61,7 @@ mutants: rust
 	nice cargo mutants --output $(TARGET) --cap-lints true
 
 system: packages build
-	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked
+	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked --no-fail-fast
 
 # benches/ is a workspace of its own: peers such as tonic never enter the product's lock file. PARTS chooses among
 # its parts, such as `make bench PARTS="size rpc"`.
