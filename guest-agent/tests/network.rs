@@ -17,6 +17,7 @@ use sovereign_guest_agent::net::wire::{self, MARK};
 use sovereign_guest_agent::net::{self, interface_key, loopback_key};
 use sovereign_protocol::condition::{Key, Status, Verdict};
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_reconcile::observed::Link;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -73,10 +74,10 @@ impl Net {
         };
         let mut meddler = Netlink::open().unwrap();
         let mut eyes = Kernel::open(files.clone()).unwrap();
-        let there = eyes.look().unwrap().links;
+        let there = eyes.look().unwrap().network;
         for name in ["eth0", NIC] {
             let wanted = name == "eth0" || with_device;
-            if wanted && !there.iter().any(|link| link.name == name) {
+            if wanted && there.link(name).is_none() {
                 meddler.change(|s| pair(name, s)).unwrap();
             }
         }
@@ -114,8 +115,11 @@ impl Net {
     }
 
     fn link(&mut self, name: &str) -> u32 {
-        let seen = self.look();
-        seen.links.iter().find(|link| link.name == name).unwrap().index
+        self.link_of(name).index
+    }
+
+    fn link_of(&mut self, name: &str) -> Link {
+        self.look().network.link(name).unwrap().clone()
     }
 
     async fn order(&mut self, wanted: Wanted, strict: bool) -> Result<(), String> {
@@ -185,15 +189,18 @@ impl Net {
 
     fn has(&mut self, address: &str) -> bool {
         let index = self.link(NIC);
-        let wanted = prefix(address);
-        self.look()
-            .addresses
-            .iter()
-            .any(|a| a.index == index && a.prefix == wanted)
+        self.on(index, address)
+    }
+
+    fn on(&mut self, link: u32, address: &str) -> bool {
+        let wanted = Some(prefix(address));
+        let network = self.look().network;
+        network.addresses_of(link).any(|a| a.place() == wanted)
     }
 
     fn routes(&mut self) -> Vec<IpAddr> {
-        self.look().routes.iter().map(|route| route.gateway).collect()
+        let routes = self.look().network.routes;
+        routes.iter().filter_map(|route| route.gateway).collect()
     }
 
     /// Adds an address as somebody else would.
@@ -214,7 +221,7 @@ impl Net {
         const PROTOCOL: usize = 16 + 5;
         self.meddler
             .change(|s| {
-                let mut bytes = wire::add_route(index, ip(gateway), s);
+                let mut bytes = wire::add_route(index, ip(gateway), 0, s);
                 assert_eq!(bytes[PROTOCOL], MARK);
                 bytes[PROTOCOL] = 4; // RTPROT_STATIC
                 bytes
@@ -244,13 +251,6 @@ fn pair(name: &str, sequence: u32) -> Vec<u8> {
     bytes
 }
 
-/// RTM_NEWLINK without IFF_UP.
-fn down(index: u32, sequence: u32) -> Vec<u8> {
-    let mut bytes = wire::up(index, sequence);
-    bytes[16 + 8] = 0;
-    bytes
-}
-
 fn statuses(verdicts: &[Verdict]) -> Vec<(Status, &str)> {
     verdicts.iter().map(|v| (v.status, v.reason.as_str())).collect()
 }
@@ -269,19 +269,19 @@ async fn the_interface_is_found_by_its_driver_and_configured() {
     let mut net = Net::start(true);
     configured(&mut net).await;
     let seen = net.look();
-    let link = seen.links.iter().find(|link| link.name == NIC).unwrap();
+    let link = net.link_of(NIC);
     assert!(link.up && link.mtu == 1400, "{link:?}");
-    assert!(
-        seen.addresses.iter().any(|a| a.prefix == prefix(A) && a.ours),
-        "{seen:?}"
-    );
+    let ours = |a: &sovereign_reconcile::observed::Address| a.place() == Some(prefix(A)) && a.ours;
+    assert!(seen.network.addresses_of(link.index).any(ours), "{seen:?}");
     assert_eq!(net.routes(), [ip(GATEWAY)]);
     assert_eq!(
         std::fs::read_to_string(&net.files.resolver).unwrap(),
         "nameserver 9.9.9.9\n"
     );
-    let eth0 = seen.links.iter().find(|link| link.name == "eth0").unwrap();
-    assert!(!eth0.up, "the other interface is nobody's business");
+    assert!(
+        !net.link_of("eth0").up,
+        "the other interface is nobody's business"
+    );
     if !seen.ipv6 {
         return eprintln!("SKIPPED: addresses of IPv6, which this kernel does not have");
     }
@@ -331,14 +331,14 @@ async fn what_somebody_takes_away_is_put_back_and_told() {
     assert!(net.has(A) && net.routes() == [ip(GATEWAY)]);
 
     net.meddler
-        .change(|s| wire::remove_route(index, ip(GATEWAY), s))
+        .change(|s| wire::remove_route(index, ip(GATEWAY), 0, s))
         .unwrap();
     let told = net.healed(&interface_key()).await;
     assert_eq!(statuses(&told)[0], (Status::False, "RouteMissing"));
     assert_eq!(net.routes(), [ip(GATEWAY)]);
 
     // A link that goes down takes its routes along without a word about them.
-    net.meddler.change(|s| down(index, s)).unwrap();
+    net.meddler.change(|s| wire::down(index, s)).unwrap();
     let told = net.healed(&interface_key()).await;
     assert_eq!(statuses(&told)[0], (Status::False, "Down"));
     assert!(net.has(A) && net.routes() == [ip(GATEWAY)]);
@@ -398,7 +398,7 @@ async fn what_the_kernel_refuses_leaves_the_old_state_and_the_reason() {
         .await
         .unwrap_err();
     assert!(
-        refusal.starts_with("fd00::3/64 is missing: add fd00::3/64: Permission denied"),
+        refusal.starts_with("fd00::3/64 is missing: address fd00::3/64: add to zz0: Permission denied"),
         "{refusal}"
     );
     assert!(net.has(A) && !net.has(B), "{:?}", net.look());
@@ -408,15 +408,16 @@ async fn what_the_kernel_refuses_leaves_the_old_state_and_the_reason() {
         "nameserver 9.9.9.9\n"
     );
     net.until(&interface_key(), "Configured").await;
-    let index = net.link(NIC);
-    let mtu = net
-        .look()
-        .links
-        .iter()
-        .find(|link| link.index == index)
-        .unwrap()
-        .mtu;
-    assert_eq!(mtu, 1400);
+    assert_eq!(net.link_of(NIC).mtu, 1400);
+
+    // What the old document says nothing about is put back as well.
+    let mut silent = spec(A);
+    silent.mtu = None;
+    net.order(Wanted::Spec(silent), true).await.unwrap();
+    net.order(Wanted::Spec(impossible.clone()), true)
+        .await
+        .unwrap_err();
+    assert_eq!(net.link_of(NIC).mtu, 1400);
 
     // Without an old state it is kept as far as it goes, and the condition says how far.
     net.order(Wanted::Spec(impossible), false).await.unwrap();
@@ -476,7 +477,7 @@ async fn the_loopback_is_raised_and_dialled_and_healed() {
     let told = net.until(&loopback_key(), "Answers").await;
     assert_eq!(statuses(&told), [(Status::True, "Answers")], "nobody broke it");
 
-    net.meddler.change(|s| down(LO, s)).unwrap();
+    net.meddler.change(|s| wire::down(LO, s)).unwrap();
     let told = net.healed(&loopback_key()).await;
     assert_eq!(
         statuses(&told),
@@ -494,12 +495,7 @@ async fn the_loopback_is_raised_and_dialled_and_healed() {
             told[0].evidence,
             format!("{address} is missing: somebody changed it")
         );
-        assert!(
-            net.look()
-                .addresses
-                .iter()
-                .any(|a| a.index == LO && a.prefix == prefix(address))
-        );
+        assert!(net.on(LO, address));
     }
 }
 
@@ -519,7 +515,7 @@ async fn a_loopback_that_looks_right_and_does_not_answer_is_not_called_good() {
 
 /// RTM_NEWROUTE: `prohibit 127.0.0.1` in the local table.
 fn prohibit_loopback(sequence: u32) -> Vec<u8> {
-    let mut bytes = wire::add_route(LO, ip("127.0.0.1"), sequence);
+    let mut bytes = wire::add_route(LO, ip("127.0.0.1"), 0, sequence);
     bytes.truncate(16 + 12);
     bytes[16 + 1] = 32; // destination length
     bytes[16 + 4] = 255; // RT_TABLE_LOCAL

@@ -44,6 +44,26 @@ impl Prefix {
         self.length
     }
 
+    /// The network: the address without the bits beyond the prefix.
+    #[must_use]
+    pub fn network(&self) -> Self {
+        let cut = |bits: u32| bits - u32::from(self.length);
+        let address = match self.address {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(cut(32)).unwrap_or(0);
+                IpAddr::from((u32::from(ip) & mask).to_be_bytes())
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(cut(128)).unwrap_or(0);
+                IpAddr::from((u128::from(ip) & mask).to_be_bytes())
+            }
+        };
+        Self {
+            address,
+            length: self.length,
+        }
+    }
+
     /// True when `other` is in the same network.
     #[must_use]
     pub fn contains(&self, other: IpAddr) -> bool {
@@ -223,6 +243,15 @@ mod tests {
         assert!(!own.contains("::ffff:10.1.2.4".parse().unwrap()));
         assert!(prefix("fd00::1/64").contains("fd00::ffff".parse().unwrap()));
         assert!(!prefix("fd00::1/64").contains("fd00:0:0:1::1".parse().unwrap()));
+        for (own, network) in [
+            ("10.1.3.3/23", "10.1.2.0/23"),
+            ("1.2.3.4/32", "1.2.3.4/32"),
+            ("1.2.3.4/0", "0.0.0.0/0"),
+            ("fd00::1:2/64", "fd00::/64"),
+            ("fd00::1/0", "::/0"),
+        ] {
+            assert_eq!(prefix(own).network(), prefix(network));
+        }
         assert!(prefix("1.2.3.4/32").contains("1.2.3.4".parse().unwrap()));
         assert!(!prefix("1.2.3.4/32").contains("1.2.3.5".parse().unwrap()));
     }
@@ -281,7 +310,7 @@ mod tests {
         fn a_prefix_survives_its_text(address: IpAddr, length in 0u8..=128) {
             if let Some(own) = Prefix::new(address, length) {
                 prop_assert_eq!(prefix(&own.to_string()), own);
-                prop_assert!(own.contains(address));
+                prop_assert!(own.contains(address) && own.contains(own.network().address()));
             }
         }
 

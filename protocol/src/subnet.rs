@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::interface::Prefix;
+
 /// Why a text is no subnet, or an address not in one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubnetError {
@@ -124,6 +126,22 @@ impl Subnet {
             ))),
             IpAddr::V6(_) => None,
         }
+    }
+}
+
+impl From<Subnet> for Prefix {
+    /// # Panics
+    /// Never: its length is one of its family.
+    fn from(subnet: Subnet) -> Self {
+        Self::new(subnet.network, subnet.prefix).expect("a subnet's length is one of its family")
+    }
+}
+
+impl From<HostAddress> for Prefix {
+    /// # Panics
+    /// Never: its length is one of its family.
+    fn from(address: HostAddress) -> Self {
+        Self::new(address.ip, address.prefix).expect("a subnet's length is one of its family")
     }
 }
 

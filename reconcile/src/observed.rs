@@ -1,9 +1,10 @@
 //! What is there: links, addresses and routes of one namespace, as values.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
+use sovereign_protocol::interface::Prefix;
 
 use crate::names::Mac;
 use crate::route::Route;
@@ -96,6 +97,14 @@ mod pairs {
     }
 }
 
+impl Address {
+    /// The address with its subnet; `None` for a length that its family does not have.
+    #[must_use]
+    pub fn place(&self) -> Option<Prefix> {
+        Prefix::new(self.ip, self.prefix)
+    }
+}
+
 impl Observed {
     /// A namespace that was just made: `lo`, down.
     #[must_use]
@@ -122,6 +131,17 @@ impl Observed {
     #[must_use]
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
+    }
+
+    /// The addresses of a link.
+    pub fn addresses_of(&self, link: u32) -> impl Iterator<Item = &Address> {
+        let first = Address {
+            link,
+            ip: Ipv4Addr::UNSPECIFIED.into(),
+            prefix: 0,
+            ours: false,
+        };
+        self.addresses.range(first..).take_while(move |a| a.link == link)
     }
 
     /// Takes a link out, with what is on it.

@@ -85,14 +85,24 @@ impl WantedRoute {
         if self.ours { OURS } else { KERNEL }
     }
 
-    /// Its metric, as the kernel gives one where none is asked for (net/ipv6/route.c: 256 of its own, else 1024).
+    /// Its metric, as the kernel gives one where none is asked for (net/ipv6/route.c: 256 of its own, else 1024). In the
+    /// main table, where a guest's default route is, it wins over those of router advertisements (1024) instead of
+    /// joining them.
     #[must_use]
     pub fn metric(&self) -> u32 {
         match (Family::of(self.to.address()), self.ours) {
             (Family::V4, _) => 0,
             (Family::V6, false) => 256,
+            (Family::V6, true) if self.table == MAIN => 512,
             (Family::V6, true) => 1_024,
         }
+    }
+
+    /// Whether it takes the place of another with its destination and metric. In the main table that could be somebody
+    /// else's.
+    #[must_use]
+    pub fn replaces(&self) -> bool {
+        self.ours && self.table != MAIN
     }
 
     /// Whether a route is this one; `link` is the number of its link.

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use sovereign_protocol::interface::Prefix;
-use sovereign_protocol::subnet::HostAddress;
 
 use crate::family::Family;
 use crate::names::{LinkName, Mac};
@@ -11,6 +10,7 @@ use crate::observed::{Address, Kind, Link, Observed};
 use crate::plan::Step;
 use crate::route::{KERNEL, MAIN, Route, RouteKind, WantedRoute};
 use crate::rule::{KERNEL_MAIN, NETD_DEFAULT, NETD_LAST, NETD_VPN, Rule, RuleAction};
+use crate::sysctl::Sysctl;
 
 /// A namespace that exists in memory only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,7 +67,14 @@ impl Simulated {
                     (link.controller, link.isolated) = (Some(bridge), false)
                 })
             }
+            Step::LeaveController { name } => self.named(name, |link| {
+                (link.controller, link.isolated) = (None, false);
+            }),
             Step::SetUp { name } => self.set_up(self.index(name)?),
+            Step::SetDown { name } => {
+                self.set_down(self.index(name)?);
+                Ok(())
+            }
             Step::RemoveAddress { link, address } => self.remove_address(self.index(link)?, *address),
             Step::AddAddress { link, address } => self.add_address(self.index(link)?, *address, true),
             Step::AddRoute { route } => self.add_route(route),
@@ -114,6 +121,13 @@ impl Simulated {
             .contains_key(&index)
             .then_some(())
             .ok_or("ENODEV")?;
+        let name = self.state.links.get(&index).map(|link| link.name.clone());
+        let of_it = |sysctl: &Sysctl| {
+            sysctl
+                .link()
+                .is_some_and(|link| Some(link.as_str()) == name.as_deref())
+        };
+        self.state.sysctls.retain(|sysctl, _| !of_it(sysctl));
         self.state.remove_link(index);
         for port in self.state.links.values_mut() {
             if port.controller == Some(index) {
@@ -142,8 +156,14 @@ impl Simulated {
     ///
     /// # Errors
     /// When it is there.
-    pub fn add_address(&mut self, link: u32, address: HostAddress, ours: bool) -> Result<(), &'static str> {
-        let (ip, prefix) = (address.ip(), address.prefix());
+    pub fn add_address(
+        &mut self,
+        link: u32,
+        address: impl Into<Prefix>,
+        ours: bool,
+    ) -> Result<(), &'static str> {
+        let address = address.into();
+        let (ip, prefix) = (address.address(), address.length());
         let same = |a: &Address| (a.link, a.ip, a.prefix) == (link, ip, prefix);
         if self.state.addresses.iter().any(same) {
             return Err("EEXIST");
@@ -164,8 +184,9 @@ impl Simulated {
     ///
     /// # Errors
     /// When it is not there.
-    pub fn remove_address(&mut self, link: u32, address: HostAddress) -> Result<(), &'static str> {
-        let (ip, prefix) = (address.ip(), address.prefix());
+    pub fn remove_address(&mut self, link: u32, address: impl Into<Prefix>) -> Result<(), &'static str> {
+        let address = address.into();
+        let (ip, prefix) = (address.address(), address.length());
         let before = self.state.addresses.len();
         let same = |a: &Address| (a.link, a.ip, a.prefix) == (link, ip, prefix);
         self.state.addresses.retain(|a| !same(a));
@@ -175,7 +196,7 @@ impl Simulated {
             .ok_or("EADDRNOTAVAIL")
     }
 
-    /// A route of ours takes the place of one to the same destination, as NLM_F_REPLACE does.
+    /// A route of our table takes the place of one to the same destination, as NLM_F_REPLACE does.
     fn add_route(&mut self, wanted: &WantedRoute) -> Result<(), &'static str> {
         let link = self.index(&wanted.link)?;
         let up = self.state.links.get(&link).is_some_and(|link| link.up);
@@ -190,7 +211,7 @@ impl Simulated {
             protocol: wanted.protocol(),
         };
         let place = |r: &Route| (r.table, r.to, r.metric);
-        if wanted.ours {
+        if wanted.replaces() {
             self.state.routes.retain(|other| place(other) != place(&route));
         }
         self.state.routes.insert(route).then_some(()).ok_or("EEXIST")
@@ -219,10 +240,10 @@ impl Simulated {
 /// # Panics
 /// Never: the length is that of an address.
 fn connected(link: u32, ip: IpAddr, prefix: u8) -> Route {
-    let network = HostAddress::new(ip, prefix).map_or(ip, |a| a.subnet().network());
+    let place = Prefix::new(ip, prefix).expect("the length of an address's prefix");
     Route {
         table: MAIN,
-        to: Prefix::new(network, prefix).expect("the length of an address's prefix"),
+        to: place.network(),
         metric: if ip.is_ipv4() { 0 } else { 256 },
         link: Some(link),
         gateway: None,

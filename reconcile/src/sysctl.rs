@@ -34,6 +34,15 @@ impl Sysctl {
         }
     }
 
+    /// The link that it is of, and goes with.
+    #[must_use]
+    pub fn link(&self) -> Option<&LinkName> {
+        match self {
+            Self::ReversePath(link) | Self::AcceptAdvertisements(link) => Some(link),
+            Self::ForwardV4 | Self::ForwardV6 => None,
+        }
+    }
+
     /// Whether it goes with a link of ours, so that nothing is to be put back.
     #[must_use]
     pub fn goes_with_our_link(&self) -> bool {

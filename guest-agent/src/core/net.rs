@@ -1,77 +1,42 @@
-//! The network as values: what was seen, what is wanted, and the actions from one to the other.
+//! The network of a guest as values: what was seen, what is wanted, and the changes from one to the other.
 //!
-//! Foreign addresses and routes are left alone: only what carries our mark is ever removed.
+//! The plan of an interface is `sovereign_reconcile`'s, the same as for the host's bridge. Foreign addresses and
+//! routes are left alone: only what carries our mark is ever removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use sovereign_protocol::condition::Verdict;
-use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_protocol::interface::InterfaceSpec;
+use sovereign_protocol::link_name::LinkName;
+use sovereign_reconcile::interface::{Interface, LOOPBACK};
+use sovereign_reconcile::observed::{Link, Observed};
+use sovereign_reconcile::plan::{self, Step};
 
 /// The driver of the interface that the host gives a guest.
 pub const DRIVER: &str = "virtio_net";
 /// The index of `lo` in every network namespace (net/core/net_namespace.c registers it first).
 pub const LO: u32 = 1;
 
-/// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// It is administratively up.
-    pub up: bool,
-    /// Somebody is at the other end.
-    pub carrier: bool,
-    /// Its largest packet, in bytes.
-    pub mtu: u32,
-    /// The driver of its device; virtual interfaces have none.
-    pub driver: Option<String>,
-}
-
-/// Whether an address can be used (IPv6 looks for duplicates first).
+/// Why an address cannot be used (IPv6 looks for duplicates first).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // the field's own terms
-pub enum AddressState {
-    Usable,
+pub enum Unusable {
+    /// The kernel still asks whether somebody else has it.
     Tentative,
+    /// Somebody else has it.
     Duplicate,
-}
-
-/// An address of an interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
-    /// The interface.
-    pub index: u32,
-    /// Address and network.
-    pub prefix: Prefix,
-    /// It carries our mark (IFA_PROTO).
-    pub ours: bool,
-    /// Whether it can be used.
-    pub state: AddressState,
-}
-
-/// A default route of the main table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// The interface.
-    pub index: u32,
-    /// The next hop.
-    pub gateway: IpAddr,
-    /// It carries our mark (the route's protocol).
-    pub ours: bool,
 }
 
 /// Everything that was seen at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// By index.
-    pub links: Vec<Link>,
-    /// In the kernel's order.
-    pub addresses: Vec<Address>,
-    /// In the kernel's order.
-    pub routes: Vec<Route>,
+    /// Links, addresses, and the default routes of the main table.
+    pub network: Observed,
+    /// The drivers of links by index; virtual ones have none.
+    pub drivers: BTreeMap<u32, String>,
+    /// Addresses that cannot be used, by link.
+    pub unusable: BTreeMap<(u32, IpAddr), Unusable>,
     /// The text of resolv.conf; `None` when it cannot be read.
     pub resolver: Option<String>,
     /// `lo` may have ::1: the kernel speaks IPv6 and it is not switched off.
@@ -103,59 +68,68 @@ pub struct Order {
 
 /// One change, in the order in which they are made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)] // index of the interface first, then the thing
-pub enum Action {
-    Up(u32),
-    Mtu(u32, u32),
-    RemoveRoute(u32, IpAddr),
-    RemoveAddress(u32, Prefix),
-    AddAddress(u32, Prefix),
-    AddRoute(u32, IpAddr),
+pub enum Change {
+    /// Of the kernel's network.
+    Network(Step),
+    /// The text of resolv.conf.
     Resolver(String),
 }
 
-impl Action {
-    /// The code of the condition while this action is needed and not done.
+impl Change {
+    /// The code of the condition while this change is needed and not done.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Up(_) => "Down",
-            Self::Mtu(..) => "OtherMtu",
-            Self::RemoveRoute(..) | Self::RemoveAddress(..) => "Outdated",
-            Self::AddAddress(..) => "AddressMissing",
-            Self::AddRoute(..) => "RouteMissing",
+            Self::Network(Step::SetUp { .. }) => "Down",
+            Self::Network(Step::SetMtu { .. }) => "OtherMtu",
+            Self::Network(Step::AddAddress { .. }) => "AddressMissing",
+            Self::Network(Step::AddRoute { .. }) => "RouteMissing",
+            Self::Network(_) => "Outdated",
             Self::Resolver(_) => "ResolverMissing",
         }
     }
 
-    /// What is not as wanted, before the action.
+    /// What is not as wanted, before the change.
     #[must_use]
     pub fn lack(&self) -> String {
+        let via = |gateway: &Option<IpAddr>| gateway.map_or_else(String::new, |ip| format!(" via {ip}"));
         match self {
-            Self::Up(LO) => "lo is down".to_owned(),
-            Self::Up(_) => "the interface is down".to_owned(),
-            Self::Mtu(_, mtu) => format!("the mtu is not {mtu}"),
-            Self::RemoveRoute(_, gateway) => {
-                format!("the default route via {gateway} is not wanted any more")
+            Self::Network(Step::SetUp { name }) if name.as_str() == LOOPBACK => "lo is down".to_owned(),
+            Self::Network(Step::SetUp { .. }) => "the interface is down".to_owned(),
+            Self::Network(Step::SetMtu { mtu, .. }) => format!("the mtu is not {mtu}"),
+            Self::Network(Step::RemoveRoute { route }) => {
+                format!("the default route{} is not wanted any more", via(&route.gateway))
             }
-            Self::RemoveAddress(_, prefix) => format!("{prefix} is not wanted any more"),
-            Self::AddAddress(_, prefix) => format!("{prefix} is missing"),
-            Self::AddRoute(_, gateway) => format!("the default route via {gateway} is missing"),
+            Self::Network(Step::RemoveAddress { address, .. }) => {
+                format!("{address} is not wanted any more")
+            }
+            Self::Network(Step::AddAddress { address, .. }) => format!("{address} is missing"),
+            Self::Network(Step::AddRoute { route }) => {
+                format!("the default route{} is missing", via(&route.gateway))
+            }
+            Self::Network(other) => format!("{other} is not done"),
             Self::Resolver(_) => "resolv.conf is another".to_owned(),
+        }
+    }
+
+    /// What puts back what this changed, in order; `before` and `after` are what was seen around it.
+    #[must_use]
+    pub fn inverse(&self, before: &Seen, after: &Seen) -> Vec<Self> {
+        match self {
+            Self::Network(step) => {
+                let back = step.inverse(&before.network, &after.network);
+                back.into_iter().map(Self::Network).collect()
+            }
+            Self::Resolver(_) => before.resolver.clone().map(Self::Resolver).into_iter().collect(),
         }
     }
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Up(index) => write!(f, "bring interface {index} up"),
-            Self::Mtu(_, mtu) => write!(f, "set mtu {mtu}"),
-            Self::RemoveRoute(_, gateway) => write!(f, "remove the default route via {gateway}"),
-            Self::RemoveAddress(_, prefix) => write!(f, "remove {prefix}"),
-            Self::AddAddress(_, prefix) => write!(f, "add {prefix}"),
-            Self::AddRoute(_, gateway) => write!(f, "add the default route via {gateway}"),
-            Self::Resolver(_) => f.write_str("write resolv.conf"),
+            Self::Network(step) => step.fmt(f),
+            Self::Resolver(_) => f.write_str("resolv.conf: write"),
         }
     }
 }
@@ -163,74 +137,42 @@ impl fmt::Display for Action {
 /// The interface of the guest: by driver, never by name; the lowest index of several.
 #[must_use]
 pub fn device(seen: &Seen) -> Option<&Link> {
-    let ours = |link: &&Link| link.driver.as_deref() == Some(DRIVER);
-    seen.links.iter().filter(ours).min_by_key(|link| link.index)
+    let ours = |link: &&Link| {
+        seen.drivers
+            .get(&link.index)
+            .is_some_and(|driver| driver == DRIVER)
+    };
+    seen.network.links.values().find(ours)
 }
 
 /// What makes the interface as wanted, sorted; empty when it is.
 #[must_use]
-pub fn plan(wanted: &Wanted, seen: &Seen) -> Vec<Action> {
-    let nothing = InterfaceSpec::default();
-    let spec = match wanted {
-        Wanted::Untold => return Vec::new(),
-        Wanted::Nothing => &nothing,
-        Wanted::Spec(spec) => spec,
-    };
-    let Some(link) = device(seen) else {
+pub fn plan(wanted: &Wanted, seen: &Seen) -> Vec<Change> {
+    let name = device(seen).and_then(|link| LinkName::parse(&link.name));
+    let Some(card) = name.map(Interface::bare) else {
         return Vec::new();
     };
-    let mut actions = outdated(spec, link, seen);
-    if let Wanted::Spec(spec) = wanted {
-        actions.extend(missing(spec, link, seen));
-    }
-    actions.sort();
-    actions
-}
-
-fn outdated(spec: &InterfaceSpec, link: &Link, seen: &Seen) -> Vec<Action> {
-    let addresses = seen.addresses.iter().filter(|address| {
-        address.index == link.index && address.ours && !spec.addresses.contains(&address.prefix)
-    });
-    let routes = seen
-        .routes
-        .iter()
-        .filter(|route| route.index == link.index && route.ours && spec.gateway != Some(route.gateway));
-    addresses
-        .map(|address| Action::RemoveAddress(link.index, address.prefix))
-        .chain(routes.map(|route| Action::RemoveRoute(link.index, route.gateway)))
-        .collect()
-}
-
-fn missing(spec: &InterfaceSpec, link: &Link, seen: &Seen) -> Vec<Action> {
-    let mut actions = Vec::new();
-    if !link.up {
-        actions.push(Action::Up(link.index));
-    }
-    if let Some(mtu) = spec.mtu.filter(|mtu| *mtu != link.mtu) {
-        actions.push(Action::Mtu(link.index, mtu));
-    }
-    for prefix in &spec.addresses {
-        if !has_address(seen, link.index, *prefix) {
-            actions.push(Action::AddAddress(link.index, *prefix));
+    match wanted {
+        Wanted::Untold => Vec::new(),
+        Wanted::Nothing => steps(&card, seen).collect(),
+        Wanted::Spec(spec) => {
+            let card = Interface {
+                up: true,
+                mtu: spec.mtu,
+                addresses: spec.addresses.iter().copied().collect(),
+                gateways: spec.gateway.into_iter().collect(),
+                ..card
+            };
+            let text = resolver(spec);
+            let resolver = (seen.resolver.as_ref() != Some(&text)).then_some(Change::Resolver(text));
+            steps(&card, seen).chain(resolver).collect()
         }
     }
-    if let Some(gateway) = spec.gateway {
-        let there = |route: &Route| route.index == link.index && route.gateway == gateway;
-        if !seen.routes.iter().any(there) {
-            actions.push(Action::AddRoute(link.index, gateway));
-        }
-    }
-    let text = resolver(spec);
-    if seen.resolver.as_ref() != Some(&text) {
-        actions.push(Action::Resolver(text));
-    }
-    actions
 }
 
-fn has_address(seen: &Seen, index: u32, prefix: Prefix) -> bool {
-    seen.addresses
-        .iter()
-        .any(|address| address.index == index && address.prefix == prefix)
+fn steps(wanted: &Interface, seen: &Seen) -> impl Iterator<Item = Change> {
+    let steps: BTreeSet<Step> = plan::interface(wanted, &seen.network).steps;
+    steps.into_iter().map(Change::Network)
 }
 
 /// The text of resolv.conf.
@@ -242,27 +184,21 @@ pub fn resolver(spec: &InterfaceSpec) -> String {
 
 /// What makes the loopback as it must be, sorted; empty when it is.
 #[must_use]
-pub fn plan_loopback(seen: &Seen) -> Vec<Action> {
-    let mut actions = Vec::new();
-    if !seen.links.iter().any(|link| link.index == LO && link.up) {
-        actions.push(Action::Up(LO));
-    }
-    let v4 = Prefix::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8);
-    let v6 = Prefix::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 128).filter(|_| seen.ipv6);
-    for prefix in v4.into_iter().chain(v6) {
-        if !has_address(seen, LO, prefix) {
-            actions.push(Action::AddAddress(LO, prefix));
-        }
-    }
-    actions
+pub fn plan_loopback(seen: &Seen) -> Vec<Change> {
+    steps(&Interface::loopback(seen.ipv6), seen).collect()
 }
 
-/// Judges the interface; `errors` are those of the actions that were just tried.
+/// Judges the interface; `errors` are those of the changes that were just tried.
 #[must_use]
 pub fn judge(wanted: &Wanted, seen: &Seen, errors: &[String]) -> Option<Verdict> {
     let Wanted::Spec(spec) = wanted else { return None };
     let Some(link) = device(seen) else {
-        let names: Vec<&str> = seen.links.iter().map(|link| link.name.as_str()).collect();
+        let names: Vec<&str> = seen
+            .network
+            .links
+            .values()
+            .map(|link| link.name.as_str())
+            .collect();
         let text = format!(
             "no interface has the driver {DRIVER}; there are: {}",
             names.join(", ")
@@ -280,36 +216,38 @@ pub fn judge(wanted: &Wanted, seen: &Seen, errors: &[String]) -> Option<Verdict>
         );
         return Some(Verdict::no("NoCarrier", text));
     }
-    let states = || seen.addresses.iter().filter(|a| a.index == link.index);
-    let wanted_in = |state| states().find(|a| a.state == state && spec.addresses.contains(&a.prefix));
-    if let Some(address) = wanted_in(AddressState::Duplicate) {
-        let text = format!("{}: somebody else on the link has {}", link.name, address.prefix);
+    let wanted_in = |state| {
+        let is = |ip| seen.unusable.get(&(link.index, ip)) == Some(&state);
+        spec.addresses.iter().find(|address| is(address.address()))
+    };
+    if let Some(address) = wanted_in(Unusable::Duplicate) {
+        let text = format!("{}: somebody else on the link has {address}", link.name);
         return Some(Verdict::no("AddressConflict", text));
     }
-    if let Some(address) = wanted_in(AddressState::Tentative) {
-        let text = format!("{}: {} is checked for duplicates", link.name, address.prefix);
+    if let Some(address) = wanted_in(Unusable::Tentative) {
+        let text = format!("{}: {address} is checked for duplicates", link.name);
         return Some(Verdict::unknown("AddressTentative", text));
     }
     Some(Verdict::yes("Configured", describe(spec, link)))
 }
 
 /// The worst lack names the condition.
-fn severity(action: &Action) -> u8 {
-    match action {
-        Action::Up(_) => 0,
-        Action::AddAddress(..) => 1,
-        Action::AddRoute(..) => 2,
-        Action::Resolver(_) => 3,
-        Action::Mtu(..) => 4,
-        Action::RemoveRoute(..) | Action::RemoveAddress(..) => 5,
+fn severity(change: &Change) -> u8 {
+    match change {
+        Change::Network(Step::SetUp { .. }) => 0,
+        Change::Network(Step::AddAddress { .. }) => 1,
+        Change::Network(Step::AddRoute { .. }) => 2,
+        Change::Resolver(_) => 3,
+        Change::Network(Step::SetMtu { .. }) => 4,
+        Change::Network(_) => 5,
     }
 }
 
 /// The reason and the lacks of a plan that is not empty, in one line.
 #[must_use]
-pub fn lacking(plan: &[Action]) -> Option<(&'static str, String)> {
-    let first = plan.iter().min_by_key(|action| severity(action))?;
-    let lacks: Vec<String> = plan.iter().map(Action::lack).collect();
+pub fn lacking(plan: &[Change]) -> Option<(&'static str, String)> {
+    let first = plan.iter().min_by_key(|change| severity(change))?;
+    let lacks: Vec<String> = plan.iter().map(Change::lack).collect();
     Some((first.reason(), lacks.join(", ")))
 }
 

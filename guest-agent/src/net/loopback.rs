@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::kernel::{Files, Kernel};
-use crate::core::net::{self, Action};
+use crate::core::net::{self, Change};
 
 /// A loopback dial must answer within this time.
 pub const DIAL: Duration = Duration::from_secs(1);
@@ -18,13 +18,13 @@ pub const DIAL: Duration = Duration::from_secs(1);
 /// Brings `lo` up with 127.0.0.1/8 and ::1/128; right to do when it is already so.
 ///
 /// # Errors
-/// The system's own, of the first action that failed.
+/// The system's own, of the first change that failed.
 pub fn raise() -> io::Result<()> {
     let mut kernel = Kernel::open(Files::default())?;
     let seen = kernel.look()?;
     let outcomes: Vec<io::Result<()>> = net::plan_loopback(&seen)
         .iter()
-        .map(|action| kernel.act(action))
+        .map(|change| kernel.act(change))
         .collect();
     outcomes.into_iter().collect()
 }
@@ -52,7 +52,7 @@ pub async fn dial() -> io::Result<()> {
 
 /// The dial is the proof; what could not be repaired explains it.
 #[must_use]
-pub fn judge(rest: &[Action], errors: &[String], dialled: io::Result<()>) -> Verdict {
+pub fn judge(rest: &[Change], errors: &[String], dialled: io::Result<()>) -> Verdict {
     match (net::lacking(rest), dialled) {
         (None, Ok(())) => Verdict::yes("Answers", "a byte went through 127.0.0.1"),
         (Some((reason, lacks)), _) => Verdict::no(reason, format!("{lacks}; {}", errors.join("; "))),
@@ -65,6 +65,8 @@ pub fn judge(rest: &[Action], errors: &[String], dialled: io::Result<()>) -> Ver
 
 #[cfg(test)]
 mod tests {
+    use sovereign_reconcile::observed::Observed;
+
     use super::*;
 
     #[tokio::test]
@@ -74,7 +76,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_repaired_is_named_and_the_dial_counts_alone() {
-        let verdict = judge(&[Action::Up(net::LO)], &["EPERM".into()], Ok(()));
+        let down = net::plan_loopback(&net::Seen {
+            network: Observed::fresh(),
+            ..net::Seen::default()
+        });
+        let verdict = judge(&down[..1], &["EPERM".into()], Ok(()));
         assert_eq!(
             (verdict.reason.as_str(), verdict.evidence.as_str()),
             ("Down", "lo is down; EPERM")

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clock;
-use crate::core::net::{self, Action, Order, Seen, Wanted};
+use crate::core::net::{self, Change, Order, Seen, Wanted};
 use crate::core::pace::Pace;
 use crate::core::world::{Event, LOOK_MS};
 use crate::engine::Request;
@@ -107,14 +107,16 @@ struct Subject {
 #[derive(Debug)]
 struct Outcome {
     seen: Seen,
-    lacks: Vec<Action>,
-    rest: Vec<Action>,
+    lacks: Vec<Change>,
+    rest: Vec<Change>,
     errors: Vec<String>,
     /// When it may be repaired next, if that was too often.
     held_ms: Option<u64>,
     /// News were thrown away.
     dropped: bool,
     took: Duration,
+    /// What undoes the changes, the last one first.
+    undo: Vec<Change>,
 }
 
 struct Keeper {
@@ -129,7 +131,7 @@ struct Keeper {
 
 /// In order: what was wrong before how it is now.
 type Verdicts = Vec<(Key, Option<Verdict>)>;
-type Planner<'a> = &'a dyn Fn(&Seen) -> Vec<Action>;
+type Planner<'a> = &'a dyn Fn(&Seen) -> Vec<Change>;
 
 impl Keeper {
     fn open(files: Files) -> io::Result<Self> {
@@ -158,17 +160,16 @@ impl Keeper {
     fn obey(&mut self, order: Order) -> Event {
         let old = std::mem::replace(&mut self.wanted, order.wanted);
         self.interface = Subject::default();
-        let reached = self.reach();
-        let outcome = match reached {
-            Err(reason) if order.strict => {
+        let outcome = match self.reach() {
+            Err((reason, undo)) if order.strict => {
                 self.wanted = old;
-                let back = self.reach();
-                Err(match back {
+                self.undo(&undo);
+                Err(match self.reach() {
                     Ok(()) => reason,
-                    Err(error) => format!("{reason}; the old state cannot be restored: {error}"),
+                    Err((error, _)) => format!("{reason}; the old state cannot be restored: {error}"),
                 })
             }
-            Err(reason) => {
+            Err((reason, _)) => {
                 log::line("the interface is not as wanted", &[("reason", &reason)]);
                 Ok(()) // the condition says it, and every look tries again
             }
@@ -180,16 +181,30 @@ impl Keeper {
         Event::NetworkTaken(order.attempt, outcome)
     }
 
-    fn reach(&mut self) -> Result<(), String> {
+    /// The error comes with what undoes what was done.
+    fn reach(&mut self) -> Result<(), (String, Vec<Change>)> {
         let wanted = self.wanted.clone();
         let (kernel, news) = (&mut self.kernel, &self.news);
         let outcome = heal(kernel, news, &mut self.interface, &|seen| {
             net::plan(&wanted, seen)
         })
-        .map_err(|error| format!("rtnetlink: {error}"))?;
+        .map_err(|error| (format!("rtnetlink: {error}"), Vec::new()))?;
         match net::lacking(&outcome.rest) {
             None => Ok(()),
-            Some((_, lacks)) => Err(format!("{lacks}: {}", outcome.errors.join("; "))),
+            Some((_, lacks)) => Err((format!("{lacks}: {}", outcome.errors.join("; ")), outcome.undo)),
+        }
+    }
+
+    /// Puts back what the old document says nothing about, too, such as an MTU. What fails is seen by the next look.
+    fn undo(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Err(error) = self.kernel.act(change) {
+                let change = change.to_string();
+                log::line(
+                    "a change is not undone",
+                    &[("change", &change), ("error", &error.to_string())],
+                );
+            }
         }
     }
 
@@ -269,7 +284,7 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
     let mut seen = kernel.look()?;
     let mut lacks = plan(&seen);
     let mut rest = lacks.clone();
-    let mut errors = Vec::new();
+    let (mut errors, mut undo) = (Vec::new(), Vec::new());
     let held_ms = if rest.is_empty() {
         None
     } else {
@@ -279,13 +294,16 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
         subject.pace.repaired(now_ms);
         for _ in 0..ROUNDS {
             errors.clear();
-            for action in &rest {
-                if let Err(error) = kernel.act(action) {
-                    errors.push(format!("{action}: {error}"));
+            for change in &rest {
+                let before = seen;
+                let made = kernel.act(change);
+                dropped |= news.forget(); // our own doing; whatever else came before the look is seen by it
+                seen = kernel.look()?;
+                match made {
+                    Ok(()) => drop(undo.splice(0..0, change.inverse(&before, &seen))),
+                    Err(error) => errors.push(format!("{change}: {error}")),
                 }
             }
-            dropped |= news.forget(); // our own doing; whatever else came before the look is seen by it
-            seen = kernel.look()?;
             rest = plan(&seen);
             if rest.is_empty() {
                 break;
@@ -293,7 +311,7 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
             // The lists are not made at one moment: what only shows now was there before.
             lacks.extend(
                 rest.iter()
-                    .filter(|action| !lacks.contains(action))
+                    .filter(|change| !lacks.contains(change))
                     .cloned()
                     .collect::<Vec<_>>(),
             );
@@ -308,6 +326,7 @@ fn heal(kernel: &mut Kernel, news: &News, subject: &mut Subject, plan: Planner<'
         held_ms,
         dropped,
         took: begun.elapsed(),
+        undo,
     })
 }
 

@@ -6,8 +6,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use sovereign_protocol::interface::Prefix;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::observed::{Address, Kind, Link};
+use sovereign_reconcile::route::{MAIN, OURS, Route, RouteKind};
 
-use crate::core::net::{Address, AddressState, Link, Route};
+use crate::core::net::Unusable;
 
 // linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/if.h
 const NLMSG_ERROR: u16 = 2;
@@ -27,6 +30,7 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const IFF_UP: u32 = 1;
+const IFF_LOOPBACK: u32 = 1 << 3;
 const IFF_LOWER_UP: u32 = 1 << 16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -52,9 +56,7 @@ const ATTRIBUTE_TYPE: u16 = 0x3fff;
 const HEADER: usize = 16;
 
 /// What marks addresses (IFA_PROTO, kernel 5.18) and routes (rtm_protocol) as made by this agent; 'S'.
-pub const MARK: u8 = 0x53;
-/// Our IPv6 default route wins over those of router advertisements (1024) instead of joining them.
-const METRIC_V6: u32 = 512;
+pub const MARK: u8 = OURS;
 
 /// What can be listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +76,8 @@ pub enum Message {
     Answer(i32),
     /// An interface; its driver is not in it.
     Link(Link),
-    /// An address.
-    Address(Address),
+    /// An address, and why it cannot be used if so.
+    Address(Address, Option<Unusable>),
     /// A default route of the main table with a next hop.
     Route(Route),
     /// Something else.
@@ -108,7 +110,20 @@ pub fn list(list: List, sequence: u32) -> Vec<u8> {
 /// Brings an interface up.
 #[must_use]
 pub fn up(index: u32, sequence: u32) -> Vec<u8> {
-    request(RTM_NEWLINK, NLM_F_ACK, sequence, &link_body(index, IFF_UP), &[])
+    let body = link_body(index, IFF_UP, IFF_UP);
+    request(RTM_NEWLINK, NLM_F_ACK, sequence, &body, &[])
+}
+
+/// Takes an interface down.
+#[must_use]
+pub fn down(index: u32, sequence: u32) -> Vec<u8> {
+    request(
+        RTM_NEWLINK,
+        NLM_F_ACK,
+        sequence,
+        &link_body(index, 0, IFF_UP),
+        &[],
+    )
 }
 
 /// Sets an interface's MTU.
@@ -119,7 +134,7 @@ pub fn mtu(index: u32, mtu: u32, sequence: u32) -> Vec<u8> {
         RTM_NEWLINK,
         NLM_F_ACK,
         sequence,
-        &link_body(index, 0),
+        &link_body(index, 0, 0),
         &attributes,
     )
 }
@@ -152,9 +167,9 @@ pub fn remove_address(index: u32, prefix: Prefix, sequence: u32) -> Vec<u8> {
 
 /// Adds a default route with our mark before foreign ones, which stay.
 #[must_use]
-pub fn add_route(index: u32, gateway: IpAddr, sequence: u32) -> Vec<u8> {
+pub fn add_route(index: u32, gateway: IpAddr, metric: u32, sequence: u32) -> Vec<u8> {
     let body = route_body(gateway, RT_SCOPE_UNIVERSE);
-    let attributes = route_attributes(index, gateway);
+    let attributes = route_attributes(index, gateway, metric);
     request(
         RTM_NEWROUTE,
         NLM_F_ACK | NLM_F_CREATE,
@@ -166,9 +181,9 @@ pub fn add_route(index: u32, gateway: IpAddr, sequence: u32) -> Vec<u8> {
 
 /// Removes a default route that carries our mark.
 #[must_use]
-pub fn remove_route(index: u32, gateway: IpAddr, sequence: u32) -> Vec<u8> {
+pub fn remove_route(index: u32, gateway: IpAddr, metric: u32, sequence: u32) -> Vec<u8> {
     let body = route_body(gateway, RT_SCOPE_NOWHERE);
-    let attributes = route_attributes(index, gateway);
+    let attributes = route_attributes(index, gateway, metric);
     request(RTM_DELROUTE, NLM_F_ACK, sequence, &body, &attributes)
 }
 
@@ -199,7 +214,7 @@ fn understand(kind: u16, body: &[u8]) -> Message {
         NLMSG_DONE => Some(Message::Done),
         NLMSG_ERROR => u32_at(body, 0).map(|error| Message::Answer(error.cast_signed().saturating_neg())),
         RTM_NEWLINK => link(body).map(Message::Link),
-        RTM_NEWADDR => address(body).map(Message::Address),
+        RTM_NEWADDR => address(body).map(|(address, state)| Message::Address(address, state)),
         RTM_NEWROUTE => route(body).map(Message::Route),
         _ => None,
     };
@@ -215,17 +230,25 @@ fn link(body: &[u8]) -> Option<Link> {
     Some(Link {
         index: u32_at(body, 4)?,
         name: String::from_utf8_lossy(name).into_owned(),
+        kind: if flags & IFF_LOOPBACK != 0 {
+            Kind::Loopback
+        } else {
+            Kind::Other
+        },
+        group: 0,
+        mac: None,
         up: flags & IFF_UP != 0,
         carrier: flags & IFF_LOWER_UP != 0,
         mtu: find(attributes, IFLA_MTU)
             .and_then(|value| u32_at(value, 0))
             .unwrap_or(0),
-        driver: None,
+        controller: None,
+        isolated: false,
     })
 }
 
 /// ifaddrmsg: family u8, prefix length u8, flags u8, scope u8, index u32.
-fn address(body: &[u8]) -> Option<Address> {
+fn address(body: &[u8]) -> Option<(Address, Option<Unusable>)> {
     let [family, length, flags, ..] = *body else {
         return None;
     };
@@ -233,18 +256,19 @@ fn address(body: &[u8]) -> Option<Address> {
     // IFA_ADDRESS is the peer on a point-to-point link; IPv6 has no IFA_LOCAL otherwise.
     let value = find(attributes, IFA_LOCAL).or_else(|| find(attributes, IFA_ADDRESS))?;
     let state = if flags & IFA_F_DADFAILED != 0 {
-        AddressState::Duplicate
+        Some(Unusable::Duplicate)
     } else if flags & IFA_F_TENTATIVE != 0 {
-        AddressState::Tentative
+        Some(Unusable::Tentative)
     } else {
-        AddressState::Usable
+        None
     };
-    Some(Address {
-        index: u32_at(body, 4)?,
-        prefix: Prefix::new(ip(family, value)?, length)?,
+    let address = Address {
+        link: u32_at(body, 4)?,
+        ip: ip(family, value)?,
+        prefix: length,
         ours: find(attributes, IFA_PROTO) == Some(&[MARK]),
-        state,
-    })
+    };
+    address.place().map(|_| (address, state))
 }
 
 /// rtmsg: family, destination length, source length, tos, table, protocol, scope, type (u8 each), flags u32.
@@ -257,21 +281,28 @@ fn route(body: &[u8]) -> Option<Route> {
         .and_then(|value| u32_at(value, 0))
         .unwrap_or(table.into());
     let is_default = destination == 0 && source == 0 && tos == 0 && kind == RTN_UNICAST;
-    if !is_default || table != u32::from(RT_TABLE_MAIN) {
+    if !is_default || table != MAIN {
         return None;
     }
+    let gateway = ip(family, find(attributes, RTA_GATEWAY)?)?;
+    let number = |kind| find(attributes, kind).and_then(|value| u32_at(value, 0));
     Some(Route {
-        index: find(attributes, RTA_OIF).and_then(|value| u32_at(value, 0))?,
-        gateway: ip(family, find(attributes, RTA_GATEWAY)?)?,
-        ours: protocol == MARK,
+        table,
+        to: Family::of(gateway).everywhere(),
+        metric: number(RTA_PRIORITY).unwrap_or(0),
+        link: Some(number(RTA_OIF)?),
+        gateway: Some(gateway),
+        kind: RouteKind::Unicast,
+        protocol,
     })
 }
 
-fn link_body(index: u32, up: u32) -> Vec<u8> {
+/// `which` of the flags are to be changed.
+fn link_body(index: u32, flags: u32, which: u32) -> Vec<u8> {
     let mut body = vec![0; 4];
     body.extend(index.to_ne_bytes());
-    body.extend(up.to_ne_bytes()); // flags
-    body.extend(up.to_ne_bytes()); // which of them to change
+    body.extend(flags.to_ne_bytes());
+    body.extend(which.to_ne_bytes());
     body
 }
 
@@ -305,11 +336,11 @@ fn route_body(gateway: IpAddr, scope: u8) -> Vec<u8> {
     [head.as_slice(), &[0; 4]].concat()
 }
 
-fn route_attributes(index: u32, gateway: IpAddr) -> Vec<u8> {
+fn route_attributes(index: u32, gateway: IpAddr, metric: u32) -> Vec<u8> {
     let mut attributes = attribute(RTA_OIF, &index.to_ne_bytes());
     attributes.extend(attribute(RTA_GATEWAY, &octets(gateway)));
-    if gateway.is_ipv6() {
-        attributes.extend(attribute(RTA_PRIORITY, &METRIC_V6.to_ne_bytes()));
+    if metric > 0 {
+        attributes.extend(attribute(RTA_PRIORITY, &metric.to_ne_bytes()));
     }
     attributes
 }
@@ -395,30 +426,28 @@ mod tests {
     fn what_is_asked_for_is_what_is_understood() {
         for text in ["192.168.100.2/24", "10.0.0.1/32", "fd00::2/64"] {
             let prefix: Prefix = text.parse().unwrap();
-            let Message::Address(seen) = only(&add_address(7, prefix, 1)) else {
+            let Message::Address(seen, None) = only(&add_address(7, prefix, 1)) else {
                 panic!("no address")
             };
-            assert_eq!((seen.index, seen.prefix, seen.ours), (7, prefix, true));
+            assert_eq!((seen.link, seen.place(), seen.ours), (7, Some(prefix), true));
         }
         for text in ["192.168.100.1", "fe80::1"] {
             let gateway: IpAddr = text.parse().unwrap();
-            let Message::Route(seen) = only(&add_route(7, gateway, 1)) else {
+            let metric = u32::from(gateway.is_ipv6()) * 512;
+            let Message::Route(seen) = only(&add_route(7, gateway, metric, 1)) else {
                 panic!("no route")
             };
             assert_eq!(
-                seen,
-                Route {
-                    index: 7,
-                    gateway,
-                    ours: true
-                }
+                (seen.link, seen.gateway, seen.metric),
+                (Some(7), Some(gateway), metric)
             );
+            assert!(seen.protocol == OURS && seen.is_default(Family::of(gateway)));
         }
     }
 
     #[test]
     fn only_default_routes_of_the_main_table_are_routes() {
-        let bytes = add_route(7, "10.0.0.1".parse().unwrap(), 1);
+        let bytes = add_route(7, "10.0.0.1".parse().unwrap(), 0, 1);
         for (at, value) in [(HEADER + 1, 8), (HEADER + 4, 52), (HEADER + 7, 7)] {
             let mut other = bytes.clone();
             other[at] = value;
@@ -457,16 +486,16 @@ mod tests {
     fn a_tentative_and_a_duplicate_address_are_told_apart() {
         let bytes = add_address(2, "fd00::2/64".parse().unwrap(), 1);
         for (flags, state) in [
-            (IFA_F_TENTATIVE, AddressState::Tentative),
-            (IFA_F_TENTATIVE | IFA_F_DADFAILED, AddressState::Duplicate),
-            (0x80, AddressState::Usable),
+            (IFA_F_TENTATIVE, Some(Unusable::Tentative)),
+            (IFA_F_TENTATIVE | IFA_F_DADFAILED, Some(Unusable::Duplicate)),
+            (0x80, None),
         ] {
             let mut flagged = bytes.clone();
             flagged[HEADER + 2] = flags;
-            let Message::Address(seen) = only(&flagged) else {
+            let Message::Address(_, seen) = only(&flagged) else {
                 panic!("no address")
             };
-            assert_eq!(seen.state, state);
+            assert_eq!(seen, state);
         }
     }
 

@@ -14,7 +14,6 @@ use netlink_packet_route::rule::{RuleAction as Verb, RuleAttribute, RuleMessage}
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspec};
 use sovereign_protocol::interface::Prefix;
-use sovereign_protocol::subnet::HostAddress;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::Filter;
 use sovereign_reconcile::route::{Route, RouteKind, WantedRoute};
@@ -136,7 +135,9 @@ impl Hands<'_> {
                 let bridge = self.index(bridge)?;
                 self.set(name, |link| link.controller(bridge)).await
             }
+            Step::LeaveController { name } => self.set(name, LinkMessageBuilder::nocontroller).await,
             Step::SetUp { name } => self.set(name, LinkMessageBuilder::up).await,
+            Step::SetDown { name } => self.set(name, LinkMessageBuilder::down).await,
             Step::RemoveAddress { link, address } => {
                 let message = address_message(self.index(link)?, *address);
                 self.change(RouteNetlinkMessage::DelAddress(message), 0).await
@@ -147,7 +148,7 @@ impl Hands<'_> {
             }
             Step::AddRoute { route } => {
                 let message = RouteNetlinkMessage::NewRoute(wanted_route(route, self.index(&route.link)?));
-                let flags = if route.ours {
+                let flags = if route.replaces() {
                     NLM_F_CREATE | NLM_F_REPLACE
                 } else {
                     NEW
@@ -236,22 +237,22 @@ impl Hands<'_> {
     }
 }
 
-fn address_message(link: u32, address: HostAddress) -> AddressMessage {
-    match address.ip() {
+fn address_message(link: u32, address: Prefix) -> AddressMessage {
+    match address.address() {
         IpAddr::V4(ip) => AddressMessageBuilder::<Ipv4Addr>::new()
             .index(link)
-            .address(ip, address.prefix())
+            .address(ip, address.length())
             .build(),
         IpAddr::V6(ip) => AddressMessageBuilder::<Ipv6Addr>::new()
             .index(link)
-            .address(ip, address.prefix())
+            .address(ip, address.length())
             .build(),
     }
 }
 
-fn marked_address(index: u32, link: &LinkName, address: HostAddress) -> AddressMessage {
+fn marked_address(index: u32, link: &LinkName, address: Prefix) -> AddressMessage {
     let mut message = address_message(index, address);
-    if address.ip().is_ipv4() {
+    if address.address().is_ipv4() {
         let label = format!("{link}{LABEL_END}");
         message.attributes.push(AddressAttribute::Label(label));
     } else {

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Conflict, Part, Plan, Step};
+use crate::interface::Interface;
 use crate::names::LinkName;
 use crate::observed::{Kind, Link, Observed};
-use crate::wanted::{Bridge, DEFAULT_MTU, Wanted};
+use crate::wanted::{Bridge, Wanted};
 
 /// Asked for each guest, so by name.
 type Names<'a> = BTreeMap<&'a str, &'a Link>;
@@ -42,7 +43,7 @@ impl Plan {
             .collect();
         let found = self.find(wanted, &by_name, &bridge.name, Kind::Bridge);
         if !matches!(found, Found::Foreign) {
-            self.bridge(wanted, bridge, found.link());
+            self.bridge(wanted, bridge, found.link(), observed);
         }
         let port_of = match found {
             Found::Foreign => None,
@@ -75,10 +76,14 @@ impl Plan {
     }
 
     fn raise_loopback(&mut self, observed: &Observed) {
-        let down = |link: &&Link| link.kind == Kind::Loopback && !link.up;
-        let lo = observed.links.values().find(down);
-        let name = lo.and_then(|lo| LinkName::parse(&lo.name));
-        self.steps.extend(name.map(|name| Step::SetUp { name }));
+        let lo = observed.links.values().find(|link| link.kind == Kind::Loopback);
+        if let Some(name) = lo.and_then(|lo| LinkName::parse(&lo.name)) {
+            let wanted = Interface {
+                up: true,
+                ..Interface::bare(name)
+            };
+            self.interface(&wanted, lo, observed);
+        }
     }
 
     /// What has this name; a link of ours that is no `kind` is removed and made again.
@@ -102,7 +107,7 @@ impl Plan {
         Found::Absent
     }
 
-    fn bridge(&mut self, wanted: &Wanted, bridge: &Bridge, found: Option<&Link>) {
+    fn bridge(&mut self, wanted: &Wanted, bridge: &Bridge, found: Option<&Link>, observed: &Observed) {
         let name = &bridge.name;
         match found {
             None => {
@@ -120,19 +125,14 @@ impl Plan {
             }
             Some(_) => {}
         }
-        self.mtu_and_up(wanted, name, found);
-    }
-
-    fn mtu_and_up(&mut self, wanted: &Wanted, name: &LinkName, found: Option<&Link>) {
-        if found.map_or(DEFAULT_MTU, |link| link.mtu) != wanted.mtu {
-            self.steps.insert(Step::SetMtu {
-                name: name.clone(),
-                mtu: wanted.mtu,
-            });
-        }
-        if found.is_none_or(|link| !link.up) {
-            self.steps.insert(Step::SetUp { name: name.clone() });
-        }
+        let interface = Interface {
+            up: true,
+            mtu: Some(wanted.mtu),
+            addresses: bridge.addresses.iter().map(|address| (*address).into()).collect(),
+            connected: true,
+            ..Interface::bare(name.clone())
+        };
+        self.interface(&interface, found, observed);
     }
 
     fn tap(
@@ -162,6 +162,11 @@ impl Plan {
                 isolated: wanted.isolated,
             });
         }
-        self.mtu_and_up(wanted, name, found);
+        let interface = Interface {
+            up: true,
+            mtu: Some(wanted.mtu),
+            ..Interface::bare(name.clone())
+        };
+        self.mtu_and_up(&interface, found);
     }
 }

@@ -10,11 +10,14 @@ use std::fmt;
 use crate::observed::Observed;
 use crate::wanted::Wanted;
 
+mod interface;
+mod inverse;
 mod links;
 mod routing;
 mod step;
 
 pub use crate::conflict::{Conflict, Part};
+pub use interface::interface;
 pub use step::Step;
 pub(crate) use step::as_text;
 
@@ -54,7 +57,6 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
         ..Plan::default()
     };
     plan.links(wanted, observed);
-    plan.addresses(wanted, observed);
     plan.routes(wanted, observed);
     plan.rules(wanted, observed);
     plan.sysctls(wanted, observed);

@@ -1,70 +1,11 @@
-//! The part of a plan about addresses, routes, rules and switches.
-
-use sovereign_protocol::interface::Prefix;
-use sovereign_protocol::subnet::{HostAddress, Subnet};
+//! The part of a plan about routes of our own table, rules and switches.
 
 use super::{Plan, Step};
-use crate::observed::{Address, Kind, Link, Observed};
-use crate::route::{MAIN, OURS, Route, WantedRoute};
-use crate::wanted::{Bridge, Wanted};
+use crate::observed::Observed;
+use crate::route::{OURS, Route, WantedRoute};
+use crate::wanted::Wanted;
 
 impl Plan {
-    pub(super) fn addresses(&mut self, wanted: &Wanted, observed: &Observed) {
-        let Some(bridge) = &wanted.bridge else {
-            return;
-        };
-        let found = our_bridge(wanted, bridge, observed);
-        let in_its_place = observed.link(bridge.name.as_str());
-        if in_its_place.is_some_and(|link| !wanted.mark.is_on(&link.name, link.group)) {
-            return; // a foreign one
-        }
-        let on_it = |a: &&Address| found.is_some_and(|link| link.index == a.link);
-        for old in observed.addresses.iter().filter(on_it).filter(|a| a.ours) {
-            let old = HostAddress::new(old.ip, old.prefix);
-            if let Some(address) = old.ok().filter(|old| !bridge.addresses.contains(old)) {
-                self.steps.insert(Step::RemoveAddress {
-                    link: bridge.name.clone(),
-                    address,
-                });
-            }
-        }
-        for address in &bridge.addresses {
-            let same = |a: &Address| (a.ip, a.prefix) == (address.ip(), address.prefix());
-            let is_there = observed.addresses.iter().filter(on_it).any(same);
-            if !is_there {
-                self.steps.insert(Step::AddAddress {
-                    link: bridge.name.clone(),
-                    address: *address,
-                });
-            }
-            if let Some(found) = found.filter(|found| is_there && found.up) {
-                self.connected(observed, bridge, found, *address);
-            }
-        }
-    }
-
-    /// The kernel made the route to an address's subnet; somebody may have taken it away.
-    fn connected(&mut self, observed: &Observed, bridge: &Bridge, found: &Link, address: HostAddress) {
-        let Some(to) = prefix_of(address.subnet()) else {
-            return;
-        };
-        let route = WantedRoute {
-            table: MAIN,
-            to,
-            link: bridge.name.clone(),
-            gateway: None,
-            source: Some(address.ip()),
-            ours: false,
-        };
-        if !observed
-            .routes
-            .iter()
-            .any(|seen| route.is(seen, Some(found.index)))
-        {
-            self.steps.insert(Step::AddRoute { route });
-        }
-    }
-
     pub(super) fn routes(&mut self, wanted: &Wanted, observed: &Observed) {
         let index = |route: &WantedRoute| observed.link(route.link.as_str()).map(|link| link.index);
         for route in &wanted.routes {
@@ -128,16 +69,6 @@ impl Plan {
             });
         }
     }
-}
-
-fn our_bridge<'a>(wanted: &Wanted, bridge: &Bridge, observed: &'a Observed) -> Option<&'a Link> {
-    let link = observed.link(bridge.name.as_str())?;
-    let ours = wanted.mark.is_on(&link.name, link.group) && link.kind == Kind::Bridge;
-    ours.then_some(link)
-}
-
-fn prefix_of(subnet: Subnet) -> Option<Prefix> {
-    Prefix::new(subnet.network(), subnet.prefix())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use sovereign_protocol::subnet::HostAddress;
+use sovereign_protocol::interface::Prefix;
 
 use crate::conflict::Part;
 use crate::names::{LinkName, Mac};
@@ -71,6 +71,11 @@ pub enum Step {
         /// The bridge.
         bridge: LinkName,
     },
+    /// Take a TAP out of its bridge.
+    LeaveController {
+        /// The TAP.
+        name: LinkName,
+    },
     /// Let a port reach the bridge only, or other ports as well.
     SetIsolated {
         /// The TAP.
@@ -83,31 +88,36 @@ pub enum Step {
         /// The link.
         name: LinkName,
     },
-    /// Remove an address that carries our mark.
-    RemoveAddress {
+    /// Set a link down; no plan does, but it puts back what [`Step::SetUp`] changed.
+    SetDown {
         /// The link.
-        link: LinkName,
-        /// The address.
-        address: HostAddress,
-    },
-    /// Add an address.
-    AddAddress {
-        /// The link.
-        link: LinkName,
-        /// The address.
-        address: HostAddress,
-    },
-    /// Add a route.
-    AddRoute {
-        /// It.
-        #[serde(flatten)]
-        route: WantedRoute,
+        name: LinkName,
     },
     /// Remove a route of our own.
     RemoveRoute {
         /// It.
         #[serde(flatten)]
         route: Route,
+    },
+    /// Remove an address that carries our mark.
+    RemoveAddress {
+        /// The link.
+        link: LinkName,
+        /// The address.
+        address: Prefix,
+    },
+    /// Add an address.
+    AddAddress {
+        /// The link.
+        link: LinkName,
+        /// The address.
+        address: Prefix,
+    },
+    /// Add a route.
+    AddRoute {
+        /// It.
+        #[serde(flatten)]
+        route: WantedRoute,
     },
     /// Filter and translate as wanted: everything of ours at once, in one transaction.
     SetFilter {
@@ -176,11 +186,13 @@ impl fmt::Display for Step {
             Self::SetMac { name, mac } => write!(f, "link {name}: set address {mac}"),
             Self::SetMtu { name, mtu } => write!(f, "link {name}: set mtu {mtu}"),
             Self::SetController { name, bridge } => write!(f, "link {name}: make port of {bridge}"),
+            Self::LeaveController { name } => write!(f, "link {name}: take out of its bridge"),
             Self::SetIsolated { name, isolated } => {
                 let how = if *isolated { "from" } else { "together with" };
                 write!(f, "link {name}: keep {how} other ports")
             }
             Self::SetUp { name } => write!(f, "link {name}: set up"),
+            Self::SetDown { name } => write!(f, "link {name}: set down"),
             Self::RemoveAddress { link, address } => write!(f, "address {address}: remove from {link}"),
             Self::AddAddress { link, address } => write!(f, "address {address}: add to {link}"),
             Self::AddRoute { route } => write!(f, "route {route}: add"),

@@ -5,6 +5,7 @@ use sovereign_protocol::name::Name;
 
 use sovereign_protocol::subnet::HostAddress;
 
+use super::inverse::tests::undone;
 use super::*;
 use crate::names::{self, Mark};
 use crate::observed::{Kind, Link};
@@ -38,6 +39,7 @@ fn lines(plan: &Plan) -> Vec<String> {
 
 fn converge(kernel: &mut Simulated, wanted: &Wanted) -> Plan {
     let plan = plan(wanted, &kernel.state);
+    undone(kernel, &plan);
     for step in &plan.steps {
         kernel
             .apply(step)
