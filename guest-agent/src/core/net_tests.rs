@@ -36,6 +36,7 @@ fn spec() -> InterfaceSpec {
         gateway: Some(ip("192.168.100.1")),
         dns: vec![ip("9.9.9.9"), ip("fd00::1")],
         mtu: None,
+        ..InterfaceSpec::default()
     }
 }
 
@@ -265,7 +266,7 @@ prop_compose! {
         gateway in prop::option::of((0u8..3).prop_map(|n| IpAddr::from([10, n, 0, 9]))),
         mtu in prop::option::of(1400u32..1402),
     ) -> InterfaceSpec {
-        InterfaceSpec { addresses, gateway, dns: Vec::new(), mtu }
+        InterfaceSpec { addresses, gateway, mtu, ..InterfaceSpec::default() }
     }
 }
 
