@@ -63,7 +63,10 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
     let short_spec: InterfaceSpec = serde_json::from_str(short).unwrap();
     assert_eq!((short_spec.mtu, short_spec.ways.is_empty()), (None, true));
     let written = serde_json::to_string(&short_spec).unwrap();
-    assert!(!written.contains("ways"), "an older guest agent refuses {written}");
+    assert!(
+        !written.contains("ways"),
+        "an older guest agent refuses {written}"
+    );
 
     let mut wrong = full.clone();
     wrong.interface.as_mut().unwrap().gateway = Some("10.0.0.1".parse().unwrap());

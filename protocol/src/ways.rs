@@ -56,7 +56,13 @@ mod tests {
         };
         let of = |addresses: &[&str]| ways.of(addresses.iter().map(|text| text.parse().unwrap()));
         assert!(of(&[]).is_empty());
-        assert_eq!(of(&["10.0.0.1", "10.0.0.2"]), Ways { v4: Some(1), v6: None });
+        assert_eq!(
+            of(&["10.0.0.1", "10.0.0.2"]),
+            Ways {
+                v4: Some(1),
+                v6: None
+            }
+        );
         assert_eq!(of(&["fd00::1", "10.0.0.2"]), ways);
     }
 

@@ -21,3 +21,4 @@ pub mod sysctl;
 pub mod uplink;
 pub mod view;
 pub mod wanted;
+pub mod way;

@@ -60,6 +60,10 @@ pub struct Address {
     pub prefix: u8,
     /// Whether it carries our mark.
     pub ours: bool,
+    /// Who opens a connection without choosing an address does not get this one, or not for long: it is secondary,
+    /// temporary, deprecated, not checked yet, or not for beyond the link.
+    #[serde(default)]
+    pub passed_over: bool,
 }
 
 /// The state of a namespace.
@@ -149,6 +153,7 @@ mod tests {
             ip: ip.parse().unwrap(),
             prefix,
             ours,
+            passed_over: false,
         };
         let all = [
             address(2, "10.0.0.1", 24, true),
