@@ -6,6 +6,8 @@ pub const RUN: &str = "/run/sovereign";
 pub const FACTS: &str = "/run/sovereign/boot-facts.json";
 /// The last exit statuses that PID 1 reaped.
 pub const EXITS: &str = "/run/sovereign/exits";
+/// What the host said of its way out.
+pub const WAYS: &str = "/run/sovereign/ways.json";
 /// Targets of the links in /etc.
 pub const ETC: &str = "/run/sovereign/etc";
 /// The data disk.

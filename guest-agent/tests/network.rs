@@ -43,6 +43,7 @@ fn spec(address: &str) -> InterfaceSpec {
         gateway: Some(ip(GATEWAY)),
         dns: vec![ip("9.9.9.9")],
         mtu: Some(1400),
+        ..InterfaceSpec::default()
     }
 }
 

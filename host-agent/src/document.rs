@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, GuestSpec, VERSION};
+use sovereign_protocol::ways::{self, Ways};
 
 use crate::core::Ties;
 
@@ -28,6 +29,21 @@ pub(crate) fn guest_spec(
         clients: ties.clients,
         open: config.open(),
     }
+}
+
+/// A document as an agent reads it that announced `capabilities`: older ones refuse keys that they do not know.
+///
+/// # Errors
+/// When it is no document.
+pub(crate) fn understood(document: Vec<u8>, capabilities: &[String]) -> serde_json::Result<Vec<u8>> {
+    if capabilities.iter().any(|known| known == ways::CAPABILITY) {
+        return Ok(document);
+    }
+    let mut spec: GuestSpec = serde_json::from_slice(&document)?;
+    if let Some(interface) = &mut spec.interface {
+        interface.ways = Ways::default();
+    }
+    serde_json::to_vec(&spec)
 }
 
 /// Whether a guest has to be told of the change; forwards, memory and restarts are the host's alone.
@@ -57,5 +73,27 @@ mod tests {
         assert_eq!(all.interface, config.interface);
         assert!(all.interface.is_some() && all.tailscale.is_some());
         assert_eq!(told(false).interface, None);
+    }
+
+    #[test]
+    fn a_guest_agent_is_told_of_ways_only_if_it_knows_them() {
+        let text = r#"{"version":1,"revision":1,"hostname":"sql","services":[],"secrets":{"a":"s3cret"},
+            "interface":{"addresses":["10.0.0.2/24"],"ways":{"v4":7}}}"#;
+        let spec = GuestSpec::parse(text.as_bytes()).unwrap();
+        let written = serde_json::to_vec(&spec).unwrap();
+        let knows = |what: &[&str]| {
+            let what: Vec<String> = what.iter().map(|text| (*text).to_owned()).collect();
+            understood(written.clone(), &what).unwrap()
+        };
+        assert_eq!(knows(&["other", "ways"]), written);
+        let older = knows(&["other"]);
+        assert!(!String::from_utf8_lossy(&older).contains("ways"));
+        let mut without = spec;
+        without.interface.as_mut().unwrap().ways = Ways::default();
+        assert_eq!(
+            GuestSpec::parse(&older).unwrap(),
+            without,
+            "all else is as it was"
+        );
     }
 }

@@ -444,7 +444,10 @@ impl Engine {
         let ties = self.world.ties(name);
         let secrets = self.secrets_of(name, config, &ties)?;
         let carded = self.cards.contains(name);
-        let spec = document::guest_spec(name, config, ties, edition.revision, secrets, carded);
+        let mut spec = document::guest_spec(name, config, ties, edition.revision, secrets, carded);
+        if let Some(interface) = &mut spec.interface {
+            interface.ways = self.world.ways(name);
+        }
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             edition,

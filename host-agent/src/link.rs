@@ -18,6 +18,7 @@ use tarpc::{ClientMessage, Response, client, context};
 use tokio::sync::{mpsc, watch};
 
 use crate::core::{Allowance, Edition, Event};
+use crate::document;
 use crate::timekeeper::Timekeeper;
 
 /// Between dials that nobody answered.
@@ -82,7 +83,8 @@ pub async fn keep(
         {
             return;
         }
-        let Err(error) = serve(&guest, &target, stream, &mut wanted, &events).await;
+        let knows = &session.peer_capabilities;
+        let Err(error) = serve(&guest, &target, (stream, knows), &mut wanted, &events).await;
         let lost = Event::SessionLost(guest.clone(), format!("{error:#}"));
         if events.send(lost).await.is_err() {
             return;
@@ -139,7 +141,7 @@ async fn dial_until_answered(
 async fn serve(
     guest: &Name,
     target: &Target,
-    stream: BoxStream,
+    (stream, knows): (BoxStream, &[String]),
     wanted: &mut watch::Receiver<Wanted>,
     events: &mpsc::Sender<Event>,
 ) -> anyhow::Result<std::convert::Infallible> {
@@ -161,7 +163,7 @@ async fn serve(
         ended = carry_conditions(guest, &watching, events, &carried) => ended,
         ended = carry_events(guest, &watching, events) => ended,
         ended = keep_time(guest, &mut time, events) => ended,
-        ended = push(guest, &calls, wanted, events, reaches) => ended,
+        ended = push(guest, (&calls, knows), wanted, events, reaches) => ended,
     }
 }
 
@@ -258,7 +260,7 @@ async fn keep_time(
 
 async fn push(
     guest: &Name,
-    client: &GuestClient,
+    (client, knows): (&GuestClient, &[String]),
     wanted: &mut watch::Receiver<Wanted>,
     events: &mpsc::Sender<Event>,
     mut reaches: watch::Receiver<Option<Cursor>>,
@@ -271,7 +273,7 @@ async fn push(
                 .context("shutdown")?;
             answer.context("the guest does not shut down")?;
         } else {
-            let document = Document::from(now.document);
+            let document = Document::from(document::understood(now.document, knows)?);
             let applied = call(CALL, |context| client.apply(context, document))
                 .await
                 .context("apply")?;

@@ -13,11 +13,14 @@ use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::{HANDSHAKE, HELLO_BYTES};
+use crate::ways;
 
 /// The oldest protocol version this build speaks.
 pub const OLDEST: u16 = 1;
 /// The newest protocol version this build speaks.
 pub const NEWEST: u16 = 1;
+/// What this build understands beyond the version, of documents that it is sent.
+const CAPABILITIES: &[&str] = &[ways::CAPABILITY];
 const MAC_BYTES: usize = 32;
 const NONCE_BYTES: usize = 16;
 
@@ -201,7 +204,7 @@ async fn dial_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
         oldest: OLDEST,
         newest: NEWEST,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: Vec::new(),
+        capabilities: capabilities(),
         boot_id: identity.boot_id.clone(),
         channel,
         nonce: nonce.clone(),
@@ -263,7 +266,7 @@ async fn accept_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
     let hello2 = encode(&Hello2::Accepted(Accepted {
         version,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: Vec::new(),
+        capabilities: capabilities(),
         nonce: random_hex::<NONCE_BYTES>()?,
     }))?;
     write_hello(stream, &hello2).await?;
@@ -278,6 +281,10 @@ async fn accept_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
         peer_agent: hello.agent,
         peer_capabilities: hello.capabilities,
     })
+}
+
+fn capabilities() -> Vec<String> {
+    CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()
 }
 
 fn refusal(identity: &Identity, refused: Refused) -> HandshakeError {
@@ -396,6 +403,7 @@ mod tests {
         let (dialed, accepted) = (dialed.unwrap(), accepted.unwrap());
         assert_eq!((dialed.version, dialed.channel), (1, Channel::Bulk));
         assert_eq!(dialed, accepted);
+        assert_eq!(dialed.peer_capabilities, ["ways"]);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ADDRESSES, NAME_SERVERS};
+use crate::ways::Ways;
 
 /// Smallest and largest MTU that is accepted, in bytes; 1280 is what IPv6 needs.
 pub const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
@@ -128,6 +129,9 @@ pub struct InterfaceSpec {
     /// Largest packet in bytes, within [`MTU`]; the driver's own without it.
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Which way its packets leave the host: the host agent says it, and nobody asks for it.
+    #[serde(default, skip_serializing_if = "Ways::is_empty")]
+    pub ways: Ways,
 }
 
 impl InterfaceSpec {

@@ -32,3 +32,4 @@ pub mod subnet;
 #[cfg(feature = "transport")]
 pub mod transport;
 pub mod v1;
+pub mod ways;

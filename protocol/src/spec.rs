@@ -446,6 +446,9 @@ impl HostSpec {
                 problem,
             };
             interface.check().map_err(|(key, problem)| wrong(&key, problem))?;
+            if !interface.ways.is_empty() {
+                return Err(wrong("ways", "only the host agent says them".to_owned()));
+            }
             let Some(network) = &self.network else {
                 return Err(wrong("addresses", "there is no network".to_owned()));
             };

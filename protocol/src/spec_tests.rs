@@ -1,4 +1,5 @@
 use super::*;
+use crate::ways::Ways;
 
 fn guest() -> GuestSpec {
     GuestSpec {
@@ -45,6 +46,10 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
         gateway: Some("192.168.100.1".parse().unwrap()),
         dns: vec!["192.168.100.1".parse().unwrap()],
         mtu: Some(1400),
+        ways: Ways {
+            v4: Some(1),
+            v6: None,
+        },
     });
     full.tailscale = Some(TailscaleSpec {});
     full.services[0].limits = Some(Limits {
@@ -55,7 +60,13 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
     let parse = |spec: &GuestSpec| GuestSpec::parse(&serde_json::to_vec(spec).unwrap());
     assert_eq!(parse(&full).unwrap(), full);
     let short = r#"{"addresses":["192.168.100.2/24"]}"#;
-    assert_eq!(serde_json::from_str::<InterfaceSpec>(short).unwrap().mtu, None);
+    let short_spec: InterfaceSpec = serde_json::from_str(short).unwrap();
+    assert_eq!((short_spec.mtu, short_spec.ways.is_empty()), (None, true));
+    let written = serde_json::to_string(&short_spec).unwrap();
+    assert!(
+        !written.contains("ways"),
+        "an older guest agent refuses {written}"
+    );
 
     let mut wrong = full.clone();
     wrong.interface.as_mut().unwrap().gateway = Some("10.0.0.1".parse().unwrap());
@@ -119,6 +130,18 @@ fn contradictions_are_named_by_path() {
     future.version = 2;
     let error = GuestSpec::parse(&serde_json::to_vec(&future).unwrap()).unwrap_err();
     assert!(matches!(error, SpecError::Version(2)));
+}
+
+#[test]
+fn nobody_asks_a_host_for_a_way() {
+    let mut spec = host();
+    let interface = spec.guests.values_mut().next().unwrap().interface.as_mut();
+    interface.unwrap().ways.v4 = Some(1);
+    let error = HostSpec::parse(&serde_json::to_vec(&spec).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "guests.one.interface.ways: only the host agent says them"
+    );
 }
 
 fn host() -> HostSpec {

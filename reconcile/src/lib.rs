@@ -22,3 +22,4 @@ pub mod sysctl;
 pub mod uplink;
 pub mod view;
 pub mod wanted;
+pub mod way;

@@ -61,6 +61,10 @@ pub struct Address {
     pub prefix: u8,
     /// Whether it carries our mark.
     pub ours: bool,
+    /// Who opens a connection without choosing an address does not get this one, or not for long: it is secondary,
+    /// temporary, deprecated, not checked yet, or not for beyond the link.
+    #[serde(default)]
+    pub passed_over: bool,
 }
 
 /// The state of a namespace.
@@ -140,6 +144,7 @@ impl Observed {
             ip: Ipv4Addr::UNSPECIFIED.into(),
             prefix: 0,
             ours: false,
+            passed_over: false,
         };
         self.addresses.range(first..).take_while(move |a| a.link == link)
     }
@@ -169,6 +174,7 @@ mod tests {
             ip: ip.parse().unwrap(),
             prefix,
             ours,
+            passed_over: false,
         };
         let all = [
             address(2, "10.0.0.1", 24, true),

@@ -173,6 +173,7 @@ impl Simulated {
             ip,
             prefix,
             ours,
+            passed_over: false,
         });
         if self.state.links.get(&link).is_some_and(|link| link.up) {
             self.state.routes.insert(connected(link, ip, prefix));

@@ -158,5 +158,6 @@ fn interface(
         gateway: Some(network.address.ip()),
         dns: servers.collect::<Result<_, Box<Problem>>>()?,
         mtu: None,
+        ..InterfaceSpec::default()
     })
 }

@@ -13,12 +13,13 @@ use sovereign_guest_agent::engine::{self, Hands, Request};
 use sovereign_guest_agent::facts::BootFacts;
 use sovereign_guest_agent::handover::{self, Handover};
 use sovereign_guest_agent::miniflux::Miniflux;
-use sovereign_guest_agent::net::{self, kernel::Files};
+use sovereign_guest_agent::net::{self, former, kernel::Files};
 use sovereign_guest_agent::postgres::Postgres;
 use sovereign_guest_agent::server::Server;
 use sovereign_guest_agent::{clock, log, observe, places, spawn, tailscale};
 use sovereign_protocol::feed::Feed;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::limits::GUEST_EVENTS;
 use sovereign_protocol::spec::ServiceKind;
 use tokio::io::AsyncReadExt;
@@ -82,6 +83,8 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
         wanted,
         handle.requests(),
     ));
+    let (ways, told) = watch::channel(None);
+    tokio::spawn(former::run(places::WAYS.into(), told, handle.requests()));
     let server = Server::new(handover.identity(), handle.clone());
     tokio::spawn(server.run_vsock(handover.port));
     let hands = RealHands {
@@ -89,6 +92,7 @@ async fn agent(init: UnixStream, handover: Handover) -> anyhow::Result<()> {
         requests: handle.requests(),
         orders,
         tailscale,
+        ways,
     };
     log::line(
         "agent started",
@@ -116,6 +120,7 @@ struct RealHands {
     requests: mpsc::Sender<Request>,
     orders: mpsc::Sender<Order>,
     tailscale: watch::Sender<bool>,
+    ways: watch::Sender<Option<InterfaceSpec>>,
 }
 
 impl RealHands {
@@ -151,7 +156,8 @@ impl Hands for RealHands {
             Effect::Tailscale(wanted) => {
                 let _ = self.tailscale.send(wanted); // its task ends only with this one
             }
-            Effect::Answer(..) => {} // the engine's own
+            Effect::Ways(interface) => drop(self.ways.send(Some(*interface))), // as with Tailscale's
+            Effect::Answer(..) => {}                                           // the engine's own
             Effect::PowerOff => note("power off", self.init.write_all(&[handover::POWER_OFF])),
             Effect::Service(brief, action) => {
                 let (events, mut queue) = mpsc::channel(SERVICE_EVENTS);

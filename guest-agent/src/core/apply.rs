@@ -10,10 +10,11 @@
 use std::collections::BTreeSet;
 
 use sovereign_protocol::condition::{Key, Layer, Verdict};
-use sovereign_protocol::interface::InterfaceSpec;
+use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 use sovereign_protocol::mesh::Requirement;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestSpec, ServiceKind};
+use sovereign_protocol::ways::Ways;
 
 use super::brief::Brief;
 use super::net::{Order, Wanted};
@@ -46,6 +47,8 @@ pub(super) struct Application {
     /// What the network was last told.
     ordered: Option<Option<InterfaceSpec>>,
     attempts: u64,
+    /// What was last told of the host's way out, with our addresses.
+    ways: Option<(Ways, Vec<Prefix>)>,
     change: Option<Change>,
     /// Why the last specification was not taken; until the next one.
     refused: Option<(Key, String)>,
@@ -76,11 +79,32 @@ impl Application {
         self.change.is_some()
     }
 
+    /// Tells on what the host says of its way out, if that is news. It is no wish: nothing of it is taken back with a
+    /// document that cannot be reached, and the interface is the same.
+    fn ways(&mut self, spec: &GuestSpec) -> Option<Effect> {
+        let interface = spec
+            .interface
+            .as_ref()
+            .filter(|interface| !interface.ways.is_empty())?;
+        let told = Some((interface.ways, interface.addresses.clone()));
+        (self.ways != told).then(|| {
+            self.ways = told;
+            Effect::Ways(Box::new(interface.clone()))
+        })
+    }
+
     /// Why this part is not as the host last wanted it.
     pub(super) fn refusal(&self, key: &Key) -> Option<&str> {
         let (refused, why) = self.refused.as_ref()?;
         (refused == key).then_some(why)
     }
+}
+
+/// What of the interface is asked for: which way its packets take beyond it is none of that.
+fn asked(spec: &GuestSpec) -> Option<InterfaceSpec> {
+    let interface = spec.interface.clone()?;
+    let ways = Ways::default();
+    Some(InterfaceSpec { ways, ..interface })
 }
 
 /// Why a valid spec is not taken: path and problem.
@@ -139,6 +163,7 @@ impl World {
             self.feed.remove(&key);
         }
         let is_first = self.application.reached.is_none();
+        effects.extend(self.application.ways(&spec));
         self.application.wanted = Some(spec.clone());
         self.judge_kernel(now_ms);
         let order = self.order(&spec, !is_first);
@@ -180,11 +205,7 @@ impl World {
             Ok(()) => self.begin_services(now_ms),
             Err(why) => {
                 // It went back by itself.
-                self.application.ordered = self
-                    .application
-                    .reached
-                    .as_ref()
-                    .map(|spec| spec.interface.clone());
+                self.application.ordered = self.application.reached.as_ref().map(asked);
                 self.go_back(
                     Key::new(Layer::Interface, "net.config"),
                     &format!("interface: {why}"),
@@ -286,14 +307,15 @@ impl World {
 
     /// Tells the network, if that is news to it.
     fn order(&mut self, spec: &GuestSpec, strict: bool) -> Option<Effect> {
-        if self.application.ordered.as_ref() == Some(&spec.interface) {
+        let interface = asked(spec);
+        if self.application.ordered.as_ref() == Some(&interface) {
             return None;
         }
-        self.application.ordered = Some(spec.interface.clone());
+        self.application.ordered = Some(interface.clone());
         self.application.attempts += 1;
         Some(Effect::Network(Order {
             attempt: self.application.attempts,
-            wanted: spec.interface.clone().map_or(Wanted::Nothing, Wanted::Spec),
+            wanted: interface.map_or(Wanted::Nothing, Wanted::Spec),
             strict,
         }))
     }

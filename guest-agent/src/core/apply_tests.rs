@@ -372,3 +372,72 @@ fn a_refusal_is_of_one_part() {
     assert_eq!(application.refusal(&Key::new(Layer::Interface, "config")), None);
     assert_eq!(Application::default().refusal(&key), None);
 }
+
+/// What the host says of its way out, in a document that is the same in all else.
+fn by_way(revision: u64, port: u16, number: u64) -> GuestSpec {
+    let mut spec = spec(revision, port, A);
+    spec.interface.as_mut().unwrap().ways.v4 = Some(number);
+    spec
+}
+
+fn ways(effects: &[Effect]) -> Vec<u64> {
+    let way = |effect: &Effect| match effect {
+        Effect::Ways(interface) => interface.ways.v4,
+        _ => None,
+    };
+    effects.iter().filter_map(way).collect()
+}
+
+#[test]
+fn another_way_is_told_on_once_and_is_no_other_interface() {
+    let mut world = ready();
+    let effects = world.step(Event::Apply(Box::new(by_way(1, 5432, 7)), 2), 1);
+    assert_eq!((ways(&effects), orders(&effects)), (vec![7], vec![]));
+    assert_eq!(answers(&effects), [(2, Ok(1))]);
+    let effects = world.step(Event::Apply(Box::new(by_way(1, 5432, 7)), 3), 2);
+    assert_eq!((ways(&effects), answers(&effects)), (vec![], vec![(3, Ok(1))]));
+    let effects = world.step(Event::Apply(Box::new(spec(2, 5432, A)), 4), 3);
+    assert_eq!(
+        (ways(&effects), orders(&effects)),
+        (vec![], vec![]),
+        "nothing is said"
+    );
+}
+
+/// It is the host's way that moved, whatever becomes of the rest of the document.
+#[test]
+fn a_refused_document_takes_no_way_back() {
+    let mut world = ready();
+    world.step(Event::Apply(Box::new(by_way(1, 5432, 7)), 2), 1);
+    let effects = world.step(Event::Apply(Box::new(by_way(2, 5433, 8)), 3), 2);
+    assert_eq!(
+        (ways(&effects), actions(&effects)),
+        (vec![8], vec![(5433, Action::Adjust)])
+    );
+    let effects = service(&mut world, Of::Adjusted(Adjusted::Failed("no".into())), 3);
+    assert!(refusal(&effects).contains("revision 1 goes on"), "{effects:?}");
+    assert_eq!((ways(&effects), orders(&effects)), (vec![], vec![]));
+    let effects = world.step(Event::Apply(Box::new(by_way(3, 5432, 8)), 4), 4);
+    assert_eq!(ways(&effects), [] as [u64; 0], "it was told");
+}
+
+#[test]
+fn what_ended_is_an_event_and_no_condition() {
+    use crate::core::former::{Ended, Moved};
+    let mut world = ready();
+    let before = world.feed.cursor();
+    let ended = Ended {
+        moved: Moved { v4: true, v6: false },
+        ended: 3,
+        refused: Vec::new(),
+    };
+    world.step(Event::FormerEnded(ended), 5);
+    assert!(world.feed.since(Some(before), 5).conditions.is_empty());
+    let events = world
+        .feed
+        .journal()
+        .read(sovereign_protocol::event::Start::Oldest, 64, 5, 0);
+    let last = events.events.last().unwrap();
+    assert_eq!(last.key, Ended::key());
+    assert_eq!(last.to.as_ref().unwrap().reason, "ConnectionsEnded");
+}

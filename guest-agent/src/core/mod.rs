@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod brief;
 pub mod clock;
+pub mod former;
 pub mod judge;
 pub mod net;
 pub mod outcome;

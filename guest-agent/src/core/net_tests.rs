@@ -23,6 +23,7 @@ fn spec() -> InterfaceSpec {
         gateway: Some(ip("192.168.100.1")),
         dns: vec![ip("9.9.9.9"), ip("fd00::1")],
         mtu: None,
+        ..InterfaceSpec::default()
     }
 }
 
@@ -313,8 +314,8 @@ fn changes_are_undone_by_their_inverses() {
     let other = Wanted::Spec(InterfaceSpec {
         addresses: vec![prefix("192.168.100.3/24"), prefix("fd00::3/64")],
         gateway: Some(ip("192.168.100.254")),
-        dns: Vec::new(),
         mtu: Some(1280),
+        ..InterfaceSpec::default()
     });
     let mut undo = Vec::new();
     for change in guest.plan(&other) {
@@ -340,8 +341,8 @@ prop_compose! {
         InterfaceSpec {
             addresses: addresses.into_iter().map(prefix).collect(),
             gateway: gateway.map(|at| ip(GATEWAYS[at])),
-            dns: Vec::new(),
             mtu,
+            ..InterfaceSpec::default()
         }
     }
 }

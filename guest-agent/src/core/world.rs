@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::feed::Feed;
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::mesh::Role;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestSpec, Service, ServiceKind};
@@ -12,6 +13,7 @@ use sovereign_protocol::v1::ClockCorrection;
 use super::apply::Application;
 use super::brief::Brief;
 use super::clock::{Adjustment, Discipline};
+use super::former::Ended;
 use super::judge::{self, Miss};
 use super::net::Order;
 use super::service::{self, Action, Machine, Progress, State};
@@ -47,6 +49,8 @@ pub enum Event {
     Correction(ClockCorrection),
     /// The clock could not be adjusted.
     ClockFailed(String),
+    /// The host's way out is another one, and connections of the former one were ended.
+    FormerEnded(Ended),
     /// Something happened to a service.
     Service(Name, service::Event),
     /// Stop everything in order and power off.
@@ -66,6 +70,8 @@ pub enum Effect {
     Clock(Adjustment),
     /// Make the interface like this; answered by [`Event::NetworkTaken`].
     Network(Order),
+    /// What the host says of its way out, with our own networks.
+    Ways(Box<InterfaceSpec>),
     /// Watch Tailscale, or stop that.
     Tailscale(bool),
     /// Tell who applied with this ticket: the revision, or why all is as before.
@@ -206,6 +212,11 @@ impl World {
             Event::ClockFailed(error) => {
                 self.clock.failed();
                 self.judge_clock(Verdict::no("NotAdjusted", error), now_ms);
+                Vec::new()
+            }
+            Event::FormerEnded(ended) => {
+                let journal = self.feed.journal_mut();
+                journal.append(Ended::key(), None, Some(ended.verdict()), now_ms);
                 Vec::new()
             }
             Event::Service(name, event) => self.service(&name, event, now_ms).into_iter().collect(),

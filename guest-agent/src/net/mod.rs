@@ -3,6 +3,8 @@
 //!
 //! What is wrong and what to do about it is decided in `core::net`, how often in `core::pace`.
 
+pub mod diag;
+pub mod former;
 pub mod kernel;
 pub mod loopback;
 pub mod socket;

@@ -267,6 +267,7 @@ fn address(body: &[u8]) -> Option<(Address, Option<Unusable>)> {
         ip: ip(family, value)?,
         prefix: length,
         ours: find(attributes, IFA_PROTO) == Some(&[MARK]),
+        passed_over: false, // of interest to a host only
     };
     address.place().map(|_| (address, state))
 }

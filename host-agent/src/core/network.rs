@@ -8,11 +8,13 @@ use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
+use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
+use super::event::Effect;
 use super::world::{Guest, LASTING_MS, World, host_key};
 use crate::net::{NetworkEvent, Part};
 
@@ -46,6 +48,12 @@ fn judge_exits(exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
     })
 }
 
+/// What of the ways out concerns a guest.
+fn ways_of(ways: Ways, config: &GuestConfig) -> Ways {
+    let prefixes = config.interface.iter().flat_map(|interface| &interface.addresses);
+    ways.of(prefixes.map(Prefix::address))
+}
+
 /// What the kernel is to do for a forward, if it is the kernel's.
 fn translation(config: &GuestConfig, forward: &Forward) -> Option<PortForward> {
     forward.translated?;
@@ -66,6 +74,8 @@ pub(super) struct Network {
     ready: BTreeSet<Name>,
     failed: BTreeMap<Part, String>,
     exits: BTreeMap<Family, Exit>,
+    /// The numbers of the ways by which guests leave.
+    ways: Ways,
     carriers: BTreeMap<Name, bool>,
     /// Guests that run already, to be adopted: they have their card, or none.
     pub(super) running: BTreeSet<Name>,
@@ -166,7 +176,7 @@ impl World {
         self.network.mode.clone()
     }
 
-    pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
+    pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64, effects: &mut Vec<Effect>) {
         let key = Key::new(Layer::Tap, NETWORK);
         match event {
             NetworkEvent::Ready { guests } => {
@@ -204,6 +214,7 @@ impl World {
                 self.network.exits = exits;
                 self.judge_routing(now_ms);
             }
+            NetworkEvent::Ways { ways } => self.tell_ways(ways, effects),
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
                 self.feed
@@ -218,6 +229,25 @@ impl World {
                 self.feed
                     .journal_mut()
                     .append(key, None, Some(Verdict::no("Fight", text)), now_ms);
+            }
+        }
+    }
+
+    /// The numbers of the ways by which a guest leaves.
+    #[must_use]
+    pub fn ways(&self, name: &Name) -> Ways {
+        let config = self.guests.get(name).map(|guest| &guest.config);
+        config.map_or_else(Ways::default, |config| ways_of(self.network.ways, config))
+    }
+
+    /// Gives each running guest that the move concerns its document again. It is of the same edition: whoever ends dead
+    /// connections is as ready as before.
+    fn tell_ways(&mut self, ways: Ways, effects: &mut Vec<Effect>) {
+        let before = std::mem::replace(&mut self.network.ways, ways);
+        for (name, guest) in &self.guests {
+            let concerns = ways_of(before, &guest.config) != ways_of(ways, &guest.config);
+            if concerns && matches!(guest.phase, Phase::Starting | Phase::Running) {
+                effects.push(Effect::Push(name.clone(), guest.config.clone()));
             }
         }
     }
@@ -294,3 +324,7 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

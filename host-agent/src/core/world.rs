@@ -128,7 +128,7 @@ impl World {
                 }
                 self.network.mode = mode;
             }
-            Event::Network(event) => self.network_event(event, now_ms),
+            Event::Network(event) => self.network_event(event, now_ms, &mut effects),
             other => self.observe(other, now_ms),
         }
         self.stop_due(&mut effects);

@@ -31,6 +31,9 @@ mod session;
 mod switches;
 mod taps;
 pub(crate) mod tun;
+mod wake;
+mod ways;
+mod work;
 
 pub use filter::Choice as FilterChoice;
 pub use ground::Ground;

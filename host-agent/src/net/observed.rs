@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
+};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
@@ -26,6 +28,13 @@ use super::names::Mac;
 pub(super) const LABEL_END: &str = ":sv";
 /// IFA_PROTO of our IPv6 addresses (kernel 5.18; older ones drop it, and the address is not taken for ours).
 pub(super) const ADDRESS_PROTOCOL: u8 = b'S';
+
+/// Flags of addresses that are not for connections to come. Secondary ones of IPv4 and temporary ones of IPv6 share a bit
+/// (linux/if_addr.h).
+const PASSED_OVER: AddressFlags = AddressFlags::Secondary
+    .union(AddressFlags::Deprecated)
+    .union(AddressFlags::Tentative)
+    .union(AddressFlags::Dadfailed);
 
 /// What a namespace is, message by message.
 pub trait Fold {
@@ -172,12 +181,14 @@ fn is_isolated(info: &LinkInfo) -> bool {
 
 fn address(message: &AddressMessage) -> Option<Address> {
     let (mut ip, mut local, mut ours) = (None, None, false);
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(value) => ip = Some(*value),
             AddressAttribute::Local(value) => local = Some(*value),
             AddressAttribute::Label(label) => ours |= label.ends_with(LABEL_END),
             AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)) => ours = true,
+            AddressAttribute::Flags(all) => flags = *all,
             _ => {}
         }
     }
@@ -186,6 +197,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
         ip: local.or(ip)?, // of a point-to-point address, `Address` is the other end
         prefix: message.header.prefix_len,
         ours,
+        passed_over: message.header.scope != AddressScope::Universe || flags.intersects(PASSED_OVER),
     })
 }
 

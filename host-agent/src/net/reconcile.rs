@@ -8,11 +8,9 @@
 //! growing pauses; broken sockets are replaced, a dead helper too. Each turn knows why it woke.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::route::WantedRoute;
 use sovereign_reconcile::uplink::Exit;
@@ -20,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::{Failure, StepError};
+use super::apply::Failure;
 use super::chain;
 use super::ground::Ground;
 use super::network::NetworkConfig;
@@ -30,43 +28,14 @@ use super::plan::{Part, Plan};
 use super::report::{NetworkEvent, Reporter};
 use super::session::{Broken, Seat, Session};
 use super::taps::TunPool;
+use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
+use super::ways::{Teller, ways};
+use super::work::{ROUNDS, Trouble, Work, troubles, work};
 use crate::netns::{Stage, StageFailure};
 
-/// Plans that one turn carries out, at most.
-const ROUNDS: u32 = 4;
-/// Failures that evidence names beside the first.
-const NAMED_FAILURES: usize = 3;
-
-/// Why a turn began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wake {
-    /// The agent has just started.
-    Started,
-    /// Something else is wanted.
-    Spec,
-    /// The kernel told of a change.
-    Notified,
-    /// The helper's process has ended.
-    HelperEnded,
-    /// The sockets broke.
-    Broken,
-    /// It was time: for another attempt, a repair that had to wait, or the slow look at everything.
-    Due,
-}
-
-impl fmt::Display for Wake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Started => "started",
-            Self::Spec => "something else is wanted",
-            Self::Notified => "the kernel told of a change",
-            Self::HelperEnded => "the netns helper ended",
-            Self::Broken => "the sockets broke",
-            Self::Due => "it was time",
-        })
-    }
-}
+/// The file beside that of the switches which keeps what guests were told of their way out.
+const WAYS: &str = "ways.json";
 
 /// How a turn ended.
 #[derive(Default)]
@@ -77,33 +46,6 @@ struct Turn {
     failures: Vec<Failure>,
     /// The rest is not tried yet.
     waits: bool,
-}
-
-/// Why a part of the network is not as wanted.
-struct Trouble {
-    part: Part,
-    step: String,
-    evidence: String,
-}
-
-impl From<StageFailure> for Trouble {
-    fn from(failure: StageFailure) -> Self {
-        Self {
-            part: Part::Links,
-            step: failure.stage.to_string(),
-            evidence: failure.evidence,
-        }
-    }
-}
-
-impl From<Broken> for Trouble {
-    fn from(broken: Broken) -> Self {
-        Self {
-            part: Part::Links,
-            step: "speak to the kernel".to_owned(),
-            evidence: chain(&broken),
-        }
-    }
 }
 
 /// What of a network follows the host: ways out, and the routes of our own table.
@@ -139,6 +81,8 @@ pub(super) struct Reconciler {
     settled: Option<Followed>,
     /// The plan that could not be carried out: it is not tried again on each notification.
     stuck: Option<Plan>,
+    /// What guests were told of their way out.
+    ways: Teller,
 }
 
 impl Reconciler {
@@ -152,6 +96,7 @@ impl Reconciler {
         let first_pause = config.first_pause;
         Self {
             seat: Seat::new(&config.ground),
+            ways: Teller::open(config.switched.with_file_name(WAYS)),
             config,
             spec,
             events,
@@ -189,6 +134,10 @@ impl Reconciler {
     async fn next(&mut self) -> Option<Wake> {
         loop {
             let (session, listens) = (&mut self.session, !self.held);
+            let lasts = self
+                .ways
+                .due_ms()
+                .map(|due| self.began + Duration::from_millis(due));
             let news = async {
                 match session {
                     Some(session) if listens => session.changed().await,
@@ -201,6 +150,7 @@ impl Reconciler {
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
                 () = self.seat.helper_ended() => Wake::HelperEnded,
                 () = tokio::time::sleep_until(self.due) => Wake::Due,
+                () = tokio::time::sleep_until(lasts.unwrap_or(self.due)), if lasts.is_some() => Wake::WayLasts,
                 Some(reply) = self.asked.recv() => {
                     let observed = self.session.as_ref().map(|session| session.observed.clone());
                     let _ = reply.send(observed.unwrap_or_default()); // who asked may be gone
@@ -222,7 +172,9 @@ impl Reconciler {
         };
         drop(self.session);
         self.seat.end().await?;
-        left
+        let forgotten = self.ways.forget();
+        left?;
+        forgotten.map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))
     }
 
     /// Takes everything of ours out of a namespace that stays.
@@ -283,7 +235,7 @@ impl Reconciler {
 
     /// What is wrong, part by part; the error says that nothing can be said or done at all.
     async fn reconcile(&mut self, wake: Wake) -> Result<Vec<Trouble>, Trouble> {
-        if wake != Wake::Notified {
+        if !wake.is_news() {
             self.ensure_helper(wake).await;
         }
         let (spec, is_other) = {
@@ -309,6 +261,9 @@ impl Reconciler {
         self.tell(carriers).await;
         let exits = self.reporter.exits(&wanted);
         self.tell(exits).await;
+        let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
+        let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
+        self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();
         let mut troubles = if turn.waits {
@@ -327,7 +282,7 @@ impl Reconciler {
             self.stuck = None;
             self.retry.reset();
             self.due = Instant::now() + self.config.resync;
-            if wake == Wake::Notified {
+            if wake.is_news() {
                 self.due = polled.map_or(self.due, |polled| polled.min(self.due));
             }
         }
@@ -371,7 +326,7 @@ impl Reconciler {
         wake: Wake,
         spec: &NetworkSpec,
     ) -> Result<(Wanted, Turn), Trouble> {
-        if wake == Wake::Notified {
+        if wake.is_news() {
             session.catch_up(&self.config.instance, spec).await?;
         } else {
             session.look(&self.config.instance, spec).await?;
@@ -414,7 +369,7 @@ impl Reconciler {
             waits: true,
             ..Turn::default()
         };
-        let is_news = wake == Wake::Notified;
+        let is_news = wake.is_news();
         if is_news && self.stuck.as_ref() == Some(&todo) {
             return Ok(waits(todo)); // tried already, and `due` stands
         }
@@ -481,180 +436,5 @@ impl Reconciler {
         for event in events {
             let _ = self.events.send(event).await; // an engine that is gone drops the spec too, which ends the loop
         }
-    }
-}
-
-/// What came of a plan.
-struct Work {
-    /// The steps that were made.
-    made: Vec<String>,
-    /// What is still to do, by a look afterwards.
-    left: Plan,
-    /// Why the last steps failed, if some did.
-    failures: Vec<Failure>,
-}
-
-/// Carries out a plan and looks at the result. A step may fail only because the plan was made
-/// of a state that was just passing (a link tells that it is down before it tells that it is
-/// gone): as long as looking again brings another plan, that one is tried at once.
-///
-/// After news the kernel's own news of the change are the look, unless they are not as planned.
-async fn work(
-    session: &mut Session,
-    instance: &Name,
-    spec: &NetworkSpec,
-    wanted: &mut Wanted,
-    mut todo: Plan,
-    (wake, by_others, by): (Wake, bool, Option<&str>),
-) -> Result<Work, Broken> {
-    let mut made = Vec::new();
-    for round in 1.. {
-        let failures = session.apply(&todo, wanted, by_others).await;
-        if round == 1 {
-            // Not before: a repair waits for no log.
-            let steps = todo.to_string().trim_end().replace('\n', "; ");
-            tracing::info!(%wake, by_others, by, steps, "changed the network");
-        }
-        let mut left = todo.clone();
-        if wake == Wake::Notified && failures.is_empty() {
-            session.catch_up(instance, spec).await?;
-            if session.is_doubtful() {
-                wanted.follow(spec, session.switched(), &session.observed);
-            }
-            left = session.plan(wanted);
-        }
-        if !left.is_done() {
-            session.look(instance, spec).await?;
-            wanted.follow(spec, session.switched(), &session.observed);
-            left = session.plan(wanted);
-        }
-        let failed = |step: &&super::plan::Step| failures.iter().any(|failure| failure.step == **step);
-        let steps = todo.steps.iter().filter(|step| !failed(step));
-        made.extend(steps.map(ToString::to_string));
-        if failures.is_empty() || left.steps.is_empty() || left == todo || round == ROUNDS {
-            return Ok(Work { made, left, failures });
-        }
-        todo = left;
-    }
-    unreachable!("the rounds end")
-}
-
-/// What is wrong with each part that is not as wanted.
-fn troubles(left: &Plan, failures: &[Failure]) -> Vec<Trouble> {
-    let of = |part| {
-        let left = left.of(part);
-        let failures: Vec<&Failure> = failures.iter().filter(|f| f.step.part() == part).collect();
-        (!left.is_done()).then(|| trouble(part, &left, &failures))
-    };
-    Part::ALL.into_iter().filter_map(of).collect()
-}
-
-/// The first thing that is in the way, with its reason, and the others by name.
-fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
-    let is_root = |failure: &&&Failure| !matches!(failure.error, StepError::NoLink(_));
-    let roots: Vec<&&Failure> = failures.iter().filter(is_root).collect();
-    if let Some(first) = roots.first() {
-        let others = roots[1..].iter().take(NAMED_FAILURES);
-        let others: String = others
-            .map(|f| format!("; {}: {}", f.step, chain(&f.error)))
-            .collect();
-        let more = roots.len().saturating_sub(1 + NAMED_FAILURES);
-        let more = if more > 0 {
-            format!("; and {more} more")
-        } else {
-            String::new()
-        };
-        return Trouble {
-            part,
-            step: first.step.to_string(),
-            evidence: format!("{}{others}{more}", chain(&first.error)),
-        };
-    }
-    match (left.conflicts.first(), left.steps.first()) {
-        (Some(conflict), _) => Trouble {
-            part,
-            step: conflict.on.clone(),
-            evidence: conflict.evidence.clone(),
-        },
-        (None, step) => Trouble {
-            part,
-            step: step.map(ToString::to_string).unwrap_or_default(),
-            evidence: "it was made, and was gone again when we looked".to_owned(),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::kernel::KernelError;
-    use super::super::names::LinkName;
-    use super::super::plan::{Conflict, Step};
-    use super::*;
-
-    fn link(name: &str) -> LinkName {
-        LinkName::parse(name).unwrap()
-    }
-
-    fn failure(name: &str, error: StepError) -> Failure {
-        Failure {
-            step: Step::SetUp { name: link(name) },
-            error,
-        }
-    }
-
-    fn refused() -> StepError {
-        StepError::Kernel(KernelError::Refused(std::io::Error::from_raw_os_error(1)))
-    }
-
-    /// What is said of links that are not as wanted.
-    fn said(conflicts: &[Conflict], failures: &[Failure]) -> Trouble {
-        let mut left = Plan::default();
-        left.steps.insert(Step::SetUp { name: link("a") });
-        left.conflicts.extend(conflicts.iter().cloned());
-        let mut troubles = troubles(&left, failures);
-        assert_eq!(troubles.len(), 1);
-        troubles.remove(0)
-    }
-
-    #[test]
-    fn the_first_cause_is_named_and_its_consequences_are_not() {
-        let failures = [
-            failure("a", StepError::NoLink(link("a"))),
-            failure("b", refused()),
-            failure("c", refused()),
-        ];
-        let trouble = said(&[], &failures);
-        assert_eq!(trouble.step, "link b: set up");
-        assert_eq!(
-            trouble.evidence,
-            "the kernel refused: Operation not permitted (os error 1); \
-             link c: set up: the kernel refused: Operation not permitted (os error 1)"
-        );
-        let many: Vec<Failure> = (0..9).map(|n| failure(&format!("l{n}"), refused())).collect();
-        assert!(said(&[], &many).evidence.ends_with("; and 5 more"));
-    }
-
-    #[test]
-    fn without_a_failure_the_conflict_or_what_is_left_is_named() {
-        assert_eq!(said(&[], &[]).step, "link a: set up");
-        let conflict = Conflict {
-            part: Part::Links,
-            on: "link b".to_owned(),
-            evidence: "not ours".to_owned(),
-        };
-        assert_eq!(said(&[conflict], &[]).step, "link b");
-    }
-
-    #[test]
-    fn each_part_has_its_own_trouble() {
-        let mut left = Plan::default();
-        left.steps.insert(Step::SetFilter { tag: "t".to_owned() });
-        left.conflicts.insert(Conflict {
-            part: Part::Links,
-            on: "link b".to_owned(),
-            evidence: "not ours".to_owned(),
-        });
-        let parts: Vec<Part> = troubles(&left, &[]).iter().map(|trouble| trouble.part).collect();
-        assert_eq!(parts, [Part::Links, Part::Filter]);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::name::Name;
+use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::uplink::Exit;
@@ -48,6 +49,11 @@ pub enum NetworkEvent {
     Exits {
         /// For each family that they have addresses of.
         exits: BTreeMap<Family, Exit>,
+    },
+    /// The numbers of the ways by which guests leave, when one is another.
+    Ways {
+        /// Them.
+        ways: Ways,
     },
     /// Somebody else changed something of ours, and it was put right.
     Repaired {

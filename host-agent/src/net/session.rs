@@ -179,7 +179,7 @@ impl Held {
 
 /// Sockets into the namespace.
 pub(super) struct Session {
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
     notifications: Notifications,
     switches: Switches,
     /// What is filtered and translated.

@@ -271,6 +271,7 @@ fn shown(event: &NetworkEvent) -> String {
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
         NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
+        NetworkEvent::Ways { ways } => format!("ways {:?} {:?}", ways.v4, ways.v6),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
     }

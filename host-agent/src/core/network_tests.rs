@@ -1,0 +1,73 @@
+//! Guests hear of another way out.
+
+use super::super::Event;
+use super::*;
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+/// One guest of each family, and one that has no network.
+fn spec() -> HostSpec {
+    let image = r#"{"kernel":"k","initramfs":"i","root":"r","agent":"a","digest":"d"}"#;
+    let guest = |interface: &str| {
+        format!(
+            r#"{{"memory_mib":256,"vcpus":1,"data_mib":64,"image":{image},"services":[],"forwards":[]{interface}}}"#
+        )
+    };
+    let text = format!(
+        r#"{{"version":1,"network":{{"namespace":"host","address":"10.0.0.1/24"}},"guests":{{"four":{},"none":{}}}}}"#,
+        guest(r#","interface":{"addresses":["10.0.0.2/24"]}"#),
+        guest(""),
+    );
+    HostSpec::parse(text.as_bytes()).unwrap()
+}
+
+fn pushed(effects: &[Effect]) -> Vec<String> {
+    let push = |effect: &Effect| match effect {
+        Effect::Push(name, _) => Some(name.to_string()),
+        _ => None,
+    };
+    effects.iter().filter_map(push).collect()
+}
+
+#[test]
+fn another_way_is_pushed_to_the_guests_that_it_concerns_under_the_same_revision() {
+    let mut world = World::new(1);
+    let told = |world: &mut World, v4, v6| {
+        let ways = Ways { v4, v6 };
+        pushed(&world.step(Event::Network(NetworkEvent::Ways { ways }), 0))
+    };
+    assert!(told(&mut world, Some(7), None).is_empty(), "nobody is there");
+    world.step(Event::NetworkMode(NetworkMode::Host), 0);
+    world.step(Event::Applied(spec()), 0);
+    world.step(
+        Event::Network(NetworkEvent::Ready {
+            guests: [name("four")].into(),
+        }),
+        0,
+    );
+    assert_eq!(
+        world.ways(&name("four")),
+        Ways {
+            v4: Some(7),
+            v6: None
+        }
+    );
+    assert_eq!(world.ways(&name("none")), Ways::default());
+
+    assert!(
+        told(&mut world, Some(7), Some(1)).is_empty(),
+        "no address of that family"
+    );
+    let before = world.edition(&name("four"));
+    assert_eq!(told(&mut world, Some(8), Some(1)), ["four"]);
+    assert!(told(&mut world, Some(8), Some(1)).is_empty(), "it knows");
+    assert_eq!(
+        world.edition(&name("four")),
+        before,
+        "it stays as ready as it was"
+    );
+    assert_eq!(world.ways(&name("four")).v4, Some(8));
+    assert_eq!(world.revision(), 1, "nobody asked for anything else");
+}
