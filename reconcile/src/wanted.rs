@@ -224,6 +224,14 @@ impl Wanted {
         }
     }
 
+    /// Whether all works without the filter, too: in a namespace of our own that leads nowhere it only keeps guests from
+    /// taking each other's addresses.
+    #[must_use]
+    pub fn may_be_unfiltered(&self) -> bool {
+        let leads = |filter: &Filter| filter.way_out != WayOut::None || !filter.forwards.is_empty();
+        self.loopback && !self.filter.as_ref().is_some_and(leads)
+    }
+
     fn empty(mark: Mark) -> Self {
         Self {
             mark,
@@ -407,12 +415,16 @@ fn restored(
         .collect()
 }
 
-/// Private links that lead nowhere need no filter.
+/// Private links that lead nowhere need no filter but for what guests may call themselves.
 fn filter(instance: &Name, mark: &Mark, bridge: &LinkName, spec: &NetworkSpec) -> Option<Filter> {
-    if spec.place == Place::Private && !spec.routes() {
+    let mut senders = spec
+        .guests
+        .iter()
+        .filter(|(_, addresses)| !addresses.is_empty())
+        .peekable();
+    if spec.place == Place::Private && !spec.routes() && senders.peek().is_none() {
         return None;
     }
-    let senders = spec.guests.iter().filter(|(_, addresses)| !addresses.is_empty());
     let sender = |(guest, addresses): (&Name, &BTreeSet<IpAddr>)| {
         let sender = Sender {
             mac: names::guest_mac(instance, guest),

@@ -14,7 +14,7 @@ use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::world::{Guest, LASTING_MS, World, host_key};
-use crate::net::{NetworkEvent, Part};
+use crate::net::{NetworkEvent, Part, UNFILTERED};
 
 /// A guest waits so long for its network, and then boots without a card: vsock needs none.
 const PATIENCE_MS: u64 = 5_000;
@@ -234,7 +234,10 @@ impl World {
     fn judge_filter(&mut self, how: Option<String>, now_ms: u64) {
         let verdict = match self.network.failed.get(&Part::Filter) {
             Some(failed) => Some(Verdict::no("FilterFailed", failed.as_str())),
-            None => how.map(|how| Verdict::yes("Filtered", how)),
+            None => how.map(|how| match how.strip_prefix(UNFILTERED) {
+                Some(why) => Verdict::yes("Unfiltered", format!("guests may take any address: {why}")),
+                None => Verdict::yes("Filtered", how),
+            }),
         };
         self.tell_network(Layer::Nat, verdict, now_ms);
     }

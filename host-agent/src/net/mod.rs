@@ -31,7 +31,7 @@ mod switches;
 mod taps;
 pub(crate) mod tun;
 
-pub use filter::Choice as FilterChoice;
+pub use filter::{Choice as FilterChoice, UNFILTERED};
 pub use ground::Ground;
 pub use network::{Network, NetworkConfig};
 pub use observed::Observed;

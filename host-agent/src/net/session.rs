@@ -15,6 +15,7 @@ use super::chain;
 use super::conntrack::{Conntrack, Stale};
 use super::filter::{Enforcer, FilterError};
 use super::ground::{self, Ground, Opened};
+use super::iptables;
 use super::kernel::{Kernel, KernelError};
 use super::names::Mark;
 use super::network::NetworkConfig;
@@ -102,9 +103,17 @@ impl Seat {
         let notifications = Notifications::over(set.events, config.receive_buffer)
             .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
         let tag = Mark::of(&config.instance).prefix;
-        let filter = Enforcer::open(set.netfilter, config.receive_buffer, &tag, config.filter)
-            .await
-            .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
+        // A program acts in the namespace that it runs in: in that of the machine, not in one of our own.
+        let programs = matches!(self, Self::Host).then_some(iptables::Namespace::Own);
+        let filter = Enforcer::open(
+            set.netfilter,
+            config.receive_buffer,
+            &tag,
+            config.filter,
+            programs,
+        )
+        .await
+        .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
         let switches = Switches::open(set.sysctl, config.switched.clone())
             .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
@@ -156,17 +165,22 @@ impl Held {
             events,
             sysctl,
             namespaces,
+            netfilter,
             tuns,
         } = self.helper().await?.take().await?;
         let number = namespaces
             .number()
             .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         self.kept = Some(namespaces);
+        let (netfilter, conntrack) = match netfilter {
+            Some([requests, events, connections]) => (Some((requests, events)), Some(connections)),
+            None => (None, None),
+        };
         let opened = Opened {
             requests,
             events,
-            netfilter: None, // a network that leads nowhere filters nothing
-            conntrack: None,
+            netfilter,
+            conntrack,
             sysctl,
             tuns,
         };
@@ -268,6 +282,9 @@ impl Session {
     pub(super) fn plan(&mut self, wanted: &Wanted) -> Plan {
         let mut todo = plan(wanted, &self.observed);
         let filter = wanted.filter.as_ref();
+        if wanted.may_be_unfiltered() && self.filter.is_none() {
+            return todo; // said in status
+        }
         match self.filter.differs(filter) {
             Ok(false) => {}
             Ok(true) => {

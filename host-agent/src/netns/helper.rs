@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use super::contract::{ASK_END, ASK_SET, At, Kind, Report, Stage, StageFailure};
+use super::contract::{ASK_END, ASK_SET, At, Kind, NETFILTERS, Report, Stage, StageFailure};
 use super::{pass, probe};
 use crate::process::Process;
 
@@ -40,6 +40,9 @@ pub struct Set {
     pub requests: OwnedFd,
     /// For subscriptions.
     pub events: OwnedFd,
+    /// For the packet filter: requests, news, and connections that the kernel remembers. `None` where kernel or helper
+    /// has none.
+    pub netfilter: Option<[OwnedFd; NETFILTERS]>,
     /// `/proc/sys/net` of the namespace.
     pub sysctl: OwnedFd,
     /// The namespaces themselves: with them a dead helper is replaced.
@@ -253,10 +256,11 @@ fn sort(kinds: Vec<Kind>, descriptors: Vec<OwnedFd>) -> Result<Set, StageFailure
         let evidence = format!("{} names for {} descriptors", kinds.len(), descriptors.len());
         return Err(StageFailure::new(Stage::Answer, evidence));
     }
-    let (mut single, mut tuns) = (Vec::new(), Vec::new());
+    let (mut single, mut tuns, mut netfilter) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, descriptor) in kinds.into_iter().zip(descriptors) {
         match kind {
             Kind::Tun => tuns.push(descriptor),
+            Kind::Netfilter => netfilter.push(descriptor),
             other => single.push((other, descriptor)),
         }
     }
@@ -273,6 +277,7 @@ fn sort(kinds: Vec<Kind>, descriptors: Vec<OwnedFd>) -> Result<Set, StageFailure
             net: take(Kind::Net).ok_or_else(|| missing(Kind::Net))?,
             user: take(Kind::User),
         },
+        netfilter: netfilter.try_into().ok(),
         tuns,
     })
 }
@@ -300,7 +305,17 @@ mod tests {
             Kind::Sysctl,
             Kind::Tun,
         ];
-        assert_eq!(set(&all).unwrap().tuns.len(), 2);
+        let older = set(&all).unwrap();
+        assert_eq!(older.tuns.len(), 2);
+        assert!(older.netfilter.is_none(), "a helper from before them works");
+        let with = |sockets: usize| {
+            let kinds = all
+                .into_iter()
+                .chain(std::iter::repeat_n(Kind::Netfilter, sockets));
+            set(&kinds.collect::<Vec<_>>()).unwrap().netfilter
+        };
+        assert!(with(NETFILTERS).is_some());
+        assert!(with(NETFILTERS - 1).is_none(), "all or nothing");
         for lacking in [Kind::Requests, Kind::Events, Kind::Net, Kind::Sysctl] {
             let rest: Vec<Kind> = all.into_iter().filter(|kind| *kind != lacking).collect();
             let failure = set(&rest).unwrap_err();

@@ -9,7 +9,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::contract::{At, Kind, Stage, StageFailure, TUNS};
+use super::contract::{At, Kind, NETFILTERS, Stage, StageFailure, TUNS};
 use crate::net::kernel::{Kernel, KernelError};
 use crate::net::tun;
 
@@ -102,6 +102,8 @@ pub(super) fn open_set(owner: Owner) -> Result<Set, StageFailure> {
     if owner == Owner::Own {
         set.push((Kind::User, open_path("/proc/self/ns/user", OFlags::RDONLY)?));
     }
+    // A kernel without netfilter has no such sockets: then nothing is filtered, and the agent says so.
+    set.extend((0..NETFILTERS).map_while(|_| Some((Kind::Netfilter, netfilter_socket().ok()?))));
     for _ in 0..TUNS {
         set.push((Kind::Tun, tun::open_unattached().at(Stage::OpenTun)?));
     }
