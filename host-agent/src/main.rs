@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sovereign_host_agent::net::gc;
+use sovereign_host_agent::net::{gc, pasta};
 use sovereign_host_agent::store::Store;
 use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
 use sovereign_protocol::handshake::random_hex;
@@ -99,6 +99,24 @@ enum Verb {
         #[arg(long)]
         passed: bool,
     },
+    /// Becomes pasta, which leads out of a private network namespace (started by `run`).
+    #[command(hide = true)]
+    Pasta {
+        /// The instance, for people who read process lists.
+        instance: Name,
+        /// Where its record goes.
+        #[arg(long)]
+        record: PathBuf,
+        /// The agent's process.
+        #[arg(long)]
+        parent: u32,
+        /// What it is attached to.
+        #[arg(long)]
+        attachment: String,
+        /// pasta and its words.
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
     /// Tries in this process whether a private network namespace works here.
     #[command(hide = true)]
     NetnsProbe,
@@ -159,6 +177,13 @@ fn main() -> ExitCode {
             };
             leave_session(true).and_then(|()| netns::run(&socket, origin))
         }
+        Verb::Pasta {
+            record,
+            parent,
+            attachment,
+            argv,
+            ..
+        } => pasta::launch(&record, parent, attachment, &argv).map(|never| match never {}),
         Verb::NetnsProbe => netns::probe::run().context("cannot report"),
         Verb::BecomeVmm { parent, argv } => shim::vmm::become_vmm(parent, &argv).map(|never| match never {}),
     };

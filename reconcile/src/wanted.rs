@@ -46,6 +46,8 @@ pub struct NetworkSpec {
     pub isolated: bool,
     /// Ports of this host that lead to guests.
     pub forwards: BTreeSet<PortForward>,
+    /// Name servers on this host's own loopback, which guests of a private namespace ask through what leads them out.
+    pub resolvers: BTreeSet<IpAddr>,
 }
 
 /// Where the links of a network are.
@@ -69,6 +71,7 @@ impl Default for NetworkSpec {
             vpn: Vpn::default(),
             isolated: false,
             forwards: BTreeSet::new(),
+            resolvers: BTreeSet::new(),
         }
     }
 }
@@ -78,6 +81,12 @@ impl NetworkSpec {
     #[must_use]
     pub fn routes(&self) -> bool {
         self.uplink != Uplink::None || !self.forwards.is_empty()
+    }
+
+    /// Whether a program has to lead guests out of a namespace of our own.
+    #[must_use]
+    pub fn is_led_out(&self) -> bool {
+        self.place == Place::Private && self.uplink != Uplink::None
     }
 
     fn families(&self) -> BTreeSet<Family> {

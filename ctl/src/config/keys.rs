@@ -154,10 +154,10 @@ pub(super) const HOST_ADDRESS: Key = Key {
 pub(super) const UPLINK: Key = Key {
     path: "network.uplink",
     form: Form::Words(
-        "\"auto\" for the machine's own way, \"none\", or names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
+        "\"auto\" for the machine's own way (in a private namespace \"pasta\", which is the same), \"none\", or in namespace host names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
     ),
-    absent: Absent::Words("auto in namespace host"),
-    about: "by which way guests leave (namespace host only)",
+    absent: Absent::Words("auto in namespace host, else none"),
+    about: "by which way guests leave; a private namespace needs the program pasta (Debian: passt) for it",
     shown: Shown::Example("\"none\""),
 };
 pub(super) const VPN: Key = Key {

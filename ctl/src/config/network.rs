@@ -16,6 +16,9 @@ use super::validate::parse_name;
 use super::written::{Guest, Network, OneOrMore};
 use super::{keys, values};
 
+/// The word for the program that leads out of a private namespace.
+const PASTA: &str = "pasta";
+
 /// The network; `None` for `namespace = "none"`.
 pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<HostNetwork>, Box<Problem>> {
     let text = written.address.as_deref().unwrap_or(keys::HOST_ADDRESS.default());
@@ -46,7 +49,7 @@ pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<
     }))
 }
 
-/// A private namespace leads nowhere.
+/// A private namespace leads nowhere, or out by pasta, which has one way only.
 fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Result<Uplink, Box<Problem>> {
     let problem = |reason, text: String| source.problem(&["network", "uplink"], reason, text);
     let words = written.uplink.as_ref().map(OneOrMore::words);
@@ -54,6 +57,13 @@ fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Resul
         None if namespace == Namespace::Host => Uplink::Auto,
         None | Some(["none"]) => Uplink::None,
         Some(["auto"]) => Uplink::Auto,
+        Some([PASTA]) if namespace != Namespace::Host => Uplink::Auto,
+        Some([PASTA]) => {
+            let text = "namespace = \"host\" has the machine's own way out, and no pasta".to_owned();
+            return Err(
+                problem("Contradiction", text).accepts("no value, \"none\", \"auto\" or names of links")
+            );
+        }
         Some([]) => {
             let text = "an empty list names no link".to_owned();
             return Err(problem("BadUplink", text).accepts(keys::UPLINK.accepted()));
@@ -68,9 +78,9 @@ fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Resul
             Uplink::Named(names.iter().map(name).collect::<Result<_, _>>()?)
         }
     };
-    if uplink != Uplink::None && namespace != Namespace::Host {
-        let text = "only namespace = \"host\" has a way out".to_owned();
-        return Err(problem("Contradiction", text).accepts("no value, \"none\", or namespace = \"host\""));
+    if matches!(uplink, Uplink::Named(_)) && namespace != Namespace::Host {
+        let text = "a private namespace has none of the machine's links".to_owned();
+        return Err(problem("Contradiction", text).accepts("\"pasta\", \"none\", or namespace = \"host\""));
     }
     Ok(uplink)
 }

@@ -24,21 +24,27 @@ const CARD: &str = "card";
 /// The subject of what is true of the network as a whole.
 const NETWORK: &str = "network";
 
-/// By which way guests leave; nothing is said where none is wanted.
-fn judge_exits(exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
+/// By which way guests leave. A private namespace knows one: by pasta.
+fn judge_exits(mode: &NetworkMode, exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
+    let private = *mode == NetworkMode::Private;
     let wanted = exits
         .iter()
         .filter(|(_, exit)| !matches!(exit, Exit::None(NoExit::Unwanted)));
     let told: Vec<String> = wanted
         .clone()
         .map(|(family, exit)| match exit {
+            Exit::None(NoExit::NoDefault) if private => format!("{family}: pasta has found none outside"),
             Exit::None(why) => format!("{family}: {why}"),
+            Exit::Main(link) if private => format!("{family} by pasta ({link})"),
             Exit::Main(link) => format!("{family} by {link}"),
             Exit::Table(table, link) => format!("{family} by {link} (table {table})"),
             Exit::Own(link, _) => format!("{family} by {link}, chosen by name"),
         })
         .collect();
-    let first = wanted.clone().next()?;
+    let Some(first) = wanted.clone().next() else {
+        let none = "guests have no way out: network.uplink is none";
+        return (!exits.is_empty()).then(|| Verdict::yes("NoUplink", none));
+    };
     Some(match first {
         _ if wanted.clone().any(|(_, exit)| exit.link().is_some()) => Verdict::yes("WayOut", told.join("; ")),
         (_, Exit::None(NoExit::Blocked)) => Verdict::no("Blocked", told.join("; ")),
@@ -225,7 +231,7 @@ impl World {
     fn judge_routing(&mut self, now_ms: u64) {
         let verdict = match self.network.failed.get(&Part::Routing) {
             Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
-            None => judge_exits(&self.network.exits),
+            None => judge_exits(&self.network.mode, &self.network.exits),
         };
         self.tell_network(Layer::Routing, verdict, now_ms);
     }

@@ -38,10 +38,7 @@ pub(super) struct Opened {
 /// # Errors
 /// The step that failed; the machine's own namespace is refused while [`TEST`] is set.
 pub(super) fn open_own() -> Result<Opened, StageFailure> {
-    if let Some(value) = std::env::var_os(TEST)
-        && is_machines_own(&value.to_string_lossy()).unwrap_or(true)
-    {
-        let evidence = format!("{TEST} is set, and this is the machine's own network");
+    if let Some(evidence) = out_of_bounds() {
         return Err(StageFailure::new(Stage::Proc, evidence));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -55,6 +52,13 @@ pub(super) fn open_own() -> Result<Opened, StageFailure> {
         sysctl,
         tuns: Vec::new(),
     })
+}
+
+/// Why nothing may be done from the namespace that this process is in; `None` when it may.
+pub(super) fn out_of_bounds() -> Option<String> {
+    let value = std::env::var_os(TEST)?;
+    let own = is_machines_own(&value.to_string_lossy()).unwrap_or(true);
+    own.then(|| format!("{TEST} is set, and this is the machine's own network"))
 }
 
 fn is_machines_own(test: &str) -> io::Result<bool> {

@@ -24,6 +24,7 @@ pub mod nft;
 mod notify;
 pub mod observed;
 mod pace;
+pub mod pasta;
 mod reconcile;
 mod report;
 mod session;

@@ -28,7 +28,7 @@ use super::observed::Observed;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
 use super::report::{NetworkEvent, Reporter};
-use super::session::{Broken, Seat, Session};
+use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::{Stage, StageFailure};
@@ -49,6 +49,8 @@ enum Wake {
     Notified,
     /// The helper's process has ended.
     HelperEnded,
+    /// What leads out has ended, or may be started again.
+    Uplink,
     /// The sockets broke.
     Broken,
     /// It was time: for another attempt, a repair that had to wait, or the slow look at everything.
@@ -62,6 +64,7 @@ impl fmt::Display for Wake {
             Self::Spec => "something else is wanted",
             Self::Notified => "the kernel told of a change",
             Self::HelperEnded => "the netns helper ended",
+            Self::Uplink => "pasta ended, or is due",
             Self::Broken => "the sockets broke",
             Self::Due => "it was time",
         })
@@ -199,7 +202,10 @@ impl Reconciler {
             let wake = tokio::select! {
                 changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
-                () = self.seat.helper_ended() => Wake::HelperEnded,
+                changed = self.seat.changed() => match changed {
+                    Changed::Helper => Wake::HelperEnded,
+                    Changed::Pasta => Wake::Uplink,
+                },
                 () = tokio::time::sleep_until(self.due) => Wake::Due,
                 Some(reply) = self.asked.recv() => {
                     let observed = self.session.as_ref().map(|session| session.observed.clone());
@@ -297,6 +303,7 @@ impl Reconciler {
             None => self.seat.open(&self.config).await?,
         };
         // A session in which something broke is dropped here.
+        let led_out = self.lead_out(wake, &spec).await;
         let (wanted, turn) = self.converge(&mut session, wake, &spec).await?;
         let carriers = self.reporter.carriers(&wanted, &session.observed);
         // Before anybody is told that he can open a TAP.
@@ -319,6 +326,7 @@ impl Reconciler {
         if let Err(failure) = &self.helper {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
+        troubles.extend(led_out.err());
         self.report(&wanted, &turn.left, &troubles, enforced).await;
         if turn.left.is_done() && troubles.is_empty() {
             self.settled = Some(followed(&wanted));
@@ -351,6 +359,21 @@ impl Reconciler {
             let told = self.reporter.works(part, how, forwards);
             self.tell(told).await;
         }
+    }
+
+    /// Sees to it that guests of a private namespace are led out.
+    async fn lead_out(&mut self, wake: Wake, spec: &NetworkSpec) -> Result<(), Trouble> {
+        let kept = self.seat.keep_pasta(&self.config.instance, spec).await;
+        let started = kept.map_err(|failure| Trouble {
+            part: Part::Routing,
+            step: failure.step.to_owned(),
+            evidence: failure.evidence,
+        })?;
+        if let (Wake::Uplink, Some(pid)) = (wake, started) {
+            let what = vec![format!("pasta: start again as process {pid}")];
+            self.tell([NetworkEvent::Repaired { what }]).await;
+        }
+        Ok(())
     }
 
     async fn ensure_helper(&mut self, wake: Wake) {

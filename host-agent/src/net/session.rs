@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
@@ -17,10 +18,11 @@ use super::filter::{Enforcer, FilterError};
 use super::ground::{self, Ground, Opened};
 use super::iptables;
 use super::kernel::{Kernel, KernelError};
-use super::names::Mark;
+use super::names::{self, Mark};
 use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
+use super::pasta::{Attachment, Pasta, PastaFailure};
 use super::plan::{Part, Plan, Step, plan};
 use super::switches::Switches;
 use super::taps::{Source, TunPool};
@@ -53,6 +55,15 @@ pub(super) enum Seat {
     Host,
 }
 
+/// What of a seat wants to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// The helper has ended.
+    Helper,
+    /// What leads out has ended, or may be started again.
+    Pasta,
+}
+
 /// The helper, and the namespace that outlives it.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -60,12 +71,15 @@ pub(super) struct Held {
     helper: Option<Helper>,
     /// While this is held, a helper that died can be replaced in the same namespace.
     kept: Option<Namespaces>,
+    /// What leads out of it.
+    pasta: Pasta,
 }
 
 impl Seat {
     pub(super) fn new(ground: &Ground) -> Self {
         match ground {
             Ground::Private(config) => Self::Private(Held {
+                pasta: Pasta::beside(config),
                 config: config.clone(),
                 helper: None,
                 kept: None,
@@ -82,16 +96,43 @@ impl Seat {
         }
     }
 
-    /// Waits until the helper that we know has ended, and forgets it. Cancel safe.
-    pub(super) async fn helper_ended(&mut self) {
-        let Self::Private(held) = self else {
+    /// Waits until the helper that we know has ended, and forgets it, or until pasta has ended or is due. Cancel safe.
+    pub(super) async fn changed(&mut self) -> Changed {
+        let Self::Private(Held { helper, pasta, .. }) = self else {
             return std::future::pending().await;
         };
-        match &held.helper {
-            Some(helper) => helper.ended().await,
-            None => std::future::pending().await,
+        let ended = async {
+            match &helper {
+                Some(helper) => helper.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Losing an arm is safe: what it waits for stays so.
+        tokio::select! {
+            () = ended => {}
+            () = pasta.changed() => return Changed::Pasta,
         }
-        held.helper = None;
+        *helper = None;
+        Changed::Helper
+    }
+
+    /// Sees to it that pasta leads out of a namespace of our own where `spec` wants it, and only then; its process where
+    /// it was started now. A session was opened before.
+    pub(super) async fn keep_pasta(
+        &mut self,
+        instance: &Name,
+        spec: &NetworkSpec,
+    ) -> Result<Option<u32>, PastaFailure> {
+        let Self::Private(held) = self else {
+            return Ok(None);
+        };
+        let namespaces = held.kept.as_ref().filter(|_| spec.is_led_out());
+        let wanted = namespaces.map(|namespaces| Attachment {
+            link: names::way_out(instance),
+            namespaces,
+            resolvers: &spec.resolvers,
+        });
+        held.pasta.keep(wanted).await
     }
 
     /// Opens a session with sockets that nobody used before.
@@ -114,8 +155,12 @@ impl Seat {
         )
         .await
         .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
-        let switches = Switches::open(set.sysctl, config.switched.clone())
-            .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+        let record = match self {
+            Self::Private(held) => held.switched(),
+            Self::Host => config.switched.clone(),
+        };
+        let switches =
+            Switches::open(set.sysctl, record).map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,
@@ -131,18 +176,21 @@ impl Seat {
 
     /// Ends the helper; the namespace goes with the last descriptor in it.
     pub(super) async fn end(self) -> Result<(), StageFailure> {
-        let Self::Private(held) = self else {
+        let Self::Private(mut held) = self else {
             return Ok(());
         };
-        drop(held.kept);
+        let ended = held.pasta.end().await;
+        drop(held.kept.take());
+        held.forget_switches()?;
         let helper = match held.helper {
             Some(helper) => Some(helper),
             None => Helper::find(&held.config).await?,
         };
         match helper {
-            Some(helper) => helper.end().await,
-            None => crate::netns::remove_socket(&held.config), // of one that was killed
+            Some(helper) => helper.end().await?,
+            None => crate::netns::remove_socket(&held.config)?, // of one that was killed
         }
+        ended.map_err(|error| StageFailure::new(Stage::Leave, error.to_string()))
     }
 }
 
@@ -153,10 +201,25 @@ impl Held {
             Some(helper) => helper,
             None => match Helper::find(&self.config).await? {
                 Some(helper) => helper,
-                None => Helper::start(&self.config, self.kept.as_ref()).await?,
+                None => {
+                    if self.kept.is_none() {
+                        self.forget_switches()?; // of a namespace that nobody can find any more
+                    }
+                    Helper::start(&self.config, self.kept.as_ref()).await?
+                }
             },
         };
         Ok(self.helper.insert(helper))
+    }
+
+    /// Where the former values of the namespace's switches are kept: they end with it, those of the host do not.
+    fn switched(&self) -> PathBuf {
+        self.config.socket.with_file_name("switched.json")
+    }
+
+    fn forget_switches(&self) -> Result<(), StageFailure> {
+        crate::files::remove(&self.switched())
+            .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))
     }
 
     async fn open(&mut self) -> Result<(Opened, Source), StageFailure> {

@@ -66,6 +66,21 @@ impl Namespaces {
     pub fn number(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.net)?.st_ino)
     }
+
+    /// Whether a user namespace of the helper owns it.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        self.user.is_some()
+    }
+
+    /// Both of them again, for a process that is to enter them: the network, and the user namespace that owns it.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn copies(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let user = self.user.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok((self.net.try_clone()?, user))
+    }
 }
 
 /// A helper that runs.

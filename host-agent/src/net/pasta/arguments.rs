@@ -23,7 +23,15 @@ const MTU: &str = "1500";
 /// No port of the namespace is bound outside, no port of the machine is shown inside, and the gateway's address does not
 /// mean the machine: pasta's own defaults do all three.
 const CLOSED: [&str; 9] = [
-    "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw",
+    "-t",
+    "none",
+    "-u",
+    "none",
+    "-T",
+    "none",
+    "-U",
+    "none",
+    "--no-map-gw",
 ];
 
 /// The words after the program: the namespace is standard input, the user namespace that owns it standard output, because
@@ -37,7 +45,13 @@ pub(super) fn arguments(
 ) -> Vec<String> {
     let mut words = vec!["--foreground", "--quiet", "--config-net", "--no-netns-quit"];
     words.extend(CLOSED);
-    words.extend(["--no-dhcp", "--no-dhcpv6", "--no-ra", "--ns-ifname", link.as_str()]);
+    words.extend([
+        "--no-dhcp",
+        "--no-dhcpv6",
+        "--no-ra",
+        "--ns-ifname",
+        link.as_str(),
+    ]);
     words.extend(["-a", ADDRESS_V4, "-n", PREFIX_V4, "-g", GATEWAY_V4]);
     words.extend(["-a", ADDRESS_V6, "-g", GATEWAY_V6, "-m", MTU]);
     let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();

@@ -135,11 +135,17 @@ impl Pasta {
         }
     }
 
-    /// Waits until the one that runs has ended, or until it is time to start another. Cancel safe.
-    pub(in super::super) async fn changed(&self) {
+    /// Waits until the one that runs has ended, or until it is time to start another; once for each. Cancel safe.
+    pub(in super::super) async fn changed(&mut self) {
         match (&self.running, self.due) {
-            (Some(running), _) => running.process.ended().await,
-            (None, Some(due)) => tokio::time::sleep_until(due).await,
+            (Some(running), _) => {
+                running.process.ended().await;
+                self.take_ended();
+            }
+            (None, Some(due)) => {
+                tokio::time::sleep_until(due).await;
+                self.due = None;
+            }
             (None, None) => std::future::pending().await,
         }
     }
@@ -152,7 +158,10 @@ impl Pasta {
         self.find()?;
         if let Some(mut running) = self.running.take() {
             running.process.kill();
-            if tokio::time::timeout(FAREWELL, running.process.ended()).await.is_err() {
+            if tokio::time::timeout(FAREWELL, running.process.ended())
+                .await
+                .is_err()
+            {
                 let pid = running.process.pid;
                 self.running = Some(running);
                 return Err(failure("end pasta", format!("process {pid} does not end")));
@@ -255,7 +264,6 @@ impl Pasta {
             .arg(pasta)
             .args(words)
             .env_clear()
-            .current_dir("/")
             .stdin(net)
             .stdout(user)
             .stderr(File::create(&self.log)?)

@@ -76,7 +76,12 @@ impl Record {
 
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(&serde_json::to_vec(self)?)
     }
 }
