@@ -271,14 +271,18 @@ impl Wanted {
         if !spec.routes() {
             return watched;
         }
-        watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        if spec.place == Place::Host {
+            watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        }
         for family in spec.families() {
             watched.insert(match family {
                 Family::V4 => Sysctl::ForwardV4,
                 Family::V6 => Sysctl::ForwardV6,
             });
             let exit = uplink::exit(observed, family, &spec.uplink, spec.vpn);
-            let link = exit.link().filter(|_| family == Family::V6);
+            let link = exit
+                .link()
+                .filter(|_| family == Family::V6 && spec.place == Place::Host);
             watched.extend(link.cloned().map(Sysctl::AcceptAdvertisements));
         }
         watched
@@ -394,7 +398,9 @@ fn sysctls(
     if !spec.routes() {
         return sysctls;
     }
-    sysctls.insert(Sysctl::ReversePath(bridge.clone()), 2);
+    if spec.place == Place::Host {
+        sysctls.insert(Sysctl::ReversePath(bridge.clone()), 2); // private, all packets have one way
+    }
     for (family, exit) in exits {
         match family {
             Family::V4 => sysctls.insert(Sysctl::ForwardV4, 1),

@@ -5,6 +5,7 @@ use std::io;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 
+use super::switches::Place;
 use crate::netns::{HelperConfig, Stage, StageFailure, netfilter_socket, route_socket};
 
 /// Set while tests run: the machine's own network is out of bounds then. Its value is the number of that namespace, as
@@ -29,7 +30,7 @@ pub(super) struct Opened {
     pub(super) netfilter: Option<(OwnedFd, OwnedFd)>,
     /// For connections that the kernel remembers.
     pub(super) conntrack: Option<OwnedFd>,
-    pub(super) sysctl: OwnedFd,
+    pub(super) switches: Place,
     pub(super) tuns: Vec<OwnedFd>,
 }
 
@@ -49,7 +50,7 @@ pub(super) fn open_own() -> Result<Opened, StageFailure> {
         events: route_socket()?,
         netfilter: Some((netfilter_socket()?, netfilter_socket()?)),
         conntrack: Some(netfilter_socket()?),
-        sysctl,
+        switches: Place::Directory(sysctl),
         tuns: Vec::new(),
     })
 }

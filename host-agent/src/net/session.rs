@@ -24,7 +24,7 @@ use super::notify::{Drained, Notifications};
 use super::observed::Observed;
 use super::pasta::{Attachment, Pasta, PastaFailure};
 use super::plan::{Part, Plan, Step, plan};
-use super::switches::Switches;
+use super::switches::{Place, Switches};
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::{Helper, HelperConfig, Namespaces, Set, Stage, StageFailure};
@@ -160,7 +160,7 @@ impl Seat {
             Self::Host => config.switched.clone(),
         };
         let switches =
-            Switches::open(set.sysctl, record).map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+            Switches::open(set.switches, record).map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,
@@ -181,7 +181,8 @@ impl Seat {
         };
         let ended = held.pasta.end().await;
         drop(held.kept.take());
-        held.forget_switches()?;
+        crate::files::remove(&held.switched())
+            .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))?;
         let helper = match held.helper {
             Some(helper) => Some(helper),
             None => Helper::find(&held.config).await?,
@@ -201,12 +202,7 @@ impl Held {
             Some(helper) => helper,
             None => match Helper::find(&self.config).await? {
                 Some(helper) => helper,
-                None => {
-                    if self.kept.is_none() {
-                        self.forget_switches()?; // of a namespace that nobody can find any more
-                    }
-                    Helper::start(&self.config, self.kept.as_ref()).await?
-                }
+                None => Helper::start(&self.config, self.kept.as_ref()).await?,
             },
         };
         Ok(self.helper.insert(helper))
@@ -217,16 +213,11 @@ impl Held {
         self.config.socket.with_file_name("switched.json")
     }
 
-    fn forget_switches(&self) -> Result<(), StageFailure> {
-        crate::files::remove(&self.switched())
-            .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))
-    }
-
     async fn open(&mut self) -> Result<(Opened, Source), StageFailure> {
         let Set {
             requests,
             events,
-            sysctl,
+            forward: [four, six],
             namespaces,
             netfilter,
             tuns,
@@ -244,7 +235,12 @@ impl Held {
             events,
             netfilter,
             conntrack,
-            sysctl,
+            switches: Place::Files(
+                [(Sysctl::ForwardV4, four), (Sysctl::ForwardV6, six)]
+                    .into_iter()
+                    .filter_map(|(sysctl, file)| Some((sysctl, file?.into())))
+                    .collect(),
+            ),
             tuns,
         };
         Ok((opened, Source::Helper(self.config.clone(), number)))

@@ -129,8 +129,12 @@ pub(super) enum Kind {
     Netfilter,
     /// `/dev/net/tun`, not attached to any device.
     Tun,
-    /// `/proc/sys/net` of the namespace (O_PATH).
+    /// `/proc/sys/net` (O_PATH). What is opened below it acts in the namespace of whoever opens it, so nobody uses it.
     Sysctl,
+    /// The switch that lets IPv4 packets pass between links, open for both; not where it cannot be written.
+    ForwardV4,
+    /// The same for IPv6.
+    ForwardV6,
     /// The network namespace itself.
     Net,
     /// The user namespace that owns it, for an ordinary user only.

@@ -43,8 +43,8 @@ pub struct Set {
     /// For the packet filter: requests, news, and connections that the kernel remembers. `None` where kernel or helper
     /// has none.
     pub netfilter: Option<[OwnedFd; NETFILTERS]>,
-    /// `/proc/sys/net` of the namespace.
-    pub sysctl: OwnedFd,
+    /// The switches that let packets pass between links, IPv4 and IPv6, as far as they can be written.
+    pub forward: [Option<OwnedFd>; 2],
     /// The namespaces themselves: with them a dead helper is replaced.
     pub namespaces: Namespaces,
     /// Unattached tun descriptors.
@@ -287,7 +287,7 @@ fn sort(kinds: Vec<Kind>, descriptors: Vec<OwnedFd>) -> Result<Set, StageFailure
     Ok(Set {
         requests: take(Kind::Requests).ok_or_else(|| missing(Kind::Requests))?,
         events: take(Kind::Events).ok_or_else(|| missing(Kind::Events))?,
-        sysctl: take(Kind::Sysctl).ok_or_else(|| missing(Kind::Sysctl))?,
+        forward: [take(Kind::ForwardV4), take(Kind::ForwardV6)],
         namespaces: Namespaces {
             net: take(Kind::Net).ok_or_else(|| missing(Kind::Net))?,
             user: take(Kind::User),
@@ -331,7 +331,7 @@ mod tests {
         };
         assert!(with(NETFILTERS).is_some());
         assert!(with(NETFILTERS - 1).is_none(), "all or nothing");
-        for lacking in [Kind::Requests, Kind::Events, Kind::Net, Kind::Sysctl] {
+        for lacking in [Kind::Requests, Kind::Events, Kind::Net] {
             let rest: Vec<Kind> = all.into_iter().filter(|kind| *kind != lacking).collect();
             let failure = set(&rest).unwrap_err();
             assert!(failure.evidence.contains(&format!("{lacking:?}")), "{failure}");

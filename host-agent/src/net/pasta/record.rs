@@ -40,12 +40,17 @@ impl Record {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// The process, if it still runs.
+    /// The process, if it still runs. Needs a tokio runtime.
     ///
     /// # Errors
     /// The system's own.
     pub(super) fn process(&self) -> io::Result<Option<Process>> {
         Process::of_record(self.pid, self.started)
+    }
+
+    /// Whether the process runs; for who has no runtime to hold it with.
+    fn runs(&self) -> bool {
+        process::started(self.pid) == Some(self.started) && process::state(self.pid) != 'Z'
     }
 
     /// Writes it where none is; one of a process that is gone is replaced.
@@ -54,7 +59,7 @@ impl Record {
     /// `AlreadyExists` while another one runs; the system's own.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         if let Some(other) = Self::read(path)
-            && other.process()?.is_some()
+            && other.runs()
         {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
@@ -90,8 +95,8 @@ impl Record {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_record_names_a_process_that_runs_or_none() {
+    #[tokio::test]
+    async fn a_record_names_a_process_that_runs_or_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pasta.json");
         assert_eq!(Record::read(&path), None);
@@ -102,12 +107,14 @@ mod tests {
         assert_eq!(Record::read(&path), Some(ours.clone()));
         let taken = ours.write(&path).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists, "{taken}");
+        assert_eq!(ours.process().unwrap().unwrap().pid, ours.pid);
         // The same number, and another process.
         let gone = Record {
             started: ours.started + 1,
             ..ours.clone()
         };
         fs::write(&path, serde_json::to_vec(&gone).unwrap()).unwrap();
+        assert!(gone.process().unwrap().is_none());
         ours.write(&path).unwrap();
         assert_eq!(Record::read(&path), Some(ours));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
