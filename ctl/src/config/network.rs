@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use sovereign_protocol::domain::Domain;
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_protocol::limits::{NAME_SERVERS, SEARCH};
 use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink, Vpn};
@@ -85,9 +87,54 @@ fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Resul
     Ok(uplink)
 }
 
+/// What the file says of all guests' interfaces.
+struct Told {
+    dns: Vec<IpAddr>,
+    search: Vec<Domain>,
+    mtu: Option<u32>,
+}
+
+fn told(source: &Source<'_>, written: &Network) -> Result<Told, Box<Problem>> {
+    let at = ["network", "search"];
+    let wrong = |text: String| {
+        source
+            .problem(&at, "BadDomain", text)
+            .accepts(keys::SEARCH_LIST.accepted())
+    };
+    let domain = |text: &String| Domain::parse(text).map_err(|error| wrong(error.to_string()));
+    let search: Vec<Domain> = written.search.iter().map(domain).collect::<Result<_, _>>()?;
+    if search.len() > SEARCH {
+        return Err(wrong(format!("{} domains are more than {SEARCH}", search.len())));
+    }
+    Ok(Told {
+        dns: servers(source, &["network", "dns"], &written.dns, &keys::NETWORK_DNS)?,
+        search,
+        mtu: values::count(source, &["network", "mtu"], written.mtu, &keys::NETWORK_MTU)?,
+    })
+}
+
+fn servers(
+    source: &Source<'_>,
+    at: &[&str],
+    written: &[String],
+    key: &keys::Key,
+) -> Result<Vec<IpAddr>, Box<Problem>> {
+    let wrong = |text: String| source.problem(at, "BadAddress", text).accepts(key.accepted());
+    let server = |text: &String| text.parse().map_err(|_| wrong(format!("{text:?} is no address")));
+    let servers: Vec<IpAddr> = written.iter().map(server).collect::<Result<_, _>>()?;
+    if servers.len() > NAME_SERVERS {
+        return Err(wrong(format!(
+            "{} servers are more than {NAME_SERVERS}",
+            servers.len()
+        )));
+    }
+    Ok(servers)
+}
+
 /// Each guest's interface; those without an address of their own get one.
 pub(super) fn interfaces(
     source: &Source<'_>,
+    written_network: &Network,
     network: Option<&HostNetwork>,
     guests: &BTreeMap<String, Guest>,
 ) -> Result<BTreeMap<Name, InterfaceSpec>, Box<Problem>> {
@@ -124,6 +171,7 @@ pub(super) fn interfaces(
     let Some(network) = network else {
         return Ok(BTreeMap::new());
     };
+    let told = told(source, written_network)?;
     let mut interfaces = BTreeMap::new();
     for (key, guest) in guests {
         let name = parse_name(source, &["guest", key], key)?;
@@ -140,7 +188,7 @@ pub(super) fn interfaces(
             })?,
         };
         taken.insert(ip);
-        interfaces.insert(name, interface(source, key, network, ip, &guest.dns)?);
+        interfaces.insert(name, interface(source, key, network, ip, (&guest.dns, &told))?);
     }
     Ok(interfaces)
 }
@@ -150,23 +198,14 @@ fn interface(
     key: &str,
     network: &HostNetwork,
     ip: IpAddr,
-    dns: &[String],
+    (own, told): (&[String], &Told),
 ) -> Result<InterfaceSpec, Box<Problem>> {
-    let servers = dns.iter().map(|text| {
-        text.parse().map_err(|_| {
-            source
-                .problem(
-                    &["guest", key, "dns"],
-                    "BadAddress",
-                    format!("{text:?} is no address"),
-                )
-                .accepts(keys::DNS.accepted())
-        })
-    });
+    let own = servers(source, &["guest", key, "dns"], own, &keys::DNS)?;
     Ok(InterfaceSpec {
         addresses: Prefix::new(ip, network.address.prefix()).into_iter().collect(),
         gateway: Some(network.address.ip()),
-        dns: servers.collect::<Result<_, Box<Problem>>>()?,
-        mtu: None,
+        dns: if own.is_empty() { told.dns.clone() } else { own },
+        search: told.search.clone(),
+        mtu: told.mtu,
     })
 }

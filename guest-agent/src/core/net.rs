@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::domain::Domain;
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 
 /// The driver of the interface that the host gives a guest.
@@ -236,8 +237,10 @@ fn has_address(seen: &Seen, index: u32, prefix: Prefix) -> bool {
 /// The text of resolv.conf.
 #[must_use]
 pub fn resolver(spec: &InterfaceSpec) -> String {
-    let lines = spec.dns.iter().map(|server| format!("nameserver {server}\n"));
-    lines.collect()
+    let servers = spec.dns.iter().map(|server| format!("nameserver {server}\n"));
+    let domains: Vec<&str> = spec.search.iter().map(Domain::as_str).collect();
+    let search = (!domains.is_empty()).then(|| format!("search {}\n", domains.join(" ")));
+    servers.chain(search).collect()
 }
 
 /// What makes the loopback as it must be, sorted; empty when it is.

@@ -35,6 +35,7 @@ fn spec() -> InterfaceSpec {
         addresses: vec![prefix("192.168.100.2/24")],
         gateway: Some(ip("192.168.100.1")),
         dns: vec![ip("9.9.9.9"), ip("fd00::1")],
+        search: Vec::new(),
         mtu: None,
     }
 }
@@ -265,7 +266,7 @@ prop_compose! {
         gateway in prop::option::of((0u8..3).prop_map(|n| IpAddr::from([10, n, 0, 9]))),
         mtu in prop::option::of(1400u32..1402),
     ) -> InterfaceSpec {
-        InterfaceSpec { addresses, gateway, dns: Vec::new(), mtu }
+        InterfaceSpec { addresses, gateway, dns: Vec::new(), search: Vec::new(), mtu }
     }
 }
 
@@ -359,4 +360,16 @@ fn the_worst_lack_names_the_condition_and_each_action_says_what_it_does() {
     let route = Action::RemoveRoute(2, ip("10.0.0.9"));
     assert_eq!(route.to_string(), "remove the default route via 10.0.0.9");
     assert_eq!(lacking(&[]), None);
+}
+
+#[test]
+fn the_search_list_follows_the_servers() {
+    let mut spec = spec();
+    spec.search = ["lan.example", "home.arpa"]
+        .map(|name| Domain::parse(name).unwrap())
+        .to_vec();
+    assert_eq!(
+        resolver(&spec),
+        "nameserver 9.9.9.9\nnameserver fd00::1\nsearch lan.example home.arpa\n"
+    );
 }

@@ -242,7 +242,7 @@ impl World {
 
     /// Gives a guest its document again with what was judged anew, if it runs or is about to: it is another edition, so
     /// that the guest is ready by what it knows, not by what it knew.
-    fn push(&mut self, name: &Name, effects: &mut Vec<Effect>) {
+    pub(super) fn push(&mut self, name: &Name, effects: &mut Vec<Effect>) {
         let Some(guest) = self.guests.get_mut(name) else {
             return;
         };

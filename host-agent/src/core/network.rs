@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
-use sovereign_protocol::interface::Prefix;
+use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
@@ -72,6 +73,11 @@ pub(super) struct Network {
     ready: BTreeSet<Name>,
     failed: BTreeMap<Part, String>,
     exits: BTreeMap<Family, Exit>,
+    pub(super) uplink_mtu: Option<u32>,
+    /// What this host asks itself.
+    pub(super) resolver: HostResolver,
+    /// The interface that each guest was last given.
+    pub(super) told: BTreeMap<Name, InterfaceSpec>,
     carriers: BTreeMap<Name, bool>,
     /// Guests that run already, to be adopted: they have their card, or none.
     pub(super) running: BTreeSet<Name>,
@@ -206,8 +212,8 @@ impl World {
             NetworkEvent::Carrier { guest, attached } => {
                 self.network.carriers.insert(guest, attached);
             }
-            NetworkEvent::Exits { exits } => {
-                self.network.exits = exits;
+            NetworkEvent::Exits { exits, mtu } => {
+                (self.network.exits, self.network.uplink_mtu) = (exits, mtu);
                 self.judge_routing(now_ms);
             }
             NetworkEvent::Repaired { what } => {

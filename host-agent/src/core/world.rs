@@ -130,6 +130,7 @@ impl World {
                 self.network.mode = mode;
             }
             Event::Network(event) => self.network_event(event, now_ms),
+            Event::Resolver(resolver) => self.know_resolver(resolver),
             other => self.observe(other, now_ms),
         }
         self.stop_due(&mut effects);
@@ -138,6 +139,7 @@ impl World {
         self.judge_machines(now_ms);
         self.judge_cards(now_ms);
         self.judge_edges(now_ms, &mut effects);
+        self.judge_surroundings(now_ms, &mut effects);
         self.judge_ready(now_ms, &mut effects);
         effects
     }

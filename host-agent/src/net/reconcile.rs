@@ -313,7 +313,7 @@ impl Reconciler {
             news
         });
         self.tell(carriers).await;
-        let exits = self.reporter.exits(&wanted);
+        let exits = self.reporter.exits(&wanted, &session.observed);
         self.tell(exits).await;
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();

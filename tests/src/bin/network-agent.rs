@@ -289,7 +289,7 @@ fn shown(event: &NetworkEvent) -> String {
         }
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
-        NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
+        NetworkEvent::Exits { exits, mtu } => format!("exits {exits:?} mtu {}", mtu.unwrap_or_default()),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
     }
