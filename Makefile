@@ -39,7 +39,7 @@ build: rust
 	done
 
 # What the tests look at the product with.
-test: NEEDS += modprobe:kmod ip:iproute2 nft:nftables iptables:iptables strace:strace mkfs.ext4:e2fsprogs setpriv:util-linux
+test: NEEDS += modprobe:kmod ip:iproute2 nft:nftables iptables:iptables strace:strace mkfs.ext4:e2fsprogs setpriv:util-linux pasta:passt
 test: packages check deny system
 
 check: rust

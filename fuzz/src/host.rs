@@ -4,7 +4,9 @@ use sovereign_host_agent::net::nft::fuzz as nft;
 use sovereign_host_agent::shim::contract::{ExitRecord, Message, Request, ShimConfig};
 use sovereign_host_agent::shim::qmp as protocol;
 use sovereign_host_agent::vsock::fuzz;
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_reconcile::iptables::{parse, remove, tags};
+use sovereign_reconcile::resolver::{HostResolver, ResolvConf, Way, advise, complete};
 
 pub(crate) fn qmp(data: &[u8]) {
     for line in String::from_utf8_lossy(data).lines() {
@@ -35,6 +37,28 @@ pub(crate) fn iptables_save(data: &[u8]) {
             line.starts_with('*') || line == "COMMIT" || line.contains("sv5pkj"),
             "{line:?}"
         );
+    }
+}
+
+/// Whatever stands there, what a guest is told is a valid document.
+pub(crate) fn resolv_conf(data: &[u8]) {
+    let own = Some(ResolvConf::parse(data));
+    let interface = r#"{"addresses":["10.9.0.2/24","fd00:9::2/64"]}"#;
+    let interface: InterfaceSpec = serde_json::from_str(interface).expect("it is one");
+    for way in [Way::None, Way::Host, Way::Pasta] {
+        let host = HostResolver {
+            own: own.clone(),
+            upstream: own.clone(),
+        };
+        if let Ok(advice) = advise(&host, way) {
+            let told = complete(&interface, &advice, 1500);
+            assert_eq!(told.check(), Ok(()), "{told:?}");
+            let written = serde_json::to_vec(&told).expect("an interface is JSON");
+            assert_eq!(
+                serde_json::from_slice::<InterfaceSpec>(&written).expect("it was just written"),
+                told
+            );
+        }
     }
 }
 

@@ -26,7 +26,7 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 34] = [
+pub const TARGETS: [Target; 35] = [
     target("codec-request", protocol::codec_request),
     target("codec-response", protocol::codec_response),
     target("handshake-accept", protocol::handshake_accept),
@@ -41,6 +41,7 @@ pub const TARGETS: [Target; 34] = [
     target("qmp", host::qmp),
     target("shim-lines", host::shim_lines),
     target("iptables-save", host::iptables_save),
+    target("resolv-conf", host::resolv_conf),
     target("vsock-header", host::vsock_header),
     target("vsock-connection", host::vsock_connection),
     target("vsock-ring", host::vsock_ring),

@@ -42,6 +42,7 @@ fn spec(address: &str) -> InterfaceSpec {
         addresses: vec![prefix(address)],
         gateway: Some(ip(GATEWAY)),
         dns: vec![ip("9.9.9.9")],
+        search: Vec::new(),
         mtu: Some(1400),
         ..InterfaceSpec::default()
     }

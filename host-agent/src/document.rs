@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, GuestSpec, VERSION};
 use sovereign_protocol::ways::{self, Ways};
 
 use crate::core::Ties;
 
-/// The document for a guest; without a card nothing is said about an interface.
+/// The document for a guest; without a card there is no interface.
 pub(crate) fn guest_spec(
     name: &Name,
     config: &GuestConfig,
     ties: Ties,
     revision: u64,
     secrets: BTreeMap<String, Exposed>,
-    carded: bool,
+    interface: Option<InterfaceSpec>,
 ) -> GuestSpec {
     GuestSpec {
         version: VERSION,
@@ -23,7 +24,7 @@ pub(crate) fn guest_spec(
         hostname: name.clone(),
         services: config.services.clone(),
         secrets,
-        interface: config.interface.clone().filter(|_| carded),
+        interface,
         tailscale: config.tailscale.clone(),
         requirements: ties.requirements,
         clients: ties.clients,
@@ -48,7 +49,10 @@ pub(crate) fn understood(document: Vec<u8>, capabilities: &[String]) -> serde_js
 
 /// Whether a guest has to be told of the change; forwards, memory and restarts are the host's alone.
 pub(crate) fn concerns_guest(name: &Name, old: &GuestConfig, new: &GuestConfig) -> bool {
-    let told = |config| guest_spec(name, config, Ties::default(), 0, BTreeMap::new(), true);
+    let told = |config: &GuestConfig| {
+        let interface = config.interface.clone();
+        guest_spec(name, config, Ties::default(), 0, BTreeMap::new(), interface)
+    };
     told(old) != told(new)
 }
 
@@ -66,13 +70,13 @@ mod tests {
             "forwards":[],"interface":{"addresses":["10.0.0.2/24"]},"tailscale":{}}}}"#;
         let spec = HostSpec::parse(document.as_bytes()).unwrap();
         let (name, config) = spec.guests.iter().next().unwrap();
-        let told = |carded| guest_spec(name, config, Ties::default(), 7, BTreeMap::new(), carded);
-        let all = told(true);
+        let told = |interface| guest_spec(name, config, Ties::default(), 7, BTreeMap::new(), interface);
+        let all = told(config.interface.clone());
         assert_eq!((all.version, all.revision, &all.hostname), (VERSION, 7, name));
         assert_eq!(all.services[0].limits.as_ref().unwrap().pids_max, Some(99));
         assert_eq!(all.interface, config.interface);
         assert!(all.interface.is_some() && all.tailscale.is_some());
-        assert_eq!(told(false).interface, None);
+        assert_eq!(told(None).interface, None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::view::NetworkView;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -185,6 +186,13 @@ impl Engine {
             cards: BTreeSet::new(),
         };
         Ok((engine, receiver))
+    }
+
+    /// Takes in what this host asks itself, before anything is started.
+    #[must_use]
+    pub fn knowing(mut self, resolver: HostResolver) -> Self {
+        self.world.know_resolver(resolver);
+        self
     }
 
     /// Runs until everything was stopped on request.
@@ -443,11 +451,8 @@ impl Engine {
         let edition = self.world.edition(name);
         let ties = self.world.ties(name);
         let secrets = self.secrets_of(name, config, &ties)?;
-        let carded = self.cards.contains(name);
-        let mut spec = document::guest_spec(name, config, ties, edition.revision, secrets, carded);
-        if let Some(interface) = &mut spec.interface {
-            interface.ways = self.world.ways(name);
-        }
+        let interface = self.world.interface(config).filter(|_| self.cards.contains(name));
+        let spec = document::guest_spec(name, config, ties, edition.revision, secrets, interface);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             edition,

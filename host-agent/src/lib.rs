@@ -20,6 +20,7 @@ pub mod offset;
 pub mod port_owner;
 pub mod process;
 pub mod program;
+pub mod resolver;
 pub mod secrets;
 pub mod shim;
 pub mod store;

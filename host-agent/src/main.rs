@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sovereign_host_agent::net::gc;
+use sovereign_host_agent::net::{gc, pasta};
 use sovereign_host_agent::store::Store;
-use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
+use sovereign_host_agent::{clock, control, engine, files, inspect, netns, resolver, shim};
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::layout::{Layout, STORE};
 use sovereign_protocol::name::Name;
@@ -17,6 +17,9 @@ use sovereign_protocol::record::Record;
 use sovereign_protocol::transport::bind_unix;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+
+/// The file that is read in the place of this host's resolv.conf; then no other is looked at.
+const RESOLV_CONF: &str = "SOVEREIGN_RESOLV_CONF";
 
 /// The host agent of sovereign. It is started by `sovereign up`.
 #[derive(Parser)]
@@ -99,6 +102,24 @@ enum Verb {
         #[arg(long)]
         passed: bool,
     },
+    /// Becomes pasta, which leads out of a private network namespace (started by `run`).
+    #[command(hide = true)]
+    Pasta {
+        /// The instance, for people who read process lists.
+        instance: Name,
+        /// Where its record goes.
+        #[arg(long)]
+        record: PathBuf,
+        /// The agent's process.
+        #[arg(long)]
+        parent: u32,
+        /// What it is attached to.
+        #[arg(long)]
+        attachment: String,
+        /// pasta and its words.
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
     /// Tries in this process whether a private network namespace works here.
     #[command(hide = true)]
     NetnsProbe,
@@ -159,6 +180,13 @@ fn main() -> ExitCode {
             };
             leave_session(true).and_then(|()| netns::run(&socket, origin))
         }
+        Verb::Pasta {
+            record,
+            parent,
+            attachment,
+            argv,
+            ..
+        } => pasta::launch(&record, parent, attachment, &argv).map(|never| match never {}),
         Verb::NetnsProbe => netns::probe::run().context("cannot report"),
         Verb::BecomeVmm { parent, argv } => shim::vmm::become_vmm(parent, &argv).map(|never| match never {}),
     };
@@ -222,7 +250,10 @@ async fn run(layout: Layout) -> anyhow::Result<()> {
     let incarnation = u64::from_str_radix(&random_hex::<8>()?, 16)?;
     let (event_sender, events) = mpsc::channel(engine::QUEUE);
     let (request_sender, requests) = mpsc::channel(engine::QUEUE);
-    let (engine, news) = engine::Engine::new(layout.clone(), incarnation, event_sender)?;
+    let resolver = resolver::Files::of(std::env::var_os(RESOLV_CONF));
+    let (engine, news) = engine::Engine::new(layout.clone(), incarnation, event_sender.clone())?;
+    let known = resolver.read();
+    let engine = engine.knowing(known.clone());
     let mut terminate = signal(SignalKind::terminate())?;
     tracing::info!(instance = %layout.instance, "host agent runs");
     // Guests outlive an agent that is terminated; only `stop` stops them.
@@ -230,6 +261,7 @@ async fn run(layout: Layout) -> anyhow::Result<()> {
         outcome = engine.run(events, requests) => outcome,
         () = control::serve(listener, layout.clone(), request_sender, news) => Ok(()),
         _ = terminate.recv() => Ok(()),
+        () = resolver.watch(known, event_sender) => Ok(()), // only after the engine
     };
     files::remove(&layout.control())?;
     let _ = std::fs::remove_dir(&layout.run); // stays while guests run

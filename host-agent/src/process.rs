@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -37,6 +38,26 @@ impl Process {
         pid.map_or(Ok(None), Self::open)
     }
 
+    /// The process of this id that began at this time (see [`started`]); `None` when it has ended.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn of_record(pid: u32, began: u64) -> io::Result<Option<Self>> {
+        let Some(raw) = Pid::from_raw(pid.cast_signed()) else {
+            return Ok(None);
+        };
+        // In this order: the descriptor is of whoever has the id now, and that one is looked at.
+        let process = Self::open(raw)?;
+        Ok(process.filter(|process| started(pid) == Some(began) && !process.has_ended()))
+    }
+
+    /// Whether it has ended, reaped or not.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
     fn open(pid: Pid) -> io::Result<Option<Self>> {
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Err(rustix::io::Errno::SRCH) => Ok(None),
@@ -56,6 +77,15 @@ impl Process {
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL); // it may have ended this moment
     }
+}
+
+/// When a process began, in clock ticks since boot (proc_pid_stat(5), field 22); `None` when there is none.
+#[must_use]
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the state after it is field 3.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(19)?.parse().ok()
 }
 
 /// The letter of a process's state (proc_pid_stat(5)); `?` when it cannot be seen.

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{ADDRESSES, NAME_SERVERS};
+use crate::domain::Domain;
+use crate::limits::{ADDRESSES, NAME_SERVERS, SEARCH};
 use crate::ways::Ways;
 
 /// Smallest and largest MTU that is accepted, in bytes; 1280 is what IPv6 needs.
@@ -126,6 +127,9 @@ pub struct InterfaceSpec {
     /// Name servers, at most [`NAME_SERVERS`].
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    /// Domains in which names without a dot are looked for, at most [`SEARCH`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<Domain>,
     /// Largest packet in bytes, within [`MTU`]; the driver's own without it.
     #[serde(default)]
     pub mtu: Option<u32>,
@@ -178,6 +182,10 @@ impl InterfaceSpec {
         }
         if let Some(server) = self.dns.iter().find(|s| s.is_unspecified() || s.is_multicast()) {
             return wrong("dns".into(), format!("{server} is no address of a server"));
+        }
+        if self.search.len() > SEARCH {
+            let problem = format!("{} domains; {SEARCH} are searched", self.search.len());
+            return wrong("search".into(), problem);
         }
         match self.mtu {
             Some(mtu) if !MTU.contains(&mtu) => wrong(
@@ -262,7 +270,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_named_with_their_key() {
-        let cases: [(InterfaceSpec, &str); 12] = [
+        let cases: [(InterfaceSpec, &str); 13] = [
+            (
+                InterfaceSpec {
+                    search: vec![Domain::parse("a.example").unwrap(); SEARCH + 1],
+                    ..spec(&["10.0.0.2/24"], None)
+                },
+                "search",
+            ),
             (spec(&[], None), "addresses"),
             (spec(&["10.0.0.2/24", "10.0.0.2/16"], None), "addresses[1]"),
             (spec(&["10.0.0.0/24"], None), "addresses[0]"),

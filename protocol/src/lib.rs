@@ -9,6 +9,7 @@ pub mod boot;
 pub mod bulk;
 pub mod codec;
 pub mod condition;
+pub mod domain;
 pub mod event;
 pub mod feed;
 pub mod finding;

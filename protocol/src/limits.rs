@@ -67,6 +67,8 @@ pub const EVENTS_BATCH: usize = 256;
 pub const ADDRESSES: usize = 8;
 /// Name servers of a guest; resolv.conf(5) reads no more (MAXNS).
 pub const NAME_SERVERS: usize = 3;
+/// Domains that a guest searches; older resolvers read no more (MAXDNSRCH).
+pub const SEARCH: usize = 6;
 /// Results of operations that are kept.
 pub const OPERATIONS: usize = 64;
 /// For how long.

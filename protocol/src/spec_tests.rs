@@ -45,6 +45,7 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
         addresses: vec!["192.168.100.2/24".parse().unwrap()],
         gateway: Some("192.168.100.1".parse().unwrap()),
         dns: vec!["192.168.100.1".parse().unwrap()],
+        search: vec![crate::domain::Domain::parse("home.arpa").unwrap()],
         mtu: Some(1400),
         ways: Ways {
             v4: Some(1),

@@ -14,6 +14,7 @@ mod near;
 pub mod nft;
 pub mod observed;
 pub mod plan;
+pub mod resolver;
 pub mod route;
 pub mod rule;
 #[cfg(any(test, feature = "simulated"))]

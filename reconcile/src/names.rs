@@ -109,6 +109,13 @@ pub fn tap(instance: &Name, guest: &Name) -> LinkName {
     })
 }
 
+/// The TAP of the program that leads out of a private namespace. No guest's is called so: those with `_` have eight letters
+/// after it.
+#[must_use]
+pub fn way_out(instance: &Name) -> LinkName {
+    own(&format!("{}_pasta", Mark::of(instance).prefix))
+}
+
 /// The bridge's own address, pinned: otherwise it takes that of its lowest port.
 #[must_use]
 pub fn bridge_mac(instance: &Name) -> Mac {

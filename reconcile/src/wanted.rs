@@ -46,6 +46,8 @@ pub struct NetworkSpec {
     pub isolated: bool,
     /// Ports of this host that lead to guests.
     pub forwards: BTreeSet<PortForward>,
+    /// Name servers on this host's own loopback, which guests of a private namespace ask through what leads them out.
+    pub resolvers: BTreeSet<IpAddr>,
 }
 
 /// Where the links of a network are.
@@ -69,6 +71,7 @@ impl Default for NetworkSpec {
             vpn: Vpn::default(),
             isolated: false,
             forwards: BTreeSet::new(),
+            resolvers: BTreeSet::new(),
         }
     }
 }
@@ -78,6 +81,12 @@ impl NetworkSpec {
     #[must_use]
     pub fn routes(&self) -> bool {
         self.uplink != Uplink::None || !self.forwards.is_empty()
+    }
+
+    /// Whether a program has to lead guests out of a namespace of our own.
+    #[must_use]
+    pub fn is_led_out(&self) -> bool {
+        self.place == Place::Private && self.uplink != Uplink::None
     }
 
     fn families(&self) -> BTreeSet<Family> {
@@ -224,6 +233,14 @@ impl Wanted {
         }
     }
 
+    /// Whether all works without the filter, too: in a namespace of our own that leads nowhere it only keeps guests from
+    /// taking each other's addresses.
+    #[must_use]
+    pub fn may_be_unfiltered(&self) -> bool {
+        let leads = |filter: &Filter| filter.way_out != WayOut::None || !filter.forwards.is_empty();
+        self.loopback && !self.filter.as_ref().is_some_and(leads)
+    }
+
     fn empty(mark: Mark) -> Self {
         Self {
             mark,
@@ -254,14 +271,18 @@ impl Wanted {
         if !spec.routes() {
             return watched;
         }
-        watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        if spec.place == Place::Host {
+            watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        }
         for family in spec.families() {
             watched.insert(match family {
                 Family::V4 => Sysctl::ForwardV4,
                 Family::V6 => Sysctl::ForwardV6,
             });
             let exit = uplink::exit(observed, family, &spec.uplink, spec.vpn);
-            let link = exit.link().filter(|_| family == Family::V6);
+            let link = exit
+                .link()
+                .filter(|_| family == Family::V6 && spec.place == Place::Host);
             watched.extend(link.cloned().map(Sysctl::AcceptAdvertisements));
         }
         watched
@@ -377,7 +398,9 @@ fn sysctls(
     if !spec.routes() {
         return sysctls;
     }
-    sysctls.insert(Sysctl::ReversePath(bridge.clone()), 2);
+    if spec.place == Place::Host {
+        sysctls.insert(Sysctl::ReversePath(bridge.clone()), 2); // private, all packets have one way
+    }
     for (family, exit) in exits {
         match family {
             Family::V4 => sysctls.insert(Sysctl::ForwardV4, 1),
@@ -407,12 +430,16 @@ fn restored(
         .collect()
 }
 
-/// Private links that lead nowhere need no filter.
+/// Private links that lead nowhere need no filter but for what guests may call themselves.
 fn filter(instance: &Name, mark: &Mark, bridge: &LinkName, spec: &NetworkSpec) -> Option<Filter> {
-    if spec.place == Place::Private && !spec.routes() {
+    let mut senders = spec
+        .guests
+        .iter()
+        .filter(|(_, addresses)| !addresses.is_empty())
+        .peekable();
+    if spec.place == Place::Private && !spec.routes() && senders.peek().is_none() {
         return None;
     }
-    let senders = spec.guests.iter().filter(|(_, addresses)| !addresses.is_empty());
     let sender = |(guest, addresses): (&Name, &BTreeSet<IpAddr>)| {
         let sender = Sender {
             mac: names::guest_mac(instance, guest),

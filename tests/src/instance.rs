@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use sovereign_host_agent::net::names;
 use sovereign_protocol::handshake::random_hex;
 use sovereign_protocol::name::Name;
 
@@ -45,6 +46,8 @@ impl Instance {
             port: free_port()?,
         };
         instance.configure("256MiB", "")?;
+        // The machine's own would make each test depend on it.
+        std::fs::write(instance.path("resolv.conf"), "nameserver 192.0.2.53\n")?;
         Ok(instance)
     }
 
@@ -134,6 +137,7 @@ impl Instance {
             .args(arguments)
             .env("SOVEREIGN_STATE_DIR", self.path("state"))
             .env("SOVEREIGN_RUN_DIR", self.path("run"))
+            .env("SOVEREIGN_RESOLV_CONF", self.path("resolv.conf"))
             .env("SOVEREIGN_TEST", machines_network());
         command
     }
@@ -280,12 +284,17 @@ impl Instance {
         }
     }
 
-    /// Processes below this test whose command line names this instance's directory.
+    /// Processes below this test whose command line names this instance's directory or what leads out of its namespace.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let needle = self.dir.path().to_string_lossy().into_owned();
+        let leads_out = self.name().map(|name| names::way_out(&name).to_string());
+        let leads_out = leads_out.unwrap_or_else(|_| needle.clone());
         let mut ours = descendants();
-        ours.retain(|pid| command_line(*pid).contains(&needle));
+        ours.retain(|pid| {
+            let line = command_line(*pid);
+            line.contains(&needle) || line.contains(&leads_out)
+        });
         ours
     }
 

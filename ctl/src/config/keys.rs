@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 
 use sovereign_protocol::limits::{
-    DATA_MIB, MEMORY_MIB, NAME_SERVERS, SERVICE_CPU_PERCENT, SERVICE_MEMORY_MIB, SERVICE_TASKS, VCPUS,
+    DATA_MIB, MEMORY_MIB, NAME_SERVERS, SEARCH, SERVICE_CPU_PERCENT, SERVICE_MEMORY_MIB, SERVICE_TASKS, VCPUS,
 };
 
 use super::RECIPE;
@@ -112,6 +112,8 @@ pub(super) fn size(mib: u32) -> String {
 }
 
 const PORTS: RangeInclusive<u32> = 1..=65_535;
+/// From what IPv6 needs to what a guest's card has.
+const CARD_MTU: RangeInclusive<u32> = 1280..=1500;
 /// The words for a key that stands for nothing when it is not there.
 pub(super) const NOTHING: &str = "none";
 const NONE: Absent = Absent::Words(NOTHING);
@@ -154,10 +156,10 @@ pub(super) const HOST_ADDRESS: Key = Key {
 pub(super) const UPLINK: Key = Key {
     path: "network.uplink",
     form: Form::Words(
-        "\"auto\" for the machine's own way, \"none\", or names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
+        "\"auto\" for the machine's own way (in a private namespace \"pasta\", which is the same), \"none\", or in namespace host names of links such as [\"wlan0\", \"rmnet1\"], of which the first with a default route counts",
     ),
-    absent: Absent::Words("auto in namespace host"),
-    about: "by which way guests leave (namespace host only)",
+    absent: Absent::Words("auto in namespace host, else none"),
+    about: "how guests leave (private: by package passt)",
     shown: Shown::Example("\"none\""),
 };
 pub(super) const VPN: Key = Key {
@@ -166,6 +168,28 @@ pub(super) const VPN: Key = Key {
     absent: Absent::Value("follow"),
     about: "what guests do while a VPN of the phone (Android) is up",
     shown: Shown::Example("\"follow\""),
+};
+pub(super) const NETWORK_DNS: Key = Key {
+    path: "network.dns",
+    form: Form::Words("addresses, such as [\"192.168.100.1\"]"),
+    absent: Absent::Words("this machine's own"),
+    about: "name servers of guests that name none, at most 3",
+    shown: Shown::Example("[\"192.168.100.1\"]"),
+};
+pub(super) const SEARCH_LIST: Key = Key {
+    path: "network.search",
+    form: Form::Words("names of domains, such as [\"home.arpa\"]"),
+    absent: Absent::Words("this machine's own"),
+    about: "domains for names without a dot, at most 6",
+    shown: Shown::Example("[\"home.arpa\"]"),
+};
+const _: () = assert!(SEARCH == 6, "SEARCH_LIST says how many");
+pub(super) const NETWORK_MTU: Key = Key {
+    path: "network.mtu",
+    form: Form::Count(CARD_MTU),
+    absent: Absent::Words("what fits through the way out"),
+    about: "bytes of a guest's largest packet",
+    shown: Shown::Example("1400"),
 };
 pub(super) const ISOLATED: Key = Key {
     path: "network.isolated",
@@ -206,7 +230,7 @@ pub(super) const DNS: Key = Key {
     path: "guest.NAME.dns",
     form: Form::Words("addresses, such as [\"192.168.100.1\"]"),
     absent: NONE,
-    about: "name servers, at most 3",
+    about: "its name servers in the place of network.dns, at most 3",
     shown: Shown::Example("[\"192.168.100.1\"]"),
 };
 const _: () = assert!(NAME_SERVERS == 3, "DNS says how many");
@@ -333,6 +357,9 @@ pub(super) const ALL: &[&Key] = &[
     &HOST_ADDRESS,
     &UPLINK,
     &VPN,
+    &NETWORK_DNS,
+    &SEARCH_LIST,
+    &NETWORK_MTU,
     &ISOLATED,
     &MEMORY,
     &CPUS,

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use sovereign_protocol::domain::Domain;
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
+use sovereign_protocol::limits::{NAME_SERVERS, SEARCH};
 use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink, Vpn};
@@ -15,6 +17,9 @@ use super::source::Source;
 use super::validate::parse_name;
 use super::written::{Guest, Network, OneOrMore};
 use super::{keys, values};
+
+/// The word for the program that leads out of a private namespace.
+const PASTA: &str = "pasta";
 
 /// The network; `None` for `namespace = "none"`.
 pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<HostNetwork>, Box<Problem>> {
@@ -46,7 +51,7 @@ pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<
     }))
 }
 
-/// A private namespace leads nowhere.
+/// A private namespace leads nowhere, or out by pasta, which has one way only.
 fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Result<Uplink, Box<Problem>> {
     let problem = |reason, text: String| source.problem(&["network", "uplink"], reason, text);
     let words = written.uplink.as_ref().map(OneOrMore::words);
@@ -54,6 +59,13 @@ fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Resul
         None if namespace == Namespace::Host => Uplink::Auto,
         None | Some(["none"]) => Uplink::None,
         Some(["auto"]) => Uplink::Auto,
+        Some([PASTA]) if namespace != Namespace::Host => Uplink::Auto,
+        Some([PASTA]) => {
+            let text = "namespace = \"host\" has the machine's own way out, and no pasta".to_owned();
+            return Err(
+                problem("Contradiction", text).accepts("no value, \"none\", \"auto\" or names of links")
+            );
+        }
         Some([]) => {
             let text = "an empty list names no link".to_owned();
             return Err(problem("BadUplink", text).accepts(keys::UPLINK.accepted()));
@@ -68,16 +80,61 @@ fn uplink(source: &Source<'_>, written: &Network, namespace: Namespace) -> Resul
             Uplink::Named(names.iter().map(name).collect::<Result<_, _>>()?)
         }
     };
-    if uplink != Uplink::None && namespace != Namespace::Host {
-        let text = "only namespace = \"host\" has a way out".to_owned();
-        return Err(problem("Contradiction", text).accepts("no value, \"none\", or namespace = \"host\""));
+    if matches!(uplink, Uplink::Named(_)) && namespace != Namespace::Host {
+        let text = "a private namespace has none of the machine's links".to_owned();
+        return Err(problem("Contradiction", text).accepts("\"pasta\", \"none\", or namespace = \"host\""));
     }
     Ok(uplink)
+}
+
+/// What the file says of all guests' interfaces.
+struct Told {
+    dns: Vec<IpAddr>,
+    search: Vec<Domain>,
+    mtu: Option<u32>,
+}
+
+fn told(source: &Source<'_>, written: &Network) -> Result<Told, Box<Problem>> {
+    let at = ["network", "search"];
+    let wrong = |text: String| {
+        source
+            .problem(&at, "BadDomain", text)
+            .accepts(keys::SEARCH_LIST.accepted())
+    };
+    let domain = |text: &String| Domain::parse(text).map_err(|error| wrong(error.to_string()));
+    let search: Vec<Domain> = written.search.iter().map(domain).collect::<Result<_, _>>()?;
+    if search.len() > SEARCH {
+        return Err(wrong(format!("{} domains are more than {SEARCH}", search.len())));
+    }
+    Ok(Told {
+        dns: servers(source, &["network", "dns"], &written.dns, &keys::NETWORK_DNS)?,
+        search,
+        mtu: values::count(source, &["network", "mtu"], written.mtu, &keys::NETWORK_MTU)?,
+    })
+}
+
+fn servers(
+    source: &Source<'_>,
+    at: &[&str],
+    written: &[String],
+    key: &keys::Key,
+) -> Result<Vec<IpAddr>, Box<Problem>> {
+    let wrong = |text: String| source.problem(at, "BadAddress", text).accepts(key.accepted());
+    let server = |text: &String| text.parse().map_err(|_| wrong(format!("{text:?} is no address")));
+    let servers: Vec<IpAddr> = written.iter().map(server).collect::<Result<_, _>>()?;
+    if servers.len() > NAME_SERVERS {
+        return Err(wrong(format!(
+            "{} servers are more than {NAME_SERVERS}",
+            servers.len()
+        )));
+    }
+    Ok(servers)
 }
 
 /// Each guest's interface; those without an address of their own get one.
 pub(super) fn interfaces(
     source: &Source<'_>,
+    written_network: &Network,
     network: Option<&HostNetwork>,
     guests: &BTreeMap<String, Guest>,
 ) -> Result<BTreeMap<Name, InterfaceSpec>, Box<Problem>> {
@@ -114,6 +171,7 @@ pub(super) fn interfaces(
     let Some(network) = network else {
         return Ok(BTreeMap::new());
     };
+    let told = told(source, written_network)?;
     let mut interfaces = BTreeMap::new();
     for (key, guest) in guests {
         let name = parse_name(source, &["guest", key], key)?;
@@ -130,7 +188,7 @@ pub(super) fn interfaces(
             })?,
         };
         taken.insert(ip);
-        interfaces.insert(name, interface(source, key, network, ip, &guest.dns)?);
+        interfaces.insert(name, interface(source, key, network, ip, (&guest.dns, &told))?);
     }
     Ok(interfaces)
 }
@@ -140,24 +198,15 @@ fn interface(
     key: &str,
     network: &HostNetwork,
     ip: IpAddr,
-    dns: &[String],
+    (own, told): (&[String], &Told),
 ) -> Result<InterfaceSpec, Box<Problem>> {
-    let servers = dns.iter().map(|text| {
-        text.parse().map_err(|_| {
-            source
-                .problem(
-                    &["guest", key, "dns"],
-                    "BadAddress",
-                    format!("{text:?} is no address"),
-                )
-                .accepts(keys::DNS.accepted())
-        })
-    });
+    let own = servers(source, &["guest", key, "dns"], own, &keys::DNS)?;
     Ok(InterfaceSpec {
         addresses: Prefix::new(ip, network.address.prefix()).into_iter().collect(),
         gateway: Some(network.address.ip()),
-        dns: servers.collect::<Result<_, Box<Problem>>>()?,
-        mtu: None,
+        dns: if own.is_empty() { told.dns.clone() } else { own },
+        search: told.search.clone(),
+        mtu: told.mtu,
         ..InterfaceSpec::default()
     })
 }

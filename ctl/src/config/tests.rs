@@ -57,6 +57,66 @@ fn limits_and_tailscale_reach_the_document_and_their_absence_does_too() {
     assert!(guest.tailscale.is_some());
 }
 
+#[test]
+fn a_private_namespace_leaves_by_pasta_or_not_at_all() {
+    use sovereign_protocol::spec::Uplink;
+    let uplink = |network: &str| {
+        let settings = parse(&format!("[network]\n{network}\n{GUEST}"));
+        let document = settings.map(|settings| settings.host_spec(&image().into(), None));
+        document.map(|document| document.network.unwrap().uplink)
+    };
+    for private in ["", "namespace = \"private\"\n", "namespace = \"auto\"\n"] {
+        assert_eq!(uplink(private).unwrap(), Uplink::None);
+        for word in ["pasta", "auto"] {
+            assert_eq!(
+                uplink(&format!("{private}uplink = \"{word}\"")).unwrap(),
+                Uplink::Auto
+            );
+        }
+        let problem = uplink(&format!("{private}uplink = \"eth0\"")).unwrap_err();
+        assert_eq!(problem.reason, "Contradiction", "{problem}");
+    }
+    let problem = uplink("namespace = \"host\"\nuplink = \"pasta\"").unwrap_err();
+    assert_eq!(problem.reason, "Contradiction", "{problem}");
+}
+
+#[test]
+fn what_is_said_for_all_guests_reaches_each_that_says_nothing_else() {
+    let interface = |network: &str, guest: &str| {
+        let settings = parse(&format!("[network]\n{network}\n[guest.other]\n{guest}\n"))?;
+        let document = settings.host_spec(&image().into(), None);
+        let guest = document.guests.values().next().unwrap();
+        Ok::<_, Box<Problem>>(guest.interface.clone().unwrap())
+    };
+    let plain = interface("", "").unwrap();
+    assert!(plain.dns.is_empty() && plain.search.is_empty() && plain.mtu.is_none());
+    let all = "dns = [\"9.9.9.9\"]\nsearch = [\"lan.example\", \"home.arpa.\"]\nmtu = 1400";
+    let told = interface(all, "").unwrap();
+    assert_eq!(told.dns, ["9.9.9.9".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!((told.search[1].as_str(), told.mtu), ("home.arpa", Some(1400)));
+    let own = interface(all, "dns = [\"10.0.0.1\"]").unwrap();
+    assert_eq!(
+        (own.dns.len(), own.dns[0].to_string()),
+        (1, "10.0.0.1".to_owned())
+    );
+    for (wrong, reason) in [
+        ("dns = [\"nine\"]", "BadAddress"),
+        (
+            "dns = [\"1.1.1.1\", \"1.1.1.2\", \"1.1.1.3\", \"1.1.1.4\"]",
+            "BadAddress",
+        ),
+        ("search = [\"a b\"]", "BadDomain"),
+        (
+            "search = [\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\"]",
+            "BadDomain",
+        ),
+        ("mtu = 576", "OutOfRange"),
+        ("mtu = 9000", "OutOfRange"),
+    ] {
+        assert_eq!(interface(wrong, "").unwrap_err().reason, reason, "{wrong}");
+    }
+}
+
 fn image() -> Image {
     Image {
         kernel: "k".into(),

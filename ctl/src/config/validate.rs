@@ -53,7 +53,7 @@ pub(super) fn settings(source: &Source<'_>, written: Written) -> Result<Settings
         }
     }
     let network = network::settings(source, &written.network)?;
-    let mut interfaces = network::interfaces(source, network.as_ref(), &written.guest)?;
+    let mut interfaces = network::interfaces(source, &written.network, network.as_ref(), &written.guest)?;
     let mut guests = BTreeMap::new();
     for (name, guest) in written.guest {
         let parsed = parse_name(source, &["guest", &name], &name)?;

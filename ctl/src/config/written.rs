@@ -22,6 +22,11 @@ pub(super) struct Network {
     pub(super) address: Option<String>,
     pub(super) uplink: Option<OneOrMore>,
     pub(super) vpn: Option<String>,
+    #[serde(default)]
+    pub(super) dns: Vec<String>,
+    #[serde(default)]
+    pub(super) search: Vec<String>,
+    pub(super) mtu: Option<i64>,
     pub(super) isolated: Option<bool>,
 }
 

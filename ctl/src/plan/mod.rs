@@ -296,7 +296,7 @@ fn interface(config: &GuestConfig) -> String {
     let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
     let dns: Vec<String> = interface.dns.iter().map(ToString::to_string).collect();
     let dns = if dns.is_empty() {
-        "none".to_owned()
+        "not set".to_owned()
     } else {
         dns.join(", ")
     };

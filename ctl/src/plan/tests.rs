@@ -161,7 +161,7 @@ fn a_running_guest_keeps_its_tap_until_it_ends_also_without_an_address() {
         lines(&wanted, &up(&["sql"])),
         [
             "address 192.168.100.1/24: remove from sv5pkj",
-            "sql: interface: 192.168.100.127/24 via 192.168.100.1 (DNS none) -> none"
+            "sql: interface: 192.168.100.127/24 via 192.168.100.1 (DNS not set) -> none"
         ]
     );
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use sovereign_protocol::condition::Verdict;
+use sovereign_protocol::domain::Domain;
 use sovereign_protocol::interface::InterfaceSpec;
 use sovereign_protocol::link_name::LinkName;
 use sovereign_reconcile::interface::{Interface, LOOPBACK};
@@ -178,8 +179,10 @@ fn steps(wanted: &Interface, seen: &Seen) -> impl Iterator<Item = Change> {
 /// The text of resolv.conf.
 #[must_use]
 pub fn resolver(spec: &InterfaceSpec) -> String {
-    let lines = spec.dns.iter().map(|server| format!("nameserver {server}\n"));
-    lines.collect()
+    let servers = spec.dns.iter().map(|server| format!("nameserver {server}\n"));
+    let domains: Vec<&str> = spec.search.iter().map(Domain::as_str).collect();
+    let search = (!domains.is_empty()).then(|| format!("search {}\n", domains.join(" ")));
+    servers.chain(search).collect()
 }
 
 /// What makes the loopback as it must be, sorted; empty when it is.

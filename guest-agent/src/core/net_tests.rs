@@ -22,6 +22,7 @@ fn spec() -> InterfaceSpec {
         addresses: vec![prefix("192.168.100.2/24")],
         gateway: Some(ip("192.168.100.1")),
         dns: vec![ip("9.9.9.9"), ip("fd00::1")],
+        search: Vec::new(),
         mtu: None,
         ..InterfaceSpec::default()
     }
@@ -401,4 +402,16 @@ proptest! {
             prop_assert_eq!(&before, &foreign(&guest));
         }
     }
+}
+
+#[test]
+fn the_search_list_follows_the_servers() {
+    let mut spec = spec();
+    spec.search = ["lan.example", "home.arpa"]
+        .map(|name| Domain::parse(name).unwrap())
+        .to_vec();
+    assert_eq!(
+        resolver(&spec),
+        "nameserver 9.9.9.9\nnameserver fd00::1\nsearch lan.example home.arpa\n"
+    );
 }

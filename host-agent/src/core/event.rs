@@ -8,6 +8,7 @@ use sovereign_protocol::feed::Changes;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::VmmStatus;
+use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::view::NetworkMode;
 
 use crate::net::NetworkEvent;
@@ -72,6 +73,8 @@ pub enum Event {
     NetworkMode(NetworkMode),
     /// The network told something.
     Network(NetworkEvent),
+    /// This host asks other name servers, or can be seen to ask none.
+    Resolver(HostResolver),
     /// The agent began; the text says which.
     Started(String),
     /// Time has passed.

@@ -240,19 +240,25 @@ impl World {
         }
     }
 
-    /// Gives a guest its document again with what was judged anew, if it runs or is about to: it is another edition, so
-    /// that the guest is ready by what it knows, not by what it knew.
+    /// Gives a guest its document again with what was judged anew: it is another edition, so that the guest is ready by what
+    /// it knows, not by what it knew.
     fn push(&mut self, name: &Name, effects: &mut Vec<Effect>) {
-        let Some(guest) = self.guests.get_mut(name) else {
-            return;
-        };
-        guest.given.judged += 1;
+        if let Some(guest) = self.guests.get_mut(name) {
+            guest.given.judged += 1;
+        }
+        self.give(name, effects);
+    }
+
+    /// Gives a guest its document again, if it runs or is about to; it stays as ready as it is.
+    pub(super) fn give(&self, name: &Name, effects: &mut Vec<Effect>) {
         let begun = |effect: &Effect| match effect {
             Effect::Start(other, ..) | Effect::Push(other, ..) => other == name,
             _ => false,
         };
-        let lives = matches!(guest.phase, Phase::Starting | Phase::Running);
-        if lives && !effects.iter().any(begun) {
+        let lives = |guest: &&Guest| matches!(guest.phase, Phase::Starting | Phase::Running);
+        if let Some(guest) = self.guests.get(name).filter(lives)
+            && !effects.iter().any(begun)
+        {
             effects.push(Effect::Push(name.clone(), guest.config.clone()));
         }
     }

@@ -10,6 +10,7 @@ mod mesh;
 mod network;
 mod observe;
 mod report;
+mod surroundings;
 mod wedge;
 mod world;
 

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
-use sovereign_protocol::interface::Prefix;
+use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
-use super::event::Effect;
 use super::world::{Guest, LASTING_MS, World, host_key};
-use crate::net::{NetworkEvent, Part};
+use crate::net::{NetworkEvent, Part, UNFILTERED};
 
 /// A guest waits so long for its network, and then boots without a card: vsock needs none.
 const PATIENCE_MS: u64 = 5_000;
@@ -26,32 +26,32 @@ const CARD: &str = "card";
 /// The subject of what is true of the network as a whole.
 const NETWORK: &str = "network";
 
-/// By which way guests leave; nothing is said where none is wanted.
-fn judge_exits(exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
+/// By which way guests leave. A private namespace knows one: by pasta.
+fn judge_exits(mode: &NetworkMode, exits: &BTreeMap<Family, Exit>) -> Option<Verdict> {
+    let private = *mode == NetworkMode::Private;
     let wanted = exits
         .iter()
         .filter(|(_, exit)| !matches!(exit, Exit::None(NoExit::Unwanted)));
     let told: Vec<String> = wanted
         .clone()
         .map(|(family, exit)| match exit {
+            Exit::None(NoExit::NoDefault) if private => format!("{family}: pasta has found none outside"),
             Exit::None(why) => format!("{family}: {why}"),
+            Exit::Main(link) if private => format!("{family} by pasta ({link})"),
             Exit::Main(link) => format!("{family} by {link}"),
             Exit::Table(table, link) => format!("{family} by {link} (table {table})"),
             Exit::Own(link, _) => format!("{family} by {link}, chosen by name"),
         })
         .collect();
-    let first = wanted.clone().next()?;
+    let Some(first) = wanted.clone().next() else {
+        let none = "guests have no way out: network.uplink is none";
+        return (!exits.is_empty()).then(|| Verdict::yes("NoUplink", none));
+    };
     Some(match first {
         _ if wanted.clone().any(|(_, exit)| exit.link().is_some()) => Verdict::yes("WayOut", told.join("; ")),
         (_, Exit::None(NoExit::Blocked)) => Verdict::no("Blocked", told.join("; ")),
         _ => Verdict::no("NoWayOut", told.join("; ")),
     })
-}
-
-/// What of the ways out concerns a guest.
-fn ways_of(ways: Ways, config: &GuestConfig) -> Ways {
-    let prefixes = config.interface.iter().flat_map(|interface| &interface.addresses);
-    ways.of(prefixes.map(Prefix::address))
 }
 
 /// What the kernel is to do for a forward, if it is the kernel's.
@@ -75,7 +75,12 @@ pub(super) struct Network {
     failed: BTreeMap<Part, String>,
     exits: BTreeMap<Family, Exit>,
     /// The numbers of the ways by which guests leave.
-    ways: Ways,
+    pub(super) ways: Ways,
+    pub(super) uplink_mtu: Option<u32>,
+    /// What this host asks itself.
+    pub(super) resolver: HostResolver,
+    /// The interface that each guest was last given.
+    pub(super) told: BTreeMap<Name, InterfaceSpec>,
     carriers: BTreeMap<Name, bool>,
     /// Guests that run already, to be adopted: they have their card, or none.
     pub(super) running: BTreeSet<Name>,
@@ -176,7 +181,7 @@ impl World {
         self.network.mode.clone()
     }
 
-    pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64, effects: &mut Vec<Effect>) {
+    pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
         let key = Key::new(Layer::Tap, NETWORK);
         match event {
             NetworkEvent::Ready { guests } => {
@@ -210,11 +215,11 @@ impl World {
             NetworkEvent::Carrier { guest, attached } => {
                 self.network.carriers.insert(guest, attached);
             }
-            NetworkEvent::Exits { exits } => {
-                self.network.exits = exits;
+            NetworkEvent::Exits { exits, mtu } => {
+                (self.network.exits, self.network.uplink_mtu) = (exits, mtu);
                 self.judge_routing(now_ms);
             }
-            NetworkEvent::Ways { ways } => self.tell_ways(ways, effects),
+            NetworkEvent::Ways { ways } => self.network.ways = ways,
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
                 self.feed
@@ -233,29 +238,10 @@ impl World {
         }
     }
 
-    /// The numbers of the ways by which a guest leaves.
-    #[must_use]
-    pub fn ways(&self, name: &Name) -> Ways {
-        let config = self.guests.get(name).map(|guest| &guest.config);
-        config.map_or_else(Ways::default, |config| ways_of(self.network.ways, config))
-    }
-
-    /// Gives each running guest that the move concerns its document again. It is of the same edition: whoever ends dead
-    /// connections is as ready as before.
-    fn tell_ways(&mut self, ways: Ways, effects: &mut Vec<Effect>) {
-        let before = std::mem::replace(&mut self.network.ways, ways);
-        for (name, guest) in &self.guests {
-            let concerns = ways_of(before, &guest.config) != ways_of(ways, &guest.config);
-            if concerns && matches!(guest.phase, Phase::Starting | Phase::Running) {
-                effects.push(Effect::Push(name.clone(), guest.config.clone()));
-            }
-        }
-    }
-
     fn judge_routing(&mut self, now_ms: u64) {
         let verdict = match self.network.failed.get(&Part::Routing) {
             Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
-            None => judge_exits(&self.network.exits),
+            None => judge_exits(&self.network.mode, &self.network.exits),
         };
         self.tell_network(Layer::Routing, verdict, now_ms);
     }
@@ -264,7 +250,10 @@ impl World {
     fn judge_filter(&mut self, how: Option<String>, now_ms: u64) {
         let verdict = match self.network.failed.get(&Part::Filter) {
             Some(failed) => Some(Verdict::no("FilterFailed", failed.as_str())),
-            None => how.map(|how| Verdict::yes("Filtered", how)),
+            None => how.map(|how| match how.strip_prefix(UNFILTERED) {
+                Some(why) => Verdict::yes("Unfiltered", format!("guests may take any address: {why}")),
+                None => Verdict::yes("Filtered", how),
+            }),
         };
         self.tell_network(Layer::Nat, verdict, now_ms);
     }

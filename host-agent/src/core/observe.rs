@@ -128,6 +128,7 @@ impl World {
             | Event::Running(_)
             | Event::NetworkMode(_)
             | Event::Network(_)
+            | Event::Resolver(_)
             | Event::Ended(..)
             | Event::Tick
             | Event::StopAll => {}

@@ -114,6 +114,10 @@ impl World {
     /// Takes an event in and says what to do about it.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
+        let is_around = matches!(
+            event,
+            Event::Applied(_) | Event::NetworkMode(_) | Event::Network(_) | Event::Resolver(_)
+        );
         match event {
             Event::Applied(spec) if !self.stopping => self.apply(spec, now_ms, &mut effects),
             Event::Applied(_) => {}
@@ -128,7 +132,8 @@ impl World {
                 }
                 self.network.mode = mode;
             }
-            Event::Network(event) => self.network_event(event, now_ms, &mut effects),
+            Event::Network(event) => self.network_event(event, now_ms),
+            Event::Resolver(resolver) => self.know_resolver(resolver),
             other => self.observe(other, now_ms),
         }
         self.stop_due(&mut effects);
@@ -137,6 +142,9 @@ impl World {
         self.judge_machines(now_ms);
         self.judge_cards(now_ms);
         self.judge_edges(now_ms, &mut effects);
+        if is_around {
+            self.judge_surroundings(now_ms, &mut effects);
+        }
         self.judge_ready(now_ms, &mut effects);
         effects
     }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use sovereign_protocol::spec::Namespace;
+use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink};
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Engine, OpenNetwork, QUEUE};
 use crate::core::Event;
 use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place};
-use crate::netns::{self, Helper, HelperConfig, StageFailure};
+use crate::netns::{self, HelperConfig, StageFailure};
 use crate::program;
 
 impl Engine {
@@ -77,10 +77,7 @@ impl Engine {
         if let Some(open) = self.network.take() {
             return open.network.end().await;
         }
-        match Helper::find(&self.helper()).await? {
-            Some(helper) => helper.end().await,
-            None => Ok(()),
-        }
+        Network::end_private(&self.helper()).await
     }
 
     pub(super) fn helper(&self) -> HelperConfig {
@@ -103,16 +100,25 @@ impl Engine {
         }
     }
 
+    /// A private namespace has one way out at most, whatever its links are called.
+    fn uplink(&self, network: &HostNetwork) -> Uplink {
+        match (self.place(), &network.uplink) {
+            (Place::Private, Uplink::Named(_)) => Uplink::Auto,
+            (_, uplink) => uplink.clone(),
+        }
+    }
+
     fn network_spec(&self) -> NetworkSpec {
         let network = self.world.spec().and_then(|spec| spec.network.as_ref());
         NetworkSpec {
             place: self.place(),
             addresses: network.map(|network| network.address).into_iter().collect(),
             guests: self.world.carded(),
-            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
+            uplink: network.map(|network| self.uplink(network)).unwrap_or_default(),
             vpn: network.map(|network| network.vpn).unwrap_or_default(),
             isolated: network.is_some_and(|network| network.isolated),
             forwards: self.translations(),
+            resolvers: self.world.advice().unwrap_or_default().forwarded,
             ..NetworkSpec::default()
         }
     }

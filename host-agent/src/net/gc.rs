@@ -57,7 +57,7 @@ pub async fn collect(
     let Opened {
         requests,
         netfilter,
-        sysctl,
+        switches,
         ..
     } = ground::open_own()?;
     let mut kernel = Kernel::over(requests);
@@ -91,7 +91,7 @@ pub async fn collect(
         collected.note(name, outcome);
     }
     collected.chains(&whose, mode).await;
-    let switches = Switches::open(sysctl, switched.unwrap_or_default());
+    let switches = Switches::open(switches, switched.unwrap_or_default());
     let mut switches = switches.map_err(|error| StageFailure::io(Stage::Proc, &error))?;
     plan.steps.extend(switches.to_restore());
     collected

@@ -5,6 +5,7 @@ use std::io;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 
+use super::switches::Place;
 use crate::netns::{HelperConfig, Stage, StageFailure, netfilter_socket, route_socket};
 
 /// Set while tests run: the machine's own network is out of bounds then. Its value is the number of that namespace, as
@@ -29,7 +30,7 @@ pub(super) struct Opened {
     pub(super) netfilter: Option<(OwnedFd, OwnedFd)>,
     /// For connections that the kernel remembers.
     pub(super) conntrack: Option<OwnedFd>,
-    pub(super) sysctl: OwnedFd,
+    pub(super) switches: Place,
     pub(super) tuns: Vec<OwnedFd>,
 }
 
@@ -38,10 +39,7 @@ pub(super) struct Opened {
 /// # Errors
 /// The step that failed; the machine's own namespace is refused while [`TEST`] is set.
 pub(super) fn open_own() -> Result<Opened, StageFailure> {
-    if let Some(value) = std::env::var_os(TEST)
-        && is_machines_own(&value.to_string_lossy()).unwrap_or(true)
-    {
-        let evidence = format!("{TEST} is set, and this is the machine's own network");
+    if let Some(evidence) = out_of_bounds() {
         return Err(StageFailure::new(Stage::Proc, evidence));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -52,9 +50,16 @@ pub(super) fn open_own() -> Result<Opened, StageFailure> {
         events: route_socket()?,
         netfilter: Some((netfilter_socket()?, netfilter_socket()?)),
         conntrack: Some(netfilter_socket()?),
-        sysctl,
+        switches: Place::Directory(sysctl),
         tuns: Vec::new(),
     })
+}
+
+/// Why nothing may be done from the namespace that this process is in; `None` when it may.
+pub(super) fn out_of_bounds() -> Option<String> {
+    let value = std::env::var_os(TEST)?;
+    let own = is_machines_own(&value.to_string_lossy()).unwrap_or(true);
+    own.then(|| format!("{TEST} is set, and this is the machine's own network"))
 }
 
 fn is_machines_own(test: &str) -> io::Result<bool> {

@@ -25,6 +25,7 @@ pub mod nft;
 mod notify;
 pub mod observed;
 mod pace;
+pub mod pasta;
 mod reconcile;
 mod report;
 mod session;
@@ -35,7 +36,7 @@ mod wake;
 mod ways;
 mod work;
 
-pub use filter::Choice as FilterChoice;
+pub use filter::{Choice as FilterChoice, UNFILTERED};
 pub use ground::Ground;
 pub use network::{Network, NetworkConfig};
 pub use observed::Observed;

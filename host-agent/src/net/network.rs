@@ -19,9 +19,10 @@ use super::observed::Observed;
 use super::pace::FIRST_PAUSE_MS;
 use super::reconcile::Reconciler;
 use super::report::NetworkEvent;
+use super::session::Seat;
 use super::taps::{TapError, TunPool};
 use super::wanted::NetworkSpec;
-use crate::netns::{Stage, StageFailure};
+use crate::netns::{HelperConfig, Stage, StageFailure};
 
 /// Everything is looked at again after this time, whatever the kernel told.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -117,6 +118,14 @@ impl Network {
         let (sender, receiver) = oneshot::channel();
         let _ = self.ask.try_send(sender); // too many ask: this one hears nothing
         receiver
+    }
+
+    /// Ends the private network that another agent left and that was not opened since.
+    ///
+    /// # Errors
+    /// As [`end`](Self::end).
+    pub async fn end_private(helper: &HelperConfig) -> Result<(), StageFailure> {
+        Seat::new(&Ground::Private(helper.clone())).end().await
     }
 
     /// Takes away what is ours and ends the helper. A private namespace and all links in it are gone when the last

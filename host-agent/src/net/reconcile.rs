@@ -26,7 +26,7 @@ use super::observed::Observed;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
 use super::report::{NetworkEvent, Reporter};
-use super::session::{Broken, Seat, Session};
+use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
@@ -148,7 +148,10 @@ impl Reconciler {
             let wake = tokio::select! {
                 changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
-                () = self.seat.helper_ended() => Wake::HelperEnded,
+                changed = self.seat.changed() => match changed {
+                    Changed::Helper => Wake::HelperEnded,
+                    Changed::Pasta => Wake::Uplink,
+                },
                 () = tokio::time::sleep_until(self.due) => Wake::Due,
                 () = tokio::time::sleep_until(lasts.unwrap_or(self.due)), if lasts.is_some() => Wake::WayLasts,
                 Some(reply) = self.asked.recv() => {
@@ -250,6 +253,7 @@ impl Reconciler {
             None => self.seat.open(&self.config).await?,
         };
         // A session in which something broke is dropped here.
+        let led_out = self.lead_out(wake, &spec).await;
         let (wanted, turn) = self.converge(&mut session, wake, &spec).await?;
         let carriers = self.reporter.carriers(&wanted, &session.observed);
         // Before anybody is told that he can open a TAP.
@@ -259,7 +263,7 @@ impl Reconciler {
             news
         });
         self.tell(carriers).await;
-        let exits = self.reporter.exits(&wanted);
+        let exits = self.reporter.exits(&wanted, &session.observed);
         self.tell(exits).await;
         let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
         let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
@@ -274,6 +278,7 @@ impl Reconciler {
         if let Err(failure) = &self.helper {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
+        troubles.extend(led_out.err());
         self.report(&wanted, &turn.left, &troubles, enforced).await;
         session.forget_connections(&wanted).await;
         self.session = Some(session);
@@ -308,6 +313,21 @@ impl Reconciler {
             let told = self.reporter.works(part, how, forwards);
             self.tell(told).await;
         }
+    }
+
+    /// Sees to it that guests of a private namespace are led out.
+    async fn lead_out(&mut self, wake: Wake, spec: &NetworkSpec) -> Result<(), Trouble> {
+        let kept = self.seat.keep_pasta(&self.config.instance, spec).await;
+        let started = kept.map_err(|failure| Trouble {
+            part: Part::Routing,
+            step: failure.step.to_owned(),
+            evidence: failure.evidence,
+        })?;
+        if let (Wake::Uplink, Some(pid)) = (wake, started) {
+            let what = vec![format!("pasta: start again as process {pid}")];
+            self.tell([NetworkEvent::Repaired { what }]).await;
+        }
+        Ok(())
     }
 
     async fn ensure_helper(&mut self, wake: Wake) {

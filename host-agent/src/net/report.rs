@@ -49,6 +49,8 @@ pub enum NetworkEvent {
     Exits {
         /// For each family that they have addresses of.
         exits: BTreeMap<Family, Exit>,
+        /// Bytes of the largest packet that all of their links take; `None` without a link.
+        mtu: Option<u32>,
     },
     /// The numbers of the ways by which guests leave, when one is another.
     Ways {
@@ -74,7 +76,7 @@ pub enum NetworkEvent {
 pub(super) struct Reporter {
     states: BTreeMap<Part, NetworkEvent>,
     carriers: BTreeMap<Name, bool>,
-    exits: BTreeMap<Family, Exit>,
+    exits: (BTreeMap<Family, Exit>, Option<u32>),
 }
 
 impl Reporter {
@@ -109,13 +111,18 @@ impl Reporter {
     }
 
     /// By which way guests leave.
-    pub(super) fn exits(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
-        if self.exits == wanted.exits {
+    pub(super) fn exits(&mut self, wanted: &Wanted, observed: &Observed) -> Option<NetworkEvent> {
+        let links = wanted.exits.values().filter_map(Exit::link);
+        let mtu = links
+            .filter_map(|link| Some(observed.link(link.as_str())?.mtu))
+            .min();
+        let now = (wanted.exits.clone(), mtu);
+        if self.exits == now {
             return None;
         }
-        self.exits.clone_from(&wanted.exits);
-        let exits = wanted.exits.clone();
-        Some(NetworkEvent::Exits { exits })
+        self.exits.clone_from(&now);
+        let (exits, mtu) = now;
+        Some(NetworkEvent::Exits { exits, mtu })
     }
 
     /// Whose TAP is held; a TAP that is not there has no carrier.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
@@ -16,13 +17,15 @@ use super::conntrack::{Conntrack, Stale};
 use super::filter::{Enforcer, FilterError};
 use super::gap::Gap;
 use super::ground::{self, Ground, Opened};
+use super::iptables;
 use super::kernel::{Kernel, KernelError};
-use super::names::Mark;
+use super::names::{self, Mark};
 use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
+use super::pasta::{Attachment, Pasta, PastaFailure};
 use super::plan::{Part, Plan, Step, plan};
-use super::switches::Switches;
+use super::switches::{Place, Switches};
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
 use crate::netns::{Helper, HelperConfig, Namespaces, Set, Stage, StageFailure};
@@ -53,6 +56,15 @@ pub(super) enum Seat {
     Host,
 }
 
+/// What of a seat wants to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// The helper has ended.
+    Helper,
+    /// What leads out has ended, or may be started again.
+    Pasta,
+}
+
 /// The helper, and the namespace that outlives it.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -60,12 +72,15 @@ pub(super) struct Held {
     helper: Option<Helper>,
     /// While this is held, a helper that died can be replaced in the same namespace.
     kept: Option<Namespaces>,
+    /// What leads out of it.
+    pasta: Pasta,
 }
 
 impl Seat {
     pub(super) fn new(ground: &Ground) -> Self {
         match ground {
             Ground::Private(config) => Self::Private(Held {
+                pasta: Pasta::beside(config),
                 config: config.clone(),
                 helper: None,
                 kept: None,
@@ -82,16 +97,43 @@ impl Seat {
         }
     }
 
-    /// Waits until the helper that we know has ended, and forgets it. Cancel safe.
-    pub(super) async fn helper_ended(&mut self) {
-        let Self::Private(held) = self else {
+    /// Waits until the helper that we know has ended, and forgets it, or until pasta has ended or is due. Cancel safe.
+    pub(super) async fn changed(&mut self) -> Changed {
+        let Self::Private(Held { helper, pasta, .. }) = self else {
             return std::future::pending().await;
         };
-        match &held.helper {
-            Some(helper) => helper.ended().await,
-            None => std::future::pending().await,
+        let ended = async {
+            match &helper {
+                Some(helper) => helper.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Losing an arm is safe: what it waits for stays so.
+        tokio::select! {
+            () = ended => {}
+            () = pasta.changed() => return Changed::Pasta,
         }
-        held.helper = None;
+        *helper = None;
+        Changed::Helper
+    }
+
+    /// Sees to it that pasta leads out of a namespace of our own where `spec` wants it, and only then; its process where
+    /// it was started now. A session was opened before.
+    pub(super) async fn keep_pasta(
+        &mut self,
+        instance: &Name,
+        spec: &NetworkSpec,
+    ) -> Result<Option<u32>, PastaFailure> {
+        let Self::Private(held) = self else {
+            return Ok(None);
+        };
+        let namespaces = held.kept.as_ref().filter(|_| spec.is_led_out());
+        let wanted = namespaces.map(|namespaces| Attachment {
+            link: names::way_out(instance),
+            namespaces,
+            resolvers: &spec.resolvers,
+        });
+        held.pasta.keep(wanted).await
     }
 
     /// Opens a session with sockets that nobody used before.
@@ -103,11 +145,23 @@ impl Seat {
         let notifications = Notifications::over(set.events, config.receive_buffer)
             .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
         let tag = Mark::of(&config.instance).prefix;
-        let filter = Enforcer::open(set.netfilter, config.receive_buffer, &tag, config.filter)
-            .await
-            .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
-        let switches = Switches::open(set.sysctl, config.switched.clone())
-            .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+        // A program acts in the namespace that it runs in: in that of the machine, not in one of our own.
+        let programs = matches!(self, Self::Host).then_some(iptables::Namespace::Own);
+        let filter = Enforcer::open(
+            set.netfilter,
+            config.receive_buffer,
+            &tag,
+            config.filter,
+            programs,
+        )
+        .await
+        .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
+        let record = match self {
+            Self::Private(held) => held.switched(),
+            Self::Host => config.switched.clone(),
+        };
+        let switches =
+            Switches::open(set.switches, record).map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,
@@ -125,18 +179,22 @@ impl Seat {
 
     /// Ends the helper; the namespace goes with the last descriptor in it.
     pub(super) async fn end(self) -> Result<(), StageFailure> {
-        let Self::Private(held) = self else {
+        let Self::Private(mut held) = self else {
             return Ok(());
         };
-        drop(held.kept);
+        let ended = held.pasta.end().await;
+        drop(held.kept.take());
+        crate::files::remove(&held.switched())
+            .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))?;
         let helper = match held.helper {
             Some(helper) => Some(helper),
             None => Helper::find(&held.config).await?,
         };
         match helper {
-            Some(helper) => helper.end().await,
-            None => crate::netns::remove_socket(&held.config), // of one that was killed
+            Some(helper) => helper.end().await?,
+            None => crate::netns::remove_socket(&held.config)?, // of one that was killed
         }
+        ended.map_err(|error| StageFailure::new(Stage::Leave, error.to_string()))
     }
 }
 
@@ -153,24 +211,39 @@ impl Held {
         Ok(self.helper.insert(helper))
     }
 
+    /// Where the former values of the namespace's switches are kept: they end with it, those of the host do not.
+    fn switched(&self) -> PathBuf {
+        self.config.socket.with_file_name("switched.json")
+    }
+
     async fn open(&mut self) -> Result<(Opened, Source), StageFailure> {
         let Set {
             requests,
             events,
-            sysctl,
+            forward: [four, six],
             namespaces,
+            netfilter,
             tuns,
         } = self.helper().await?.take().await?;
         let number = namespaces
             .number()
             .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         self.kept = Some(namespaces);
+        let (netfilter, conntrack) = match netfilter {
+            Some([requests, events, connections]) => (Some((requests, events)), Some(connections)),
+            None => (None, None),
+        };
         let opened = Opened {
             requests,
             events,
-            netfilter: None, // a network that leads nowhere filters nothing
-            conntrack: None,
-            sysctl,
+            netfilter,
+            conntrack,
+            switches: Place::Files(
+                [(Sysctl::ForwardV4, four), (Sysctl::ForwardV6, six)]
+                    .into_iter()
+                    .filter_map(|(sysctl, file)| Some((sysctl, file?.into())))
+                    .collect(),
+            ),
             tuns,
         };
         Ok((opened, Source::Helper(self.config.clone(), number)))
@@ -303,6 +376,9 @@ impl Session {
             self.doubtful = !todo.is_done();
         }
         let filter = wanted.filter.as_ref();
+        if wanted.may_be_unfiltered() && self.filter.is_none() {
+            return todo; // said in status
+        }
         match self.filter.differs(filter) {
             Ok(false) => {}
             Ok(true) => {

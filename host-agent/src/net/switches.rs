@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use rustix::fd::OwnedFd;
@@ -30,28 +30,36 @@ pub(super) enum SwitchError {
     Keep(String),
 }
 
+/// Where switches are. A file below `/proc/sys/net` is that of the namespace of whoever opens it.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// `/proc/sys/net`, for the namespace that we are in.
+    Directory(OwnedFd),
+    /// These and no others, opened in the namespace that is meant.
+    Files(BTreeMap<Sysctl, File>),
+}
+
 /// The switches of a namespace.
 #[derive(Debug)]
 pub(super) struct Switches {
-    /// `/proc/sys/net` of the namespace.
-    directory: OwnedFd,
+    place: Place,
     record: PathBuf,
     switched: Switched,
 }
 
 impl Switches {
-    /// Those under `directory`; `record` is where former values are kept.
+    /// Those of `place`; `record` is where former values are kept.
     ///
     /// # Errors
     /// When the record is there and cannot be read: then nothing is known of what is to be put back.
-    pub(super) fn open(directory: OwnedFd, record: PathBuf) -> io::Result<Self> {
+    pub(super) fn open(place: Place, record: PathBuf) -> io::Result<Self> {
         let text = files::read_optional(&record).map_err(|error| io::Error::other(format!("{error:#}")))?;
         let pairs: Vec<(Sysctl, Prior)> = match text {
             Some(text) => serde_json::from_slice(&text)?,
             None => Vec::new(),
         };
         Ok(Self {
-            directory,
+            place,
             record,
             switched: pairs.into_iter().collect(),
         })
@@ -123,12 +131,16 @@ impl Switches {
     }
 
     fn file(&self, sysctl: &Sysctl, flags: OFlags) -> io::Result<File> {
-        let opened = openat(
-            &self.directory,
-            sysctl.file(),
-            flags | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let directory = match &self.place {
+            Place::Directory(directory) => directory,
+            Place::Files(files) => {
+                let file = files.get(sysctl).ok_or(io::ErrorKind::NotFound)?;
+                let mut file = file.try_clone()?;
+                file.seek(SeekFrom::Start(0))?; // a switch is written from its beginning (sysctl_writes_strict)
+                return Ok(file);
+            }
+        };
+        let opened = openat(directory, sysctl.file(), flags | OFlags::CLOEXEC, Mode::empty())?;
         Ok(File::from(opened))
     }
 
@@ -154,7 +166,7 @@ mod tests {
     fn switches(dir: &std::path::Path) -> Switches {
         std::fs::create_dir_all(dir.join("ipv4")).unwrap();
         let directory = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        Switches::open(directory, dir.join("record")).unwrap()
+        Switches::open(Place::Directory(directory), dir.join("record")).unwrap()
     }
 
     #[test]
@@ -180,6 +192,26 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), "0");
         assert!(switches(dir.path()).switched().is_empty());
         assert!(!dir.path().join("record").exists());
+    }
+
+    #[test]
+    fn a_switch_that_was_passed_is_set_and_no_other_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ip_forward");
+        std::fs::write(&path, "0\n").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let place = Place::Files(BTreeMap::from([(Sysctl::ForwardV4, file)]));
+        let mut switches = Switches::open(place, dir.path().join("record")).unwrap();
+        let all = BTreeSet::from([Sysctl::ForwardV4, Sysctl::ForwardV6]);
+        for value in [0, 1, 0] {
+            if value != 0 {
+                switches.set(&Sysctl::ForwardV4, 0, value).unwrap();
+            } else if !switches.switched().is_empty() {
+                switches.restore(&Sysctl::ForwardV4, value).unwrap();
+            }
+            assert_eq!(switches.read(&all), BTreeMap::from([(Sysctl::ForwardV4, value)]));
+        }
+        assert!(switches.set(&Sysctl::ForwardV6, 0, 1).is_err());
     }
 
     #[test]

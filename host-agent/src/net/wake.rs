@@ -15,6 +15,8 @@ pub(super) enum Wake {
     WayLasts,
     /// The helper's process has ended.
     HelperEnded,
+    /// What leads out has ended, or may be started again.
+    Uplink,
     /// The sockets broke.
     Broken,
     /// It was time: for another attempt, a repair that had to wait, or the slow look at everything.
@@ -29,6 +31,7 @@ impl fmt::Display for Wake {
             Self::Notified => "the kernel told of a change",
             Self::WayLasts => "a way out may have lasted",
             Self::HelperEnded => "the netns helper ended",
+            Self::Uplink => "pasta ended, or is due",
             Self::Broken => "the sockets broke",
             Self::Due => "it was time",
         })

@@ -11,6 +11,8 @@ pub(super) const ASK_SET: u8 = b's';
 pub(super) const ASK_END: u8 = b'e';
 /// Unattached tun descriptors in one set; more come with the next set.
 pub(super) const TUNS: usize = 16;
+/// Netfilter sockets in one set, where the kernel has them: requests, news, and connections that it remembers.
+pub(super) const NETFILTERS: usize = 3;
 /// Descriptors in one set, at most (the kernel allows 253 in one message).
 pub(super) const DESCRIPTORS: usize = 64;
 /// Bytes of the line that comes with a set.
@@ -123,10 +125,16 @@ pub(super) enum Kind {
     Requests,
     /// A route netlink socket, not bound: subscriptions.
     Events,
+    /// A netfilter netlink socket, not bound; helpers from before it pass none.
+    Netfilter,
     /// `/dev/net/tun`, not attached to any device.
     Tun,
-    /// `/proc/sys/net` of the namespace (O_PATH).
+    /// `/proc/sys/net` (O_PATH). What is opened below it acts in the namespace of whoever opens it, so nobody uses it.
     Sysctl,
+    /// The switch that lets IPv4 packets pass between links, open for both; not where it cannot be written.
+    ForwardV4,
+    /// The same for IPv6.
+    ForwardV6,
     /// The network namespace itself.
     Net,
     /// The user namespace that owns it, for an ordinary user only.
@@ -187,7 +195,7 @@ mod tests {
     fn lines_read_back_and_unknown_kinds_do_not_hurt() {
         let kinds = vec![Kind::Requests, Kind::Tun];
         assert_eq!(Report::parse(&Report::Ready(kinds.clone()).line()), Ok(kinds));
-        let later = br#"{"ready":["requests","netfilter"]}"#;
+        let later = br#"{"ready":["requests","of-later"]}"#;
         assert_eq!(Report::parse(later), Ok(vec![Kind::Requests, Kind::Unknown]));
         let failure = StageFailure::io(Stage::OpenTun, &io::Error::from_raw_os_error(13));
         let line = Report::Failed(failure.clone()).line();

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use super::contract::{ASK_END, ASK_SET, At, Kind, Report, Stage, StageFailure};
+use super::contract::{ASK_END, ASK_SET, At, Kind, NETFILTERS, Report, Stage, StageFailure};
 use super::{pass, probe};
 use crate::process::Process;
 
@@ -40,8 +40,11 @@ pub struct Set {
     pub requests: OwnedFd,
     /// For subscriptions.
     pub events: OwnedFd,
-    /// `/proc/sys/net` of the namespace.
-    pub sysctl: OwnedFd,
+    /// For the packet filter: requests, news, and connections that the kernel remembers. `None` where kernel or helper
+    /// has none.
+    pub netfilter: Option<[OwnedFd; NETFILTERS]>,
+    /// The switches that let packets pass between links, IPv4 and IPv6, as far as they can be written.
+    pub forward: [Option<OwnedFd>; 2],
     /// The namespaces themselves: with them a dead helper is replaced.
     pub namespaces: Namespaces,
     /// Unattached tun descriptors.
@@ -62,6 +65,21 @@ impl Namespaces {
     /// The system's own.
     pub fn number(&self) -> io::Result<u64> {
         Ok(rustix::fs::fstat(&self.net)?.st_ino)
+    }
+
+    /// Whether a user namespace of the helper owns it.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        self.user.is_some()
+    }
+
+    /// Both of them again, for a process that is to enter them: the network, and the user namespace that owns it.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn copies(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let user = self.user.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok((self.net.try_clone()?, user))
     }
 }
 
@@ -253,10 +271,11 @@ fn sort(kinds: Vec<Kind>, descriptors: Vec<OwnedFd>) -> Result<Set, StageFailure
         let evidence = format!("{} names for {} descriptors", kinds.len(), descriptors.len());
         return Err(StageFailure::new(Stage::Answer, evidence));
     }
-    let (mut single, mut tuns) = (Vec::new(), Vec::new());
+    let (mut single, mut tuns, mut netfilter) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, descriptor) in kinds.into_iter().zip(descriptors) {
         match kind {
             Kind::Tun => tuns.push(descriptor),
+            Kind::Netfilter => netfilter.push(descriptor),
             other => single.push((other, descriptor)),
         }
     }
@@ -268,11 +287,12 @@ fn sort(kinds: Vec<Kind>, descriptors: Vec<OwnedFd>) -> Result<Set, StageFailure
     Ok(Set {
         requests: take(Kind::Requests).ok_or_else(|| missing(Kind::Requests))?,
         events: take(Kind::Events).ok_or_else(|| missing(Kind::Events))?,
-        sysctl: take(Kind::Sysctl).ok_or_else(|| missing(Kind::Sysctl))?,
+        forward: [take(Kind::ForwardV4), take(Kind::ForwardV6)],
         namespaces: Namespaces {
             net: take(Kind::Net).ok_or_else(|| missing(Kind::Net))?,
             user: take(Kind::User),
         },
+        netfilter: netfilter.try_into().ok(),
         tuns,
     })
 }
@@ -300,8 +320,18 @@ mod tests {
             Kind::Sysctl,
             Kind::Tun,
         ];
-        assert_eq!(set(&all).unwrap().tuns.len(), 2);
-        for lacking in [Kind::Requests, Kind::Events, Kind::Net, Kind::Sysctl] {
+        let older = set(&all).unwrap();
+        assert_eq!(older.tuns.len(), 2);
+        assert!(older.netfilter.is_none(), "a helper from before them works");
+        let with = |sockets: usize| {
+            let kinds = all
+                .into_iter()
+                .chain(std::iter::repeat_n(Kind::Netfilter, sockets));
+            set(&kinds.collect::<Vec<_>>()).unwrap().netfilter
+        };
+        assert!(with(NETFILTERS).is_some());
+        assert!(with(NETFILTERS - 1).is_none(), "all or nothing");
+        for lacking in [Kind::Requests, Kind::Events, Kind::Net] {
             let rest: Vec<Kind> = all.into_iter().filter(|kind| *kind != lacking).collect();
             let failure = set(&rest).unwrap_err();
             assert!(failure.evidence.contains(&format!("{lacking:?}")), "{failure}");

@@ -9,7 +9,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::contract::{At, Kind, Stage, StageFailure, TUNS};
+use super::contract::{At, Kind, NETFILTERS, Stage, StageFailure, TUNS};
 use crate::net::kernel::{Kernel, KernelError};
 use crate::net::tun;
 
@@ -102,6 +102,16 @@ pub(super) fn open_set(owner: Owner) -> Result<Set, StageFailure> {
     if owner == Owner::Own {
         set.push((Kind::User, open_path("/proc/self/ns/user", OFlags::RDONLY)?));
     }
+    // The files themselves: one below the directory above would be that of the agent's namespace, whoever opened the
+    // directory (fs/proc/proc_sysctl.c, sysctl_follow_link). Where they cannot be written, nothing leaves.
+    for (kind, switch) in [
+        (Kind::ForwardV4, "/proc/sys/net/ipv4/ip_forward"),
+        (Kind::ForwardV6, "/proc/sys/net/ipv6/conf/all/forwarding"),
+    ] {
+        set.extend(open_path(switch, OFlags::RDWR).map(|file| (kind, file)));
+    }
+    // A kernel without netfilter has no such sockets: then nothing is filtered, and the agent says so.
+    set.extend((0..NETFILTERS).map_while(|_| Some((Kind::Netfilter, netfilter_socket().ok()?))));
     for _ in 0..TUNS {
         set.push((Kind::Tun, tun::open_unattached().at(Stage::OpenTun)?));
     }

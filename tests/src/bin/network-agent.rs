@@ -4,6 +4,7 @@
 //! end of its input it ends like an agent that is restarted: the network stays.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc,
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc, pasta,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -37,6 +38,22 @@ fn main() -> Result<()> {
         [netns::VERB, _, "--socket", socket, "--passed"] => helper(socket, Origin::Passed),
         [netns::probe::VERB] => Ok(netns::probe::run()?),
         ["probe"] => probe(),
+        [
+            pasta::VERB,
+            _,
+            "--record",
+            record,
+            "--parent",
+            parent,
+            "--attachment",
+            attachment,
+            "--",
+            ..,
+        ] => {
+            let argv: Vec<OsString> = arguments[9..].iter().map(OsString::from).collect();
+            pasta::launch(record.as_ref(), parent.parse()?, attachment.to_owned(), &argv)
+                .map(|never| match never {})
+        }
         ["gc-dry", instance] => {
             let instance = Name::parse(instance)?;
             let found = runtime()?.block_on(gc::collect(Some(&instance), None, gc::Mode::Dry))?;
@@ -157,7 +174,8 @@ async fn run(config: NetworkConfig) -> Result<()> {
     }
 }
 
-/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated] [forward=tcp:8080:TO:80]...`
+/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated] [forward=tcp:8080:TO:80]...
+/// [resolver=ADDRESS]...`
 fn parse(line: &str) -> Result<NetworkSpec> {
     let words: Vec<&str> = line.split(' ').collect();
     let ["want", address, mtu, rest @ ..] = &words[..] else {
@@ -181,6 +199,7 @@ fn parse(line: &str) -> Result<NetworkSpec> {
                 spec.uplink = Uplink::Named(names.split(',').map(name).collect::<Result<_>>()?);
             }
             Some(("forward", forward)) => drop(spec.forwards.insert(forward_of(forward)?)),
+            Some(("resolver", address)) => drop(spec.resolvers.insert(address.parse()?)),
             Some(("vpn", "block")) => spec.vpn = Vpn::Block,
             Some(("vpn", "bypass")) => spec.vpn = Vpn::Bypass,
             Some((guest, address)) => {
@@ -270,8 +289,8 @@ fn shown(event: &NetworkEvent) -> String {
         }
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
-        NetworkEvent::Exits { exits } => format!("exits {exits:?}"),
         NetworkEvent::Ways { ways } => format!("ways {:?} {:?}", ways.v4, ways.v6),
+        NetworkEvent::Exits { exits, mtu } => format!("exits {exits:?} mtu {}", mtu.unwrap_or_default()),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
     }

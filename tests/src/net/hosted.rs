@@ -160,7 +160,7 @@ impl Hosted {
 }
 
 /// The number of the network namespace that the tests run in, which is out of bounds.
-fn machines_own() -> Result<String> {
+pub(super) fn machines_own() -> Result<String> {
     let link = std::fs::read_link("/proc/self/ns/net")?;
     let number: String = link
         .to_string_lossy()

@@ -7,12 +7,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use sovereign_host_agent::net::names;
 use sovereign_protocol::handshake::random_hex;
+use sovereign_protocol::name::Name;
 
 use crate::guard;
 pub use crate::instance::signal;
 use crate::instance::{command_line, kill};
 use crate::seat::{self, NOBODY};
+use crate::space::Space;
 
 mod agent;
 mod hosted;
@@ -113,6 +116,9 @@ impl World {
             ]);
         }
         command.args(words);
+        if let Ok(number) = hosted::machines_own() {
+            command.env("SOVEREIGN_TEST", number); // where nothing of ours may be
+        }
         command
     }
 
@@ -154,15 +160,53 @@ impl World {
         Ok(agent)
     }
 
-    /// Processes whose command line names this world's directory, but for its holder.
+    /// Processes whose command line names this world's directory or what leads out of it, but for its holder.
     #[must_use]
     pub fn processes(&self) -> Vec<(u32, String)> {
         let needle = self.dir.path().to_string_lossy().into_owned();
+        let leads_out = self.way_out();
+        let is_ours = |line: &str| line.contains(&needle) || line.contains(&leads_out);
         all_processes()
             .into_iter()
             .map(|pid| (pid, command_line(pid)))
-            .filter(|(pid, line)| *pid != self.holder.id() && line.contains(&needle))
+            .filter(|(pid, line)| *pid != self.holder.id() && is_ours(line))
             .collect()
+    }
+
+    /// The link by which guests of the private namespace leave.
+    #[must_use]
+    pub fn way_out(&self) -> String {
+        let instance = Name::parse(&self.instance);
+        instance
+            .map(|instance| names::way_out(&instance).to_string())
+            .unwrap_or_default()
+    }
+
+    /// The outer namespace, which plays the machine.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn machine(&self) -> Result<Space> {
+        Space::of(self.holder.id())
+    }
+
+    /// The private namespace.
+    ///
+    /// # Errors
+    /// When there is not exactly one helper.
+    pub fn private(&self) -> Result<Space> {
+        Space::of(self.helper()?)
+    }
+
+    /// The process of pasta, where exactly one runs.
+    #[must_use]
+    pub fn pasta(&self) -> Option<u32> {
+        let mut found = self.processes();
+        found.retain(|(_, line)| line.contains("--netns"));
+        match found[..] {
+            [(pid, _)] => Some(pid),
+            _ => None,
+        }
     }
 
     /// The process of the netns helper.

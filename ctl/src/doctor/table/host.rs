@@ -59,6 +59,15 @@ const ROUTES: Check = check(
     "ip route show default table all",
     "it lists a default route by a link that is up",
 );
+const RESOLVERS: Check = check(
+    "cat /etc/resolv.conf /run/systemd/resolve/resolv.conf",
+    "one of them names a server that is not on the loopback",
+);
+const RESOLVER_NAMED: Fix = Fix {
+    run: "{sovereign} up",
+    automatic: false,
+    risk: "after network.dns is set in sovereign.toml: guests ask that server from then on, without a reboot",
+};
 const FILTERS: Check = check(
     "nft list tables; iptables-save | head",
     "one of the two answers, and no table of somebody else has our name",
@@ -472,6 +481,14 @@ pub(super) const ENTRIES: &[Entry] = &[
         "A VPN of this host is up, and the configuration keeps guests from leaving meanwhile.",
         ROUTES,
         RESTART_WAIT,
+    ),
+    entry(
+        Routing,
+        "NoResolver",
+        Fault,
+        "Guests have a way out and no name server: what this host asks itself is of no use to them.",
+        RESOLVERS,
+        RESOLVER_NAMED,
     ),
     entry(
         Routing,

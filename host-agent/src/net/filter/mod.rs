@@ -20,6 +20,9 @@ mod by_tables;
 use by_chains::Chains;
 use by_tables::Tables;
 
+/// How what is said of a filter begins when nothing enforces it; the reason follows.
+pub const UNFILTERED: &str = "none: ";
+
 /// Which back end is taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Choice {
@@ -65,12 +68,14 @@ pub(super) enum Enforcer {
 }
 
 impl Enforcer {
-    /// Finds the back end that works in the namespace of the two sockets (NETLINK_NETFILTER).
+    /// Finds the back end that works in the namespace of the two sockets (NETLINK_NETFILTER); `programs` says where
+    /// iptables may be run, if it may.
     pub(super) async fn open(
         sockets: Option<(OwnedFd, OwnedFd)>,
         receive_buffer: usize,
         tag: &str,
         choice: Choice,
+        programs: Option<iptables::Namespace<'_>>,
     ) -> io::Result<Self> {
         let Some((requests, events)) = sockets else {
             return Ok(Self::None(
@@ -78,7 +83,7 @@ impl Enforcer {
             ));
         };
         if choice == Choice::Iptables {
-            return Ok(Self::by_programs(tag, "").await);
+            return Ok(Self::by_programs(tag, programs, "").await);
         }
         let mut nft = Nft::over(requests, events, receive_buffer, tag)?;
         Ok(match nft.probe().await {
@@ -86,12 +91,15 @@ impl Enforcer {
                 Self::Tables(Box::new(Tables::of(nft, Ownership::Plain).await))
             }
             Ok(ownership) => Self::Tables(Box::new(Tables::of(nft, ownership).await)),
-            Err(why) => Self::by_programs(tag, &format!("{}; ", chain(&why))).await,
+            Err(why) => Self::by_programs(tag, programs, &format!("{}; ", chain(&why))).await,
         })
     }
 
-    async fn by_programs(tag: &str, before: &str) -> Self {
-        match iptables::probe(iptables::Namespace::Own).await {
+    async fn by_programs(tag: &str, programs: Option<iptables::Namespace<'_>>, before: &str) -> Self {
+        let Some(namespace) = programs else {
+            return Self::None(format!("{before}iptables is not used in a private namespace"));
+        };
+        match iptables::probe(namespace).await {
             Ok(found) => {
                 let whys: Vec<String> = found.failures.iter().map(|why| chain(why)).collect();
                 match found.working.into_iter().next() {
@@ -108,8 +116,13 @@ impl Enforcer {
         match self {
             Self::Tables(tables) => tables.name().to_owned(),
             Self::Chains(chains) => chains.name().to_owned(),
-            Self::None(why) => format!("none: {why}"),
+            Self::None(why) => format!("{UNFILTERED}{why}"),
         }
+    }
+
+    /// Whether nothing works.
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None(_))
     }
 
     /// Waits for news; for ever where there are none. Cancel safe.

@@ -1,0 +1,116 @@
+//! What of the host's surroundings a guest is told: name servers, search list and MTU where its configuration says nothing.
+
+use std::collections::BTreeMap;
+
+use sovereign_protocol::condition::{Key, Layer, Verdict};
+use sovereign_protocol::interface::{InterfaceSpec, MTU, Prefix};
+use sovereign_protocol::name::Name;
+use sovereign_protocol::spec::{GuestConfig, Uplink};
+use sovereign_reconcile::resolver::{Advice, HostResolver, NoResolver, Way, advise, complete};
+use sovereign_reconcile::view::NetworkMode;
+use sovereign_reconcile::wanted::DEFAULT_MTU;
+
+use super::event::Effect;
+use super::world::{LASTING_MS, World};
+
+/// The subject of whether guests can ask for names.
+const RESOLVER: &str = "resolver";
+
+impl World {
+    /// Takes in what this host asks itself, before anything is started.
+    pub fn know_resolver(&mut self, resolver: HostResolver) {
+        self.network.resolver = resolver;
+    }
+
+    /// What guests are told of name servers.
+    ///
+    /// # Errors
+    /// When they have a way out and there is none to tell of.
+    pub fn advice(&self) -> Result<Advice, NoResolver> {
+        let network = self.spec().and_then(|spec| spec.network.as_ref());
+        let leaves = network.is_some_and(|network| network.uplink != Uplink::None);
+        let way = match &self.network.mode {
+            NetworkMode::Private if leaves => Way::Pasta,
+            NetworkMode::Host if leaves => Way::Host,
+            _ => Way::None,
+        };
+        advise(&self.network.resolver, way)
+    }
+
+    /// A guest's interface with all that its configuration leaves to this host.
+    #[must_use]
+    pub fn interface(&self, config: &GuestConfig) -> Option<InterfaceSpec> {
+        let advice = self.advice().unwrap_or_default();
+        let interface = config.interface.as_ref()?;
+        let addresses = interface.addresses.iter().map(Prefix::address);
+        Some(InterfaceSpec {
+            ways: self.network.ways.of(addresses),
+            ..complete(interface, &advice, self.guest_mtu())
+        })
+    }
+
+    /// What fits through the guests' cards and through the way out. It is always said: a guest goes back to its card's own
+    /// only if it is told so.
+    fn guest_mtu(&self) -> u32 {
+        let uplink = self.network.uplink_mtu.unwrap_or(DEFAULT_MTU);
+        uplink.clamp(*MTU.start(), DEFAULT_MTU)
+    }
+
+    /// Tells guests what changed around this host.
+    pub(super) fn judge_surroundings(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let now: BTreeMap<Name, InterfaceSpec> = self
+            .guests
+            .iter()
+            .filter_map(|(name, guest)| Some((name.clone(), self.interface(&guest.config)?)))
+            .collect();
+        let before = std::mem::replace(&mut self.network.told, now.clone());
+        let differs = |name: &&Name| {
+            before
+                .get(*name)
+                .is_some_and(|before| now.get(*name) != Some(before))
+        };
+        for name in now.keys().filter(differs) {
+            self.give(name, effects);
+        }
+        self.judge_resolver(now_ms);
+    }
+
+    fn judge_resolver(&mut self, now_ms: u64) {
+        let key = Key::new(Layer::Routing, RESOLVER);
+        let asks = |guest: &GuestConfig| guest.interface.as_ref().is_some_and(|i| i.dns.is_empty());
+        let somebody = self
+            .guests
+            .values()
+            .any(|guest| guest.wanted && asks(&guest.config));
+        let verdict = match self.advice() {
+            Err(why) if somebody => Some(Verdict::no("NoResolver", why.to_string())),
+            Ok(advice) if somebody && !advice.servers.is_empty() => {
+                let servers: Vec<String> = advice.servers.iter().map(ToString::to_string).collect();
+                let through = match advice.forwarded.is_empty() {
+                    true => String::new(),
+                    false => {
+                        let asked: Vec<String> = advice.forwarded.iter().map(ToString::to_string).collect();
+                        format!(", for which pasta asks {}", asked.join(", "))
+                    }
+                };
+                Some(Verdict::yes(
+                    "Advised",
+                    format!("guests ask {}{through}", servers.join(", ")),
+                ))
+            }
+            _ => None,
+        };
+        match verdict {
+            Some(verdict) => {
+                self.feed.observe(key, verdict, LASTING_MS, now_ms);
+            }
+            None => {
+                self.feed.remove(&key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "surroundings_tests.rs"]
+mod tests;
