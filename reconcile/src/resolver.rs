@@ -44,7 +44,8 @@ impl ResolvConf {
             match line.split_ascii_whitespace().next() {
                 Some(keyword) if !line.starts_with(keyword) => {} // resolvers take none that is indented
                 Some("nameserver") => {
-                    let server = words.nth(1).and_then(|word| word.parse().ok());
+                    let server = words.nth(1).and_then(|word| word.parse::<IpAddr>().ok());
+                    let server = server.map(|server| server.to_canonical());
                     let server = server.filter(|server| !conf.servers.contains(server));
                     conf.servers.extend(server.filter(|_| conf.servers.len() < KEPT));
                 }
@@ -268,6 +269,12 @@ mod tests {
                 Some("nameserver 169.254.1.1"),
                 None,
                 "OnlyHere(169.254.1.1)",
+            ),
+            (
+                Way::Host,
+                Some("nameserver ::ffff:127.0.0.1"),
+                None,
+                "OnlyHere(127.0.0.1)",
             ),
             (Way::Host, Some("nameserver 0.0.0.0"), None, "OnlyHere(0.0.0.0)"),
             (Way::Host, Some("search lan.example"), None, "NoServer"),
