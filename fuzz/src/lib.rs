@@ -26,7 +26,7 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 34] = [
+pub const TARGETS: [Target; 35] = [
     target("codec-request", protocol::codec_request),
     target("codec-response", protocol::codec_response),
     target("handshake-accept", protocol::handshake_accept),
@@ -51,6 +51,7 @@ pub const TARGETS: [Target; 34] = [
     target("postgres", guest::postgres),
     target("disk-signature", guest::disk_signature),
     target("exit-records", guest::exit_records),
+    target("sock-diag", guest::sock_diag),
     target("compressed", image::compressed),
     target("kernel-image", image::kernel_image),
     target("module", image::module),
