@@ -160,7 +160,10 @@ fn small_things(seat: &mut Seat) -> Result<()> {
         }
     }
     // No way for IPv4 at all, and the same one again.
-    machine(seat, "ip -4 route flush default; ip -4 route flush default")?;
+    machine(
+        seat,
+        "ip route del default via 10.2.0.1 dev eth1; ip route del default via 10.1.0.1 dev eth0",
+    )?;
     now = nothing_happened(seat, now, &mut gateway).context("no way")?;
     machine(
         seat,
@@ -184,12 +187,10 @@ fn moves(seat: &mut Seat) -> Result<()> {
         lan.prefer(nic)?;
         now = leaves_by(&mut running, hosted, now, &nic.to_string())?;
     }
-    // Another address of the same link; its route went with the first one.
-    lan.machine().sh(
-        "ip address add 10.1.0.3/24 dev eth0; ip address del 10.1.0.2/24 dev eth0; \
-         ip address show dev eth0 | grep -q 10.1.0.3 || ip address add 10.1.0.3/24 dev eth0; \
-         ip route replace default via 10.1.0.1 dev eth0 metric 100",
-    )?;
+    // Another address of the same link, in one step of the kernel's: in between there would be another way.
+    lan.machine()
+        .sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/promote_secondaries; \
+         ip address add 10.1.0.3/24 dev eth0; ip address del 10.1.0.2/24 dev eth0")?;
     now = leaves_by(&mut running, hosted, now, "eth0").context("readdressed")?;
     // A VPN that takes all by two halves, which no default route shows.
     lan.machine().sh(
