@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use sovereign_guest_agent::exits;
 use sovereign_guest_agent::http::Reader;
 use sovereign_guest_agent::init::disks::{self, Content, Plan};
+use sovereign_guest_agent::net::diag::{self, Message};
 use sovereign_guest_agent::postgres::client::Client;
 use sovereign_guest_agent::tailscale::status;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -94,6 +95,19 @@ pub(crate) fn exit_records(data: &[u8]) {
         if let Some(exit) = exits::find(data, pid) {
             assert_eq!(exit.pid, pid);
             let _ = exit.describe();
+        }
+    }
+}
+
+/// What the kernel names is ended under the same name, and nothing is read twice.
+pub(crate) fn sock_diag(data: &[u8]) {
+    const HEADER: usize = 16;
+    let messages = diag::parse(data);
+    assert!(messages.len() <= data.len() / HEADER);
+    for (sequence, message) in messages {
+        if let Message::Socket(listed) = message {
+            let request = diag::destroy(&listed, sequence);
+            assert!(data.windows(48).any(|name| name == &request[HEADER + 8..]));
         }
     }
 }

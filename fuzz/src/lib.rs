@@ -52,6 +52,7 @@ pub const TARGETS: [Target; 35] = [
     target("postgres", guest::postgres),
     target("disk-signature", guest::disk_signature),
     target("exit-records", guest::exit_records),
+    target("sock-diag", guest::sock_diag),
     target("compressed", image::compressed),
     target("kernel-image", image::kernel_image),
     target("module", image::module),

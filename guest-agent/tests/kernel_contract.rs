@@ -145,6 +145,7 @@ fn without_anything_that_files_show() {
         ("EROFS_FS", "no file system erofs"),
         ("VIRTIO_BLK", "no /sys/bus/virtio/drivers/virtio_blk"),
         ("VIRTIO_NET", "no /sys/bus/virtio/drivers/virtio_net"),
+        ("INET_DIAG_DESTROY", "no module tcp_diag"),
         ("VIRTIO_VSOCKETS", "no /sys/bus/virtio/drivers/vmw_vsock"),
     ] {
         is_false(&misses, symbol, seen, service(symbol));

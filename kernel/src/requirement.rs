@@ -30,6 +30,8 @@ pub enum Proof {
 const POSTGRESQL: &str = "postgresql";
 /// Name of the Tailscale service in [`Requirement::breaks`].
 const TAILSCALE: &str = "tailscale";
+/// What ends connections of a former way out; a guest is ready without it, and its journal then says what stays open.
+const WAYS: &str = "ways";
 /// Name of the guest agent in [`Requirement::breaks`].
 const AGENT: &str = "agent";
 
@@ -94,6 +96,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
         why: "reach the network",
         breaks: &[TAILSCALE],
         proof: Proof::Path("/sys/bus/virtio/drivers/virtio_net"),
+    },
+    Requirement {
+        symbol: "INET_DIAG_DESTROY",
+        why: "end connections of a way out that the host has left",
+        breaks: &[WAYS],
+        // The switch itself shows only when it is used; what it is a part of loads by itself then.
+        proof: Proof::Module("tcp_diag"),
     },
     Requirement {
         symbol: "VIRTIO_VSOCKETS",

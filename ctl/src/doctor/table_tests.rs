@@ -28,7 +28,13 @@ const WELL: &[&str] = &[
 ];
 
 /// Codes that only stand in the journal and are no condition.
-const JOURNAL_ONLY: &[&str] = &["EventsLost", "Failed", "Fight", "TooManyConditions"];
+const JOURNAL_ONLY: &[&str] = &[
+    "ConnectionsNotEnded",
+    "EventsLost",
+    "Failed",
+    "Fight",
+    "TooManyConditions",
+];
 
 /// Where verdicts are made of a code that is not written beside them, and the file that holds the codes.
 ///

@@ -134,10 +134,8 @@ impl Reconciler {
     async fn next(&mut self) -> Option<Wake> {
         loop {
             let (session, listens) = (&mut self.session, !self.held);
-            let lasts = self
-                .ways
-                .due_ms()
-                .map(|due| self.began + Duration::from_millis(due));
+            let lasts = self.ways.due_ms().filter(|_| session.is_some());
+            let lasts = lasts.map(|due| self.began + Duration::from_millis(due));
             let news = async {
                 match session {
                     Some(session) if listens => session.changed().await,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
 use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::uplink::Exit;
@@ -96,14 +97,29 @@ pub(super) async fn ways(
 ) -> Result<BTreeMap<Family, Way>, KernelError> {
     let mut ways = BTreeMap::new();
     for (family, exit) in &wanted.exits {
-        let hop = match exit {
+        let answer = match exit {
             Exit::Main(_) => ask(kernel, *family, observed, wanted, spec).await?,
-            Exit::None(_) | Exit::Table(..) | Exit::Own(..) => None,
+            Exit::None(_) | Exit::Table(..) | Exit::Own(..) => Answer::Unknown,
         };
-        let way = Way::of(observed, *family, exit, hop);
+        let way = match answer {
+            Answer::Shut => None,
+            Answer::Hop(hop) => Way::of(observed, *family, exit, Some(hop)),
+            Answer::Unknown => Way::of(observed, *family, exit, None),
+        };
         ways.extend(way.map(|way| (*family, way)));
     }
     Ok(ways)
+}
+
+/// What a kernel says of a guest's packet to elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// It goes there.
+    Hop(Hop),
+    /// It does not leave, or there is nobody whose packet could.
+    Shut,
+    /// Nothing that is understood.
+    Unknown,
 }
 
 /// How a guest's packet to elsewhere would go: rules and routes of VPNs are in the answer, which no default route shows.
@@ -113,21 +129,29 @@ async fn ask(
     observed: &Observed,
     wanted: &Wanted,
     spec: &NetworkSpec,
-) -> Result<Option<Hop>, KernelError> {
+) -> Result<Answer, KernelError> {
     let bridge = wanted.bridge.as_ref();
     let bridge = bridge.and_then(|bridge| observed.link(bridge.name.as_str()));
     let mut guests = spec.guests.values().flatten();
     let guest = guests.find(|address| Family::of(**address) == family);
     let (Some(bridge), Some(guest)) = (bridge, guest) else {
-        return Ok(None); // nobody asks for a way
+        return Ok(Answer::Shut);
     };
     let Some(question) = question(family, *guest, bridge.index) else {
-        return Ok(None);
+        return Ok(Answer::Unknown);
     };
     match kernel.get(question).await {
-        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(hop(&answer)),
+        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(hop(&answer).map_or(Answer::Unknown, Answer::Hop)),
         Err(error) if !error.socket_lives() => Err(error),
-        Ok(_) | Err(_) => Ok(None), // refused: forwarding is off, or the way is shut
+        // No route, forwarding is off, or a rule or route that says no.
+        Err(error)
+            if [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS]
+                .iter()
+                .any(|e| error.is(*e)) =>
+        {
+            Ok(Answer::Shut)
+        }
+        Ok(_) | Err(_) => Ok(Answer::Unknown),
     }
 }
 
