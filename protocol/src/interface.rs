@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ADDRESSES, NAME_SERVERS};
+use crate::one_or_more;
 
 /// Smallest and largest MTU that is accepted, in bytes; 1280 is what IPv6 needs.
 pub const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
@@ -119,9 +120,9 @@ impl From<Prefix> for String {
 pub struct InterfaceSpec {
     /// Its own addresses, at most [`ADDRESSES`].
     pub addresses: Vec<Prefix>,
-    /// Where everything else goes; a neighbour in one of the addresses' networks.
-    #[serde(default)]
-    pub gateway: Option<IpAddr>,
+    /// Where everything else goes, one of each family; a neighbour in one of the addresses' networks.
+    #[serde(default, rename = "gateway", with = "one_or_more")]
+    pub gateways: Vec<IpAddr>,
     /// Name servers, at most [`NAME_SERVERS`].
     #[serde(default)]
     pub dns: Vec<IpAddr>,
@@ -156,7 +157,9 @@ impl InterfaceSpec {
                 return wrong(key(), format!("{} is there twice", prefix.address));
             }
         }
-        if let Some(gateway) = self.gateway {
+        one_or_more::one_of_each_family(self.gateways.iter().copied())
+            .map_err(|problem| ("gateway".to_owned(), problem))?;
+        for gateway in self.gateways.iter().copied() {
             if self.addresses.iter().any(|prefix| prefix.address == gateway) {
                 return wrong("gateway".into(), format!("{gateway} is the guest itself"));
             }
@@ -212,7 +215,7 @@ mod tests {
     fn spec(addresses: &[&str], gateway: Option<&str>) -> InterfaceSpec {
         InterfaceSpec {
             addresses: addresses.iter().map(|text| prefix(text)).collect(),
-            gateway: gateway.map(|text| text.parse().unwrap()),
+            gateways: gateway.into_iter().map(|text| text.parse().unwrap()).collect(),
             ..InterfaceSpec::default()
         }
     }
@@ -258,7 +261,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_named_with_their_key() {
-        let cases: [(InterfaceSpec, &str); 12] = [
+        let two = |gateways: [&str; 2]| InterfaceSpec {
+            gateways: gateways.map(|text| text.parse().unwrap()).into(),
+            ..spec(&["10.0.0.2/24", "fd00::2/64"], None)
+        };
+        assert_eq!(two(["10.0.0.1", "fd00::1"]).check(), Ok(()));
+        let cases: [(InterfaceSpec, &str); 14] = [
+            (two(["10.0.0.1", "10.0.0.3"]), "gateway"),
+            (two(["10.0.0.1", "fd01::1"]), "gateway"),
             (spec(&[], None), "addresses"),
             (spec(&["10.0.0.2/24", "10.0.0.2/16"], None), "addresses[1]"),
             (spec(&["10.0.0.0/24"], None), "addresses[0]"),

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{Failure, StepError};
 use super::chain;
+use super::families;
 use super::ground::Ground;
 use super::network::NetworkConfig;
 use super::observed::Observed;
@@ -311,15 +312,21 @@ impl Reconciler {
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();
         self.session = Some(session);
-        let mut troubles = if turn.waits {
-            Vec::new()
-        } else {
-            troubles(&turn.left, &turn.failures)
-        };
+        let (mut troubles, mut lacking, mut left) = (Vec::new(), BTreeMap::new(), turn.left.clone());
+        if !turn.waits {
+            lacking = families::lacking(&turn.left, &turn.failures, &wanted);
+            left = families::beside(&turn.left, &lacking, &wanted);
+            troubles = self::troubles(&left, &turn.failures);
+        }
         if let Err(failure) = &self.helper {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
-        self.report(&wanted, &turn.left, &troubles, enforced).await;
+        if !lacking.is_empty() {
+            // The other works; this one is tried again.
+            self.settled = None;
+            self.due = Instant::now() + Duration::from_millis(self.retry.failed());
+        }
+        self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         if turn.left.is_done() && troubles.is_empty() {
             self.settled = Some(followed(&wanted));
             self.stuck = None;
@@ -333,13 +340,25 @@ impl Reconciler {
         Ok(troubles)
     }
 
-    /// Tells of the parts that work.
-    async fn report(&mut self, wanted: &Wanted, left: &Plan, troubles: &[Trouble], enforced: Option<String>) {
+    /// Tells of the parts that work, without families that do not.
+    async fn report(
+        &mut self,
+        wanted: &Wanted,
+        left: &Plan,
+        (troubles, lacking): (&[Trouble], BTreeMap<Family, String>),
+        enforced: Option<String>,
+    ) {
         let works = |part: Part| {
             let troubled = troubles.iter().any(|trouble| trouble.part == part);
             !troubled && left.of(part).is_done()
         };
-        let links = works(Part::Links).then(|| self.reporter.ready(wanted)).flatten();
+        let links = works(Part::Links).then(|| self.reporter.ready(wanted, lacking));
+        let links = links.flatten();
+        if let Some(NetworkEvent::Ready { lacking, .. }) = &links {
+            for (family, why) in lacking {
+                tracing::warn!(%family, why, "one family of the network is not as wanted");
+            }
+        }
         self.tell(links).await;
         for part in [Part::Routing, Part::Filter]
             .into_iter()
@@ -549,7 +568,7 @@ fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
     if let Some(first) = roots.first() {
         let others = roots[1..].iter().take(NAMED_FAILURES);
         let others: String = others
-            .map(|f| format!("; {}: {}", f.step, chain(&f.error)))
+            .map(|f| format!("; {}: {}", f.step, families::cause(f)))
             .collect();
         let more = roots.len().saturating_sub(1 + NAMED_FAILURES);
         let more = if more > 0 {
@@ -560,7 +579,7 @@ fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
         return Trouble {
             part,
             step: first.step.to_string(),
-            evidence: format!("{}{others}{more}", chain(&first.error)),
+            evidence: format!("{}{others}{more}", families::cause(first)),
         };
     }
     match (left.conflicts.first(), left.steps.first()) {

@@ -252,6 +252,8 @@ impl Session {
     pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
         self.notifications.drain(&mut self.observed)?;
         self.observed = self.kernel.observe().await?;
+        let observed = &self.observed;
+        self.switches.forget_gone(|name| observed.link(name).is_some());
         self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
         Ok(self.filter.look().await?)
     }
