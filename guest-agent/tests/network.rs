@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ const NIC: &str = "zz0";
 const A: &str = "192.168.100.2/24";
 const B: &str = "192.168.100.3/24";
 const GATEWAY: &str = "192.168.100.1";
+const GATEWAY6: &str = "fd00::1";
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
@@ -40,7 +42,7 @@ fn ip(text: &str) -> IpAddr {
 fn spec(address: &str) -> InterfaceSpec {
     InterfaceSpec {
         addresses: vec![prefix(address)],
-        gateway: Some(ip(GATEWAY)),
+        gateways: vec![ip(GATEWAY)],
         dns: vec![ip("9.9.9.9")],
         search: Vec::new(),
         mtu: Some(1400),
@@ -287,12 +289,42 @@ async fn the_interface_is_found_by_its_driver_and_configured() {
     if !seen.ipv6 {
         return eprintln!("SKIPPED: addresses of IPv6, which this kernel does not have");
     }
-    // Dual stack: the gateway stays what it is.
+    // Both families, each with its default route.
     let mut both = spec(A);
     both.addresses.push(prefix("fd00::2/64"));
-    net.order(Wanted::Spec(both), true).await.unwrap();
-    net.until(&interface_key(), "Configured").await;
+    both.gateways.push(ip(GATEWAY6));
+    net.order(Wanted::Spec(both.clone()), true).await.unwrap();
+    let told = net.until(&interface_key(), "Configured").await;
+    let evidence = &told.last().unwrap().evidence;
+    assert!(
+        evidence.contains("default route via 192.168.100.1 and fd00::1"),
+        "{evidence}"
+    );
     assert!(net.has("fd00::2/64") && net.has(A));
+    assert_eq!(
+        BTreeSet::from_iter(net.routes()),
+        [ip(GATEWAY), ip(GATEWAY6)].into()
+    );
+
+    // Each is put back when it is taken away, and only what is wanted stays.
+    let index = net.link(NIC);
+    net.meddler
+        .change(|s| wire::remove_route(index, ip(GATEWAY6), 512, s))
+        .unwrap();
+    let told = net.healed(&interface_key()).await;
+    assert_eq!(
+        told[0].evidence,
+        "the default route via fd00::1 is missing: somebody changed it"
+    );
+    both.gateways[1] = ip("fd00::ff");
+    net.order(Wanted::Spec(both), true).await.unwrap();
+    assert_eq!(
+        BTreeSet::from_iter(net.routes()),
+        [ip(GATEWAY), ip("fd00::ff")].into()
+    );
+    net.order(Wanted::Spec(spec(A)), true).await.unwrap();
+    assert!(!net.has("fd00::2/64") && net.has(A));
+    assert_eq!(net.routes(), [ip(GATEWAY)]);
 }
 
 #[tokio::test]

@@ -43,6 +43,8 @@ pub(crate) fn understood(document: Vec<u8>, capabilities: &[String]) -> serde_js
     let mut spec: GuestSpec = serde_json::from_slice(&document)?;
     if let Some(interface) = &mut spec.interface {
         interface.ways = Ways::default();
+        interface.search.clear();
+        interface.gateways.truncate(1);
     }
     serde_json::to_vec(&spec)
 }
@@ -80,9 +82,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_agent_is_told_of_ways_only_if_it_knows_them() {
+    fn an_older_guest_agent_is_told_only_what_it_knows() {
         let text = r#"{"version":1,"revision":1,"hostname":"sql","services":[],"secrets":{"a":"s3cret"},
-            "interface":{"addresses":["10.0.0.2/24"],"ways":{"v4":7}}}"#;
+            "interface":{"addresses":["10.0.0.2/24","fd00::2/64"],"gateway":["10.0.0.1","fd00::1"],
+            "search":["home.arpa"],"ways":{"v4":7}}}"#;
         let spec = GuestSpec::parse(text.as_bytes()).unwrap();
         let written = serde_json::to_vec(&spec).unwrap();
         let knows = |what: &[&str]| {
@@ -91,9 +94,14 @@ mod tests {
         };
         assert_eq!(knows(&["other", "ways"]), written);
         let older = knows(&["other"]);
-        assert!(!String::from_utf8_lossy(&older).contains("ways"));
+        let text = String::from_utf8_lossy(&older).into_owned();
+        assert!(!text.contains("ways") && !text.contains("search"), "{text}");
+        assert!(text.contains(r#""gateway":"10.0.0.1""#), "{text}");
         let mut without = spec;
-        without.interface.as_mut().unwrap().ways = Ways::default();
+        let interface = without.interface.as_mut().unwrap();
+        interface.ways = Ways::default();
+        interface.search.clear();
+        interface.gateways.truncate(1);
         assert_eq!(
             GuestSpec::parse(&older).unwrap(),
             without,

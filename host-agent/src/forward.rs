@@ -58,7 +58,9 @@ impl Claim {
             let address = SocketAddr::new(forward.listen.ip(), port);
             let one = match forward.transport() {
                 Transport::Tcp => Forward::reserve(address).map(Some),
-                Transport::Udp => std::net::UdpSocket::bind(address).map(|_| None),
+                Transport::Udp => unbound(address, SocketType::DGRAM)
+                    .and_then(|socket| Ok(bind(&socket, &address)?))
+                    .map(|()| None),
             };
             let one = one.map_err(|error| (address, error))?;
             held = held.or(one);
@@ -77,6 +79,20 @@ impl Claim {
     }
 }
 
+/// A socket of an address's family alone: one of IPv6 that listens everywhere must not take the port of IPv4, which
+/// is another forward's, or nobody's.
+fn unbound(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    match address {
+        SocketAddr::V4(_) => Ok(socket_with(AddressFamily::INET, kind, flags, None)?),
+        SocketAddr::V6(_) => {
+            let socket = socket_with(AddressFamily::INET6, kind, flags, None)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
+            Ok(socket)
+        }
+    }
+}
+
 /// The connections of one forward; they outlive a pause of its listening.
 #[derive(Debug, Clone)]
 struct Streams {
@@ -90,12 +106,7 @@ impl Forward {
     /// # Errors
     /// `AddrInUse` when another program has it.
     pub fn reserve(address: SocketAddr) -> io::Result<Self> {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::INET,
-            SocketAddr::V6(_) => AddressFamily::INET6,
-        };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        let socket = unbound(address, SocketType::STREAM)?;
         if bind(&socket, &address).is_err() {
             // Connections of the last run may linger (TIME_WAIT). With SO_REUSEADDR only a socket that listens, or one
             // that did not set it, is still in the way; it is off again before anybody could share the port with us.
@@ -244,6 +255,32 @@ mod tests {
                 "no guest: reset, not silence"
             );
             forward.close().await.unwrap();
+        }
+    }
+
+    /// The same port of the other family is another forward's.
+    #[test]
+    fn a_port_of_ipv6_takes_none_of_ipv4() {
+        let v4 = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let v6 = SocketAddr::from(([0u16; 8], port));
+        let held = Forward::reserve(v6).unwrap();
+        assert!(sockopt::ipv6_v6only(&held.socket).unwrap());
+        drop((v4, held));
+        for kind in [Transport::Tcp, Transport::Udp] {
+            let forward = |ip: &str| spec::Forward {
+                name: sovereign_protocol::name::Name::parse("db").unwrap(),
+                service: None,
+                listen: SocketAddr::new(ip.parse().unwrap(), port),
+                port: 5432,
+                translated: Some(Translated {
+                    transport: kind,
+                    more: 0,
+                }),
+            };
+            let both = (Claim::of(&forward("::")), Claim::of(&forward("0.0.0.0")));
+            assert!(both.0.is_ok() && both.1.is_ok(), "{kind}: {both:?}");
+            assert!(kind == Transport::Udp || Claim::of(&forward("::")).is_err());
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Domain;
 use crate::limits::{ADDRESSES, NAME_SERVERS, SEARCH};
+use crate::one_or_more;
 use crate::ways::Ways;
 
 /// Smallest and largest MTU that is accepted, in bytes; 1280 is what IPv6 needs.
@@ -121,9 +122,9 @@ impl From<Prefix> for String {
 pub struct InterfaceSpec {
     /// Its own addresses, at most [`ADDRESSES`].
     pub addresses: Vec<Prefix>,
-    /// Where everything else goes; a neighbour in one of the addresses' networks.
-    #[serde(default)]
-    pub gateway: Option<IpAddr>,
+    /// Where everything else goes, one of each family; a neighbour in one of the addresses' networks.
+    #[serde(default, rename = "gateway", with = "one_or_more")]
+    pub gateways: Vec<IpAddr>,
     /// Name servers, at most [`NAME_SERVERS`].
     #[serde(default)]
     pub dns: Vec<IpAddr>,
@@ -164,7 +165,9 @@ impl InterfaceSpec {
                 return wrong(key(), format!("{} is there twice", prefix.address));
             }
         }
-        if let Some(gateway) = self.gateway {
+        one_or_more::one_of_each_family(self.gateways.iter().copied())
+            .map_err(|problem| ("gateway".to_owned(), problem))?;
+        for gateway in self.gateways.iter().copied() {
             if self.addresses.iter().any(|prefix| prefix.address == gateway) {
                 return wrong("gateway".into(), format!("{gateway} is the guest itself"));
             }
@@ -224,7 +227,7 @@ mod tests {
     fn spec(addresses: &[&str], gateway: Option<&str>) -> InterfaceSpec {
         InterfaceSpec {
             addresses: addresses.iter().map(|text| prefix(text)).collect(),
-            gateway: gateway.map(|text| text.parse().unwrap()),
+            gateways: gateway.into_iter().map(|text| text.parse().unwrap()).collect(),
             ..InterfaceSpec::default()
         }
     }
@@ -270,7 +273,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_named_with_their_key() {
-        let cases: [(InterfaceSpec, &str); 13] = [
+        let two = |gateways: [&str; 2]| InterfaceSpec {
+            gateways: gateways.map(|text| text.parse().unwrap()).into(),
+            ..spec(&["10.0.0.2/24", "fd00::2/64"], None)
+        };
+        assert_eq!(two(["10.0.0.1", "fd00::1"]).check(), Ok(()));
+        let cases: [(InterfaceSpec, &str); 15] = [
+            (two(["10.0.0.1", "10.0.0.3"]), "gateway"),
+            (two(["10.0.0.1", "fd01::1"]), "gateway"),
             (
                 InterfaceSpec {
                     search: vec![Domain::parse("a.example").unwrap(); SEARCH + 1],

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod link_name;
 pub mod mesh;
 pub mod name;
+pub mod one_or_more;
 pub mod operation;
 pub mod port;
 pub mod record;

@@ -12,6 +12,7 @@ use crate::limits;
 use crate::link_name::LinkName;
 use crate::mesh::{Client, Requirement, ServiceRef};
 use crate::name::Name;
+use crate::one_or_more;
 use crate::port::{Ports, Transport};
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
@@ -38,8 +39,9 @@ pub struct HostSpec {
 pub struct HostNetwork {
     /// Where its links are made.
     pub namespace: Namespace,
-    /// The host's address on the bridge.
-    pub address: HostAddress,
+    /// The host's addresses on the bridge, one of each family at most; the first counts where one must do.
+    #[serde(rename = "address", with = "one_or_more")]
+    pub addresses: Vec<HostAddress>,
     /// By which way guests leave.
     #[serde(default, skip_serializing_if = "is_default")]
     pub uplink: Uplink,
@@ -49,6 +51,34 @@ pub struct HostNetwork {
     /// Guests reach the host only, not each other.
     #[serde(default, skip_serializing_if = "is_default")]
     pub isolated: bool,
+}
+
+impl HostNetwork {
+    /// The host's address in whose subnet this is.
+    #[must_use]
+    pub fn around(&self, ip: IpAddr) -> Option<HostAddress> {
+        let subnets = self.addresses.iter().copied();
+        { subnets }.find(|address| address.subnet().contains(ip))
+    }
+
+    /// The guests' subnets as a person reads them.
+    #[must_use]
+    pub fn subnets(&self) -> String {
+        let subnets = self.addresses.iter().map(|address| address.subnet().to_string());
+        subnets.collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The first contradiction: the key below `network`, and the problem.
+    fn check(&self) -> Result<(), SpecError> {
+        let wrong = |problem| SpecError::Value {
+            path: "network.address".to_owned(),
+            problem,
+        };
+        if self.addresses.is_empty() {
+            return Err(wrong("there is no address of this host".to_owned()));
+        }
+        one_or_more::one_of_each_family(self.addresses.iter().map(HostAddress::ip)).map_err(wrong)
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -379,6 +409,7 @@ impl HostSpec {
     pub fn parse(document: &[u8]) -> Result<Self, SpecError> {
         let spec: Self = serde_json::from_slice(document).map_err(SpecError::Unreadable)?;
         check_version(spec.version)?;
+        spec.network.as_ref().map_or(Ok(()), HostNetwork::check)?;
         spec.check_addresses()?;
         let mut others: Vec<(&Name, &Forward)> = Vec::new();
         for (name, guest) in &spec.guests {
@@ -454,12 +485,12 @@ impl HostSpec {
             };
             for prefix in &interface.addresses {
                 let address = prefix.address();
-                if !network.address.subnet().contains(address) || prefix.length() != network.address.prefix()
-                {
-                    let problem = format!("{prefix} is not in {}", network.address.subnet());
+                let host = network.around(address);
+                let Some(host) = host.filter(|host| host.prefix() == prefix.length()) else {
+                    let problem = format!("{prefix} is not in {}", network.subnets());
                     return Err(wrong("addresses", problem));
-                }
-                if address == network.address.ip() {
+                };
+                if address == host.ip() {
                     return Err(wrong("addresses", format!("{address} is the host's own")));
                 }
                 if let Some(other) = owners.insert(address, name) {

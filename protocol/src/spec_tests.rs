@@ -43,7 +43,7 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
     let mut full = guest();
     full.interface = Some(InterfaceSpec {
         addresses: vec!["192.168.100.2/24".parse().unwrap()],
-        gateway: Some("192.168.100.1".parse().unwrap()),
+        gateways: vec!["192.168.100.1".parse().unwrap()],
         dns: vec!["192.168.100.1".parse().unwrap()],
         search: vec![crate::domain::Domain::parse("home.arpa").unwrap()],
         mtu: Some(1400),
@@ -70,7 +70,7 @@ fn interface_tailscale_and_limits_survive_the_way_and_are_checked() {
     );
 
     let mut wrong = full.clone();
-    wrong.interface.as_mut().unwrap().gateway = Some("10.0.0.1".parse().unwrap());
+    wrong.interface.as_mut().unwrap().gateways = vec!["10.0.0.1".parse().unwrap()];
     let error = parse(&wrong).unwrap_err().to_string();
     assert!(
         error.starts_with("interface.gateway: 10.0.0.1 is in none"),
@@ -182,7 +182,7 @@ fn host() -> HostSpec {
         ]),
         network: Some(HostNetwork {
             namespace: Namespace::Auto,
-            address: "10.0.0.1/24".parse().unwrap(),
+            addresses: vec!["10.0.0.1/24".parse().unwrap()],
             uplink: Uplink::None,
             vpn: Vpn::Follow,
             isolated: false,
@@ -271,4 +271,75 @@ fn a_setting_has_the_name_of_one() {
     for bad in ["", "a b", "a=b\nc"] {
         assert!(set(bad).contains("not one line"), "{bad:?}");
     }
+}
+
+#[test]
+fn a_network_has_one_subnet_of_each_family_and_guests_are_in_theirs() {
+    let both = |spec: &mut HostSpec| {
+        let network = spec.network.as_mut().unwrap();
+        network.addresses = vec!["10.0.0.1/24".parse().unwrap(), "fd00:5::1/64".parse().unwrap()];
+    };
+    let second = |two: &mut GuestConfig, address: &str, gateway: &str| {
+        let interface = two.interface.as_mut().unwrap();
+        interface.addresses.push(address.parse().unwrap());
+        interface.gateways = vec!["10.0.0.1".parse().unwrap(), gateway.parse().unwrap()];
+    };
+    assert_eq!(
+        said(|spec, two| {
+            both(spec);
+            second(two, "fd00:5::2/64", "fd00:5::1");
+        }),
+        "true"
+    );
+    for (address, problem) in [
+        (
+            "fd00:6::2/64",
+            "fd00:6::2/64 is not in 10.0.0.0/24 and fd00:5::/64",
+        ),
+        (
+            "fd00:5::2/48",
+            "fd00:5::2/48 is not in 10.0.0.0/24 and fd00:5::/64",
+        ),
+        ("fd00:5::1/64", "fd00:5::1 is the host's own"),
+    ] {
+        let said = said(|spec, two| {
+            both(spec);
+            let interface = two.interface.as_mut().unwrap();
+            interface.addresses.push(address.parse().unwrap());
+        });
+        assert!(said.contains(problem), "{said}");
+    }
+    let twice = said(|spec, _| {
+        let network = spec.network.as_mut().unwrap();
+        network.addresses.push("10.0.1.1/24".parse().unwrap());
+    });
+    assert_eq!(
+        twice,
+        "network.address: 10.0.0.1 and 10.0.1.1 are both IPv4: one of each family is taken"
+    );
+    let none = said(|spec, _| spec.network.as_mut().unwrap().addresses.clear());
+    assert!(none.contains("network.address: there is no address"), "{none}");
+}
+
+/// Documents of one family are the bytes that they were.
+#[test]
+fn one_address_is_written_as_it_always_was() {
+    let network = serde_json::to_string(&host().network).unwrap();
+    assert_eq!(network, r#"{"namespace":"auto","address":"10.0.0.1/24"}"#);
+    let interface = InterfaceSpec {
+        addresses: vec!["10.0.0.2/24".parse().unwrap()],
+        gateways: vec!["10.0.0.1".parse().unwrap()],
+        ..InterfaceSpec::default()
+    };
+    let text = r#"{"addresses":["10.0.0.2/24"],"gateway":"10.0.0.1","dns":[],"mtu":null}"#;
+    assert_eq!(serde_json::to_string(&interface).unwrap(), text);
+    let without = InterfaceSpec {
+        gateways: Vec::new(),
+        ..interface
+    };
+    assert!(
+        serde_json::to_string(&without)
+            .unwrap()
+            .contains(r#""gateway":null"#)
+    );
 }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What an agent announces in its handshake that understands [`Ways`] in documents. Others refuse a document with a key
-/// that they do not know, so they are told nothing of it.
+/// What an agent announces in its handshake that understands [`Ways`] in documents, and with them a search list and a gateway
+/// of each family. Others refuse a document with a key that they do not know, so they are told nothing of these.
 pub const CAPABILITY: &str = "ways";
 
 /// A number for each family that has a way out, which counts up each time that the way is another one.

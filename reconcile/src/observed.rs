@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 use sovereign_protocol::interface::Prefix;
 
-use crate::names::Mac;
+use crate::names::{LinkName, Mac};
 use crate::route::Route;
 use crate::rule::Rule;
 use crate::sysctl::Sysctl;
@@ -149,9 +149,11 @@ impl Observed {
         self.addresses.range(first..).take_while(move |a| a.link == link)
     }
 
-    /// Takes a link out, with what is on it.
+    /// Takes a link out, with what is on it and its switches.
     pub fn remove_link(&mut self, index: u32) {
-        self.links.remove(&index);
+        let link = self.links.remove(&index);
+        let of_it = |of: &LinkName| link.as_ref().is_some_and(|link| link.name == of.as_str());
+        self.sysctls.retain(|sysctl, _| !sysctl.link().is_some_and(of_it));
         self.addresses.retain(|address| address.link != index);
         self.routes.retain(|route| route.link != Some(index));
     }

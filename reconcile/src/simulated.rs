@@ -30,6 +30,13 @@ impl Simulated {
 
     /// Adds a link and gives it the next number.
     pub fn add(&mut self, name: &str, kind: Kind, group: u32) -> u32 {
+        if let (Kind::Bridge, Some(bridge)) = (&kind, LinkName::parse(name)) {
+            let switches = [
+                (Sysctl::ReversePath(bridge.clone()), 0),
+                (Sysctl::GuestAdvertisements(bridge), 1),
+            ];
+            self.state.sysctls.extend(switches);
+        }
         self.last_index += 1;
         let index = self.last_index;
         self.state.links.insert(
@@ -121,13 +128,6 @@ impl Simulated {
             .contains_key(&index)
             .then_some(())
             .ok_or("ENODEV")?;
-        let name = self.state.links.get(&index).map(|link| link.name.clone());
-        let of_it = |sysctl: &Sysctl| {
-            sysctl
-                .link()
-                .is_some_and(|link| Some(link.as_str()) == name.as_deref())
-        };
-        self.state.sysctls.retain(|sysctl, _| !of_it(sysctl));
         self.state.remove_link(index);
         for port in self.state.links.values_mut() {
             if port.controller == Some(index) {

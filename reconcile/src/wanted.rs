@@ -14,7 +14,7 @@ use crate::family::Family;
 use crate::filter::{Filter, PortForward, Sender, WayOut};
 use crate::names::{self, LinkName, Mac, Mark};
 use crate::near::near;
-use crate::observed::Observed;
+use crate::observed::{Kind, Link, Observed};
 use crate::route::WantedRoute;
 use crate::rule::{FROM_GUESTS, NO_WAY, Rule, RuleAction, TO_GUESTS};
 use crate::sysctl::Sysctl;
@@ -164,6 +164,8 @@ pub struct Wanted {
     pub filter: Option<Filter>,
     /// Addresses that are wanted and not set, because others of this host are in the same subnet.
     pub conflicts: BTreeSet<Conflict>,
+    /// Families whose subnet is another's: the conflict of each.
+    pub taken: BTreeMap<Family, Conflict>,
     /// The way out of each family that guests have addresses of.
     pub exits: BTreeMap<Family, Exit>,
 }
@@ -204,7 +206,8 @@ impl Wanted {
             self.restored = restored(switched, &self.sysctls, observed);
             return;
         };
-        (bridge.addresses, self.conflicts) = free(&spec.addresses, &bridge.name, observed);
+        (bridge.addresses, self.taken) = free(&spec.addresses, &bridge.name, observed);
+        self.conflicts = self.taken.values().cloned().collect();
         let families: BTreeSet<Family> = bridge.addresses.iter().map(|a| Family::of(a.ip())).collect();
         let exit = |family: Family| (family, uplink::exit(observed, family, &spec.uplink, spec.vpn));
         self.exits = families.into_iter().map(exit).collect();
@@ -220,7 +223,7 @@ impl Wanted {
             let near = near(&self.mark, &bridge.name, *family, exit.link(), observed);
             self.routes.extend(near);
         }
-        self.sysctls = sysctls(&bridge.name, spec, &self.exits, observed);
+        self.sysctls = sysctls(&self.mark, &bridge.name, spec, &self.exits, observed);
         self.restored = restored(switched, &self.sysctls, observed);
     }
 
@@ -255,6 +258,7 @@ impl Wanted {
             sysctls: BTreeMap::new(),
             filter: None,
             conflicts: BTreeSet::new(),
+            taken: BTreeMap::new(),
             exits: BTreeMap::new(),
         }
     }
@@ -268,11 +272,19 @@ impl Wanted {
         observed: &Observed,
     ) -> BTreeSet<Sysctl> {
         let mut watched: BTreeSet<Sysctl> = switched.keys().cloned().collect();
+        if deafens(spec) {
+            watched.insert(Sysctl::GuestAdvertisements(names::bridge(instance)));
+        }
         if !spec.routes() {
             return watched;
         }
         if spec.place == Place::Host {
             watched.insert(Sysctl::ReversePath(names::bridge(instance)));
+        }
+        if spec.place == Place::Host && spec.families().contains(&Family::V6) {
+            let mark = Mark::of(instance);
+            let listeners = listeners(&mark, observed);
+            watched.extend(listeners.map(Sysctl::AcceptAdvertisements));
         }
         for family in spec.families() {
             watched.insert(match family {
@@ -294,16 +306,16 @@ fn free(
     addresses: &BTreeSet<HostAddress>,
     bridge: &LinkName,
     observed: &Observed,
-) -> (BTreeSet<HostAddress>, BTreeSet<Conflict>) {
+) -> (BTreeSet<HostAddress>, BTreeMap<Family, Conflict>) {
     let mut free = addresses.clone();
-    let mut conflicts = BTreeSet::new();
+    let mut taken = BTreeMap::new();
     free.retain(|address| {
         let conflict = conflict::in_use(observed, bridge, address.subnet());
         let is_free = conflict.is_none();
-        conflicts.extend(conflict);
+        taken.extend(conflict.map(|conflict| (Family::of(address.ip()), conflict)));
         is_free
     });
-    (free, conflicts)
+    (free, taken)
 }
 
 fn check(spec: &NetworkSpec) -> Result<(), WantedError> {
@@ -388,13 +400,34 @@ fn routing(
     (routes, rules)
 }
 
+/// Whether guests could tell this host routers and addresses of its own. In a namespace of ours the filter drops what they say
+/// of routers.
+fn deafens(spec: &NetworkSpec) -> bool {
+    spec.place == Place::Host
+}
+
+/// Links of others from which this host may hear of routers: none that others are behind, such as a bridge of virtual
+/// machines, unless a default route shows that there is a router (the way out is asked for beside these).
+fn listeners(mark: &Mark, observed: &Observed) -> impl Iterator<Item = LinkName> {
+    let listens = |link: &&Link| {
+        let alone = link.controller.is_none() && ![Kind::Bridge, Kind::Loopback].contains(&link.kind);
+        alone && !mark.is_on(&link.name, link.group)
+    };
+    let links = observed.links.values().filter(listens);
+    links.filter_map(|link| LinkName::parse(&link.name))
+}
+
 fn sysctls(
+    mark: &Mark,
     bridge: &LinkName,
     spec: &NetworkSpec,
     exits: &BTreeMap<Family, Exit>,
     observed: &Observed,
 ) -> BTreeMap<Sysctl, i64> {
     let mut sysctls = BTreeMap::new();
+    if deafens(spec) {
+        sysctls.insert(Sysctl::GuestAdvertisements(bridge.clone()), 0);
+    }
     if !spec.routes() {
         return sysctls;
     }
@@ -406,8 +439,12 @@ fn sysctls(
             Family::V4 => sysctls.insert(Sysctl::ForwardV4, 1),
             Family::V6 => sysctls.insert(Sysctl::ForwardV6, 1),
         };
-        if let (Family::V6, Some(link)) = (family, exit.link()) {
-            let accepts = Sysctl::AcceptAdvertisements(link.clone());
+        if *family == Family::V4 || spec.place == Place::Private {
+            continue;
+        }
+        // Also before the first one is heard, and before this host is a router: then it would be deaf.
+        for link in listeners(mark, observed).chain(exit.link().cloned()) {
+            let accepts = Sysctl::AcceptAdvertisements(link);
             // 0 means that nobody wants them there.
             if observed.sysctls.get(&accepts).is_some_and(|value| *value > 0) {
                 sysctls.insert(accepts, 2);

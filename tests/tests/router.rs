@@ -367,9 +367,9 @@ fn a_subnet_that_is_anothers_is_named_and_nothing_of_it_is_made() -> Result<()> 
     let clean = lan.foreign_state(stays)?;
     let want = format!("{BOTH} uplink=eth0");
     let mut agent = hosted.start(lan.machine(), &want)?;
-    let told = agent.expect("failed Links")?;
+    let told = agent.expect("ready")?;
     ensure!(
-        told.contains("subnet 192.168.100.0/24: link eth1 has 192.168.100.77/24"),
+        told.contains("without IPv4: subnet 192.168.100.0/24: link eth1 has 192.168.100.77/24"),
         "{told}"
     );
     lan.plug(&hosted.bridge())?;
@@ -385,10 +385,10 @@ fn a_subnet_that_is_anothers_is_named_and_nothing_of_it_is_made() -> Result<()> 
     let seen = lan.tcp6_out(ANSWER)?; // the other subnet is not in the way
     ensure!(seen.contains(&format!("sees [{LAN6}]")), "{seen}");
     lan.machine().ip("address del 192.168.100.77/24 dev eth1\n")?;
-    agent.expect("ready")?;
+    while agent.expect("ready")?.contains("without") {}
     lan.answers(Way::PingOut)?;
     lan.machine().ip("address add 192.168.100.77/24 dev eth1\n")?;
-    agent.expect("failed Links")?;
+    agent.expect("ready sql without IPv4")?;
     hosted.down(lan.machine(), agent)?;
     let left = clean.difference(&lan.foreign_state(stays)?);
     ensure!(left.is_empty(), "{left:#?}");
@@ -410,15 +410,16 @@ fn a_router_still_hears_routers() -> Result<()> {
     Seat::run(AGENT, "accept_ra", Filter::Owned, &want, before, |seat| {
         let seen = seat.lan.tcp6_out(ANSWER)?;
         ensure!(seen.contains(&format!("sees [{LAN6}]")), "NAT66: {seen}");
-        ensure!(accepts(seat, Nic::Eth0)? == "2" && accepts(seat, Nic::Eth1)? == "1");
+        ensure!(accepts(seat, Nic::Eth0)? == "2" && accepts(seat, Nic::Eth1)? == "2");
         ensure!(seat.lan.machine().sysctl("net.ipv6.conf.all.forwarding")? == "1");
         seat.lan.prefer(Nic::Eth1)?;
-        let until = Instant::now() + ANSWER;
-        while (accepts(seat, Nic::Eth0)?, accepts(seat, Nic::Eth1)?) != ("1".to_owned(), "2".to_owned()) {
-            ensure!(Instant::now() < until, "the switches do not follow the uplink");
-        }
-        let seen = seat.lan.tcp6_out(ANSWER)?;
-        ensure!(seen.contains("sees [fd10:2::2]"), "NAT66: {seen}");
+        soon(|| {
+            let seen = seat.lan.tcp6_out(ANSWER)?;
+            ensure!(seen.contains("sees [fd10:2::2]"), "NAT66: {seen}");
+            Ok(())
+        })?;
+        // It hears both still: the one that is not the way out may become it by its next advertisement.
+        ensure!(accepts(seat, Nic::Eth0)? == "2" && accepts(seat, Nic::Eth1)? == "2");
         seat.lan.prefer(Nic::Eth0)
     })
 }

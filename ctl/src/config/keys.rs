@@ -148,7 +148,9 @@ pub(super) const NAMESPACE: Key = Key {
 };
 pub(super) const HOST_ADDRESS: Key = Key {
     path: "network.address",
-    form: Form::Words("an address with its prefix, such as \"192.168.100.1/24\""),
+    form: Form::Words(
+        "an address with its prefix, such as \"192.168.100.1/24\", or a list with one of each family, such as [\"192.168.100.1/24\", \"fd00:64::1/64\"]",
+    ),
     absent: Absent::Value("192.168.100.1/24"),
     about: "this machine's address on the guests' bridge",
     shown: Shown::Example("\"192.168.100.1/24\""),
@@ -221,8 +223,8 @@ pub(super) const DATA: Key = Key {
 };
 pub(super) const ADDRESS: Key = Key {
     path: "guest.NAME.address",
-    form: Form::Words("an address in the network's subnet"),
-    absent: Absent::Words("one that depends on the name"),
+    form: Form::Words("an address in the network's subnet, or a list with one of each family"),
+    absent: Absent::Words("one of each of the network's families, by its name"),
     about: "its own address",
     shown: Shown::Example("\"192.168.100.2\""),
 };

@@ -8,6 +8,7 @@ use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 use sovereign_protocol::limits::{NAME_SERVERS, SEARCH};
 use sovereign_protocol::link_name::LinkName;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::one_or_more;
 use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
 
@@ -23,12 +24,7 @@ const PASTA: &str = "pasta";
 
 /// The network; `None` for `namespace = "none"`.
 pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<HostNetwork>, Box<Problem>> {
-    let text = written.address.as_deref().unwrap_or(keys::HOST_ADDRESS.default());
-    let address = HostAddress::parse(text).map_err(|error| {
-        source
-            .problem(&["network", "address"], "BadAddress", error.to_string())
-            .accepts(keys::HOST_ADDRESS.accepted())
-    })?;
+    let addresses = addresses_of(source, written)?;
     let (known, word) = (("UnknownNamespace", "namespace"), written.namespace.as_deref());
     let namespace = match values::choice(source, &["network", "namespace"], word, &keys::NAMESPACE, known)? {
         "private" => Namespace::Private,
@@ -44,11 +40,32 @@ pub(super) fn settings(source: &Source<'_>, written: &Network) -> Result<Option<
     };
     Ok(Some(HostNetwork {
         namespace,
-        address,
+        addresses,
         uplink: uplink(source, written, namespace)?,
         vpn,
         isolated: written.isolated.unwrap_or_default(),
     }))
+}
+
+/// The host's own, one of each family.
+fn addresses_of(source: &Source<'_>, written: &Network) -> Result<Vec<HostAddress>, Box<Problem>> {
+    let problem = |reason, text: String| {
+        let problem = source.problem(&["network", "address"], reason, text);
+        problem.accepts(keys::HOST_ADDRESS.accepted())
+    };
+    let words = match &written.address {
+        Some(written) => written.words(),
+        None => vec![keys::HOST_ADDRESS.default()],
+    };
+    if words.is_empty() {
+        return Err(problem("BadAddress", "an empty list holds no address".to_owned()));
+    }
+    let parse =
+        |text: &str| HostAddress::parse(text).map_err(|error| problem("BadAddress", error.to_string()));
+    let addresses = words.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    one_or_more::one_of_each_family(addresses.iter().map(HostAddress::ip))
+        .map_err(|text| problem("Contradiction", text))?;
+    Ok(addresses)
 }
 
 /// A private namespace leads nowhere, or out by pasta, which has one way only.
@@ -131,7 +148,8 @@ fn servers(
     Ok(servers)
 }
 
-/// Each guest's interface; those without an address of their own get one.
+/// Each guest's interface, with an address of each of the network's families; those that it has none of in the file are
+/// chosen.
 pub(super) fn interfaces(
     source: &Source<'_>,
     written_network: &Network,
@@ -142,31 +160,16 @@ pub(super) fn interfaces(
     let mut written = BTreeMap::new();
     for (key, guest) in guests {
         let name = parse_name(source, &["guest", key], key)?;
-        let Some(text) = &guest.address else { continue };
-        let at = ["guest", key, "address"];
-        let Some(network) = network else {
-            let problem = "there is no network: namespace is \"none\"";
+        let Some(address) = &guest.address else { continue };
+        let own = own_addresses(source, key, network, &address.words())?;
+        if let Some(ip) = own.iter().find(|ip| taken.contains(*ip)) {
+            let text = format!("{ip} is another guest's as well");
             return Err(source
-                .problem(&at, "Contradiction", problem)
-                .accepts("no value, or another [network] namespace"));
-        };
-        let subnet = network.address.subnet();
-        let ip = text
-            .parse()
-            .ok()
-            .filter(|ip| subnet.host(*ip).is_ok() && *ip != network.address.ip());
-        let Some(ip) = ip else {
-            let problem = format!("{text:?} is no guest's address in {subnet}");
-            return Err(source
-                .problem(&at, "BadAddress", problem)
-                .accepts(format!("an address in {subnet}")));
-        };
-        if !taken.insert(ip) {
-            return Err(source
-                .problem(&at, "Contradiction", format!("{ip} is another guest's as well"))
+                .problem(&["guest", key, "address"], "Contradiction", text)
                 .accepts("an address of its own, or no value"));
         }
-        written.insert(name, ip);
+        taken.extend(own.iter().copied());
+        written.insert(name, own);
     }
     let Some(network) = network else {
         return Ok(BTreeMap::new());
@@ -175,35 +178,76 @@ pub(super) fn interfaces(
     let mut interfaces = BTreeMap::new();
     for (key, guest) in guests {
         let name = parse_name(source, &["guest", key], key)?;
-        let ip = match written.get(&name) {
-            Some(ip) => *ip,
-            None => addresses::choose(network.address, &name, &taken).ok_or_else(|| {
-                let problem = format!(
-                    "{} has no address left for guest {name}",
-                    network.address.subnet()
-                );
-                source
-                    .problem(&["network", "address"], "SubnetFull", problem)
-                    .accepts("a larger IPv4 subnet, or guest.NAME.address")
-            })?,
-        };
-        taken.insert(ip);
-        interfaces.insert(name, interface(source, key, network, ip, (&guest.dns, &told))?);
+        let own = written.remove(&name).unwrap_or_default();
+        let mut prefixes = Vec::new();
+        for host in &network.addresses {
+            let ip = match own.iter().find(|ip| host.subnet().contains(**ip)) {
+                Some(ip) => *ip,
+                None => addresses::choose(*host, &name, &taken).ok_or_else(|| {
+                    let problem = format!("{} has no address left for guest {name}", host.subnet());
+                    source
+                        .problem(&["network", "address"], "SubnetFull", problem)
+                        .accepts("a larger subnet")
+                })?,
+            };
+            taken.insert(ip);
+            prefixes.extend(Prefix::new(ip, host.prefix()));
+        }
+        interfaces.insert(
+            name,
+            interface(source, key, network, prefixes, (&guest.dns, &told))?,
+        );
     }
     Ok(interfaces)
+}
+
+/// The addresses that the file gives a guest.
+fn own_addresses(
+    source: &Source<'_>,
+    key: &str,
+    network: Option<&HostNetwork>,
+    words: &[&str],
+) -> Result<Vec<IpAddr>, Box<Problem>> {
+    let at = ["guest", key, "address"];
+    let Some(network) = network else {
+        let problem = "there is no network: namespace is \"none\"";
+        return Err(source
+            .problem(&at, "Contradiction", problem)
+            .accepts("no value, or another [network] namespace"));
+    };
+    let mut own = Vec::new();
+    for text in words {
+        let fits = |ip: &IpAddr| {
+            let host = network.around(*ip);
+            host.is_some_and(|host| host.subnet().host(*ip).is_ok() && *ip != host.ip())
+        };
+        let Some(ip) = text.parse().ok().filter(fits) else {
+            let problem = format!("{text:?} is no guest's address in {}", network.subnets());
+            return Err(source
+                .problem(&at, "BadAddress", problem)
+                .accepts(format!("an address in {}", network.subnets())));
+        };
+        own.push(ip);
+    }
+    one_or_more::one_of_each_family(own.iter().copied()).map_err(|text| {
+        source
+            .problem(&at, "Contradiction", text)
+            .accepts(keys::ADDRESS.accepted())
+    })?;
+    Ok(own)
 }
 
 fn interface(
     source: &Source<'_>,
     key: &str,
     network: &HostNetwork,
-    ip: IpAddr,
+    addresses: Vec<Prefix>,
     (own, told): (&[String], &Told),
 ) -> Result<InterfaceSpec, Box<Problem>> {
     let own = servers(source, &["guest", key, "dns"], own, &keys::DNS)?;
     Ok(InterfaceSpec {
-        addresses: Prefix::new(ip, network.address.prefix()).into_iter().collect(),
-        gateway: Some(network.address.ip()),
+        addresses,
+        gateways: network.addresses.iter().map(HostAddress::ip).collect(),
         dns: if own.is_empty() { told.dns.clone() } else { own },
         search: told.search.clone(),
         mtu: told.mtu,

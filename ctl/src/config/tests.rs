@@ -40,6 +40,53 @@ fn settings_become_lines_of_postgresql_conf() {
 }
 
 #[test]
+fn a_network_of_two_families_gives_each_guest_both() {
+    let text = format!(
+        "[network]\naddress = [\"10.0.0.1/24\", \"fd00:64::1/64\"]\n{GUEST}\
+         [guest.web]\naddress = [\"fd00:64::7\", \"10.0.0.7\"]\n[guest.six]\naddress = \"fd00:64::8\"\n"
+    );
+    let settings = parse(&text).unwrap();
+    let document = settings.host_spec(&image().into(), None);
+    let network = serde_json::to_value(&document.network).unwrap();
+    assert_eq!(
+        network["address"],
+        serde_json::json!(["10.0.0.1/24", "fd00:64::1/64"])
+    );
+    let shown = |guest: &str| {
+        let interface = settings.guests[&Name::parse(guest).unwrap()]
+            .interface
+            .as_ref()
+            .unwrap();
+        assert_eq!(
+            serde_json::to_value(interface).unwrap()["gateway"],
+            serde_json::json!(["10.0.0.1", "fd00:64::1"])
+        );
+        let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+        addresses.join(" ")
+    };
+    assert_eq!(shown("web"), "10.0.0.7/24 fd00:64::7/64");
+    assert_eq!(shown("sql"), "10.0.0.127/24 fd00:64::be45:f7f/64");
+    assert!(
+        shown("six").ends_with(" fd00:64::8/64"),
+        "the other one is chosen"
+    );
+
+    let one = parse(
+        &text
+            .replace(", \"fd00:64::1/64\"", "")
+            .replace("\"fd00:64::7\", ", "")
+            .replace("\"fd00:64::8\"", "\"10.0.0.8\""),
+    )
+    .unwrap();
+    let document = serde_json::to_value(one.host_spec(&image().into(), None)).unwrap();
+    assert_eq!(
+        document["network"]["address"], "10.0.0.1/24",
+        "as before there were two"
+    );
+    assert_eq!(document["guests"]["web"]["interface"]["gateway"], "10.0.0.1");
+}
+
+#[test]
 fn limits_and_tailscale_reach_the_document_and_their_absence_does_too() {
     let settings = parse(GUEST).unwrap();
     let guest = settings.guests.values().next().unwrap();
@@ -360,6 +407,48 @@ const TABLE: &[(&str, usize, &str, &str, &str)] = &[
         "guest.b.forward.0.listen",
         "Contradiction",
         "leads to guest a already",
+    ),
+    (
+        "[network]\naddress = [\"10.0.0.1/24\", \"10.0.1.1/24\"]\n[guest.sql]\n",
+        2,
+        "network.address",
+        "Contradiction",
+        "10.0.0.1 and 10.0.1.1 are both IPv4: one of each family is taken; accepted: an address with its prefix",
+    ),
+    (
+        "[network]\naddress = []\n[guest.sql]\n",
+        2,
+        "network.address",
+        "BadAddress",
+        "an empty list",
+    ),
+    (
+        "[network]\naddress = [\"10.0.0.1/24\", \"fd00::/64\"]\n[guest.sql]\n",
+        2,
+        "network.address",
+        "BadAddress",
+        "fd00:: is no host's address in fd00::/64",
+    ),
+    (
+        "[network]\naddress = [\"10.0.0.1/24\", \"fd00::1/64\"]\n[guest.sql]\naddress = [\"10.0.0.2\", \"10.0.0.3\"]\n",
+        4,
+        "guest.sql.address",
+        "Contradiction",
+        "10.0.0.2 and 10.0.0.3 are both IPv4: one of each family is taken; accepted: an address in",
+    ),
+    (
+        "[network]\naddress = [\"10.0.0.1/24\", \"fd00::1/64\"]\n[guest.sql]\naddress = [\"10.0.0.2\", \"fd01::2\"]\n",
+        4,
+        "guest.sql.address",
+        "BadAddress",
+        "\"fd01::2\" is no guest's address in 10.0.0.0/24 and fd00::/64",
+    ),
+    (
+        "[network]\naddress = [\"10.0.0.1/24\", \"fd00::1/64\"]\n[guest.a]\naddress = \"fd00::2\"\n[guest.b]\naddress = [\"10.0.0.2\", \"fd00::2\"]\n",
+        6,
+        "guest.b.address",
+        "Contradiction",
+        "fd00::2 is another guest's as well",
     ),
     (
         "[guest.sql.service.db]\nkind = \"postgres\"\nlimits.memory = \"8MiB\"\n",

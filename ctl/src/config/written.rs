@@ -19,7 +19,7 @@ pub(super) struct Written {
 #[serde(deny_unknown_fields)]
 pub(super) struct Network {
     pub(super) namespace: Option<String>,
-    pub(super) address: Option<String>,
+    pub(super) address: Option<OneOrMore>,
     pub(super) uplink: Option<OneOrMore>,
     pub(super) vpn: Option<String>,
     #[serde(default)]
@@ -61,7 +61,7 @@ pub(super) struct Guest {
     pub(super) memory: Option<String>,
     pub(super) vcpus: Option<i64>,
     pub(super) data: Option<String>,
-    pub(super) address: Option<String>,
+    pub(super) address: Option<OneOrMore>,
     #[serde(default)]
     pub(super) dns: Vec<String>,
     pub(super) restart: Option<String>,

@@ -300,9 +300,12 @@ fn interface(config: &GuestConfig) -> String {
     } else {
         dns.join(", ")
     };
-    let way = interface
-        .gateway
-        .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+    let gateways: Vec<String> = interface.gateways.iter().map(ToString::to_string).collect();
+    let way = if gateways.is_empty() {
+        String::new()
+    } else {
+        format!(" via {}", gateways.join(" and "))
+    };
     format!("{}{way} (DNS {dns})", addresses.join(", "))
 }
 

@@ -101,7 +101,10 @@ impl<'a> Outlook<'a> {
                 Some(Namespace::Host) => Place::Host,
                 _ => Place::Private,
             },
-            addresses: network.map(|network| network.address).into_iter().collect(),
+            addresses: network
+                .into_iter()
+                .flat_map(|n| n.addresses.iter().copied())
+                .collect(),
             guests: guests
                 .map(|(name, guest)| (name.clone(), addresses(guest)))
                 .collect(),

@@ -133,7 +133,7 @@ fn another_address_of_the_network_and_a_guest_that_goes_change_what_is_there() {
     let moved = wanted.guests.remove(&name("sql")).unwrap();
     wanted.guests.insert(name("web"), moved);
     let address = "192.168.100.9/24".to_owned().try_into().unwrap();
-    wanted.network.as_mut().unwrap().address = address;
+    wanted.network.as_mut().unwrap().addresses = vec![address];
     let mut found = up(&["sql"]);
     found.disks.insert(name("web"));
     assert_eq!(

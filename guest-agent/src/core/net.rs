@@ -161,7 +161,7 @@ pub fn plan(wanted: &Wanted, seen: &Seen) -> Vec<Change> {
                 up: true,
                 mtu: spec.mtu,
                 addresses: spec.addresses.iter().copied().collect(),
-                gateways: spec.gateway.into_iter().collect(),
+                gateways: spec.gateways.iter().copied().collect(),
                 ..card
             };
             let text = resolver(spec);
@@ -257,9 +257,12 @@ pub fn lacking(plan: &[Change]) -> Option<(&'static str, String)> {
 fn describe(spec: &InterfaceSpec, link: &Link) -> String {
     let join = |list: Vec<String>| list.join(", ");
     let addresses = join(spec.addresses.iter().map(ToString::to_string).collect());
-    let route = match spec.gateway {
-        Some(gateway) => format!("default route via {gateway}"),
-        None => "no default route".to_owned(),
+    let route = match &spec.gateways[..] {
+        [] => "no default route".to_owned(),
+        gateways => {
+            let via = gateways.iter().map(ToString::to_string).collect::<Vec<_>>();
+            format!("default route via {}", via.join(" and "))
+        }
     };
     let dns = match &spec.dns[..] {
         [] => "no DNS".to_owned(),

@@ -20,7 +20,7 @@ fn ip(text: &str) -> IpAddr {
 fn spec() -> InterfaceSpec {
     InterfaceSpec {
         addresses: vec![prefix("192.168.100.2/24")],
-        gateway: Some(ip("192.168.100.1")),
+        gateways: vec![ip("192.168.100.1")],
         dns: vec![ip("9.9.9.9"), ip("fd00::1")],
         search: Vec::new(),
         mtu: None,
@@ -163,7 +163,7 @@ fn what_is_ours_and_not_wanted_goes_and_what_is_foreign_stays() {
     assert_eq!(guest.plan(&Wanted::Untold), [], "before the host has spoken");
     let mut moved = spec();
     moved.addresses = vec![prefix("192.168.100.3/24")];
-    moved.gateway = Some(ip("192.168.100.254"));
+    moved.gateways = vec![ip("192.168.100.254")];
     let mut other = guest.clone();
     assert_eq!(
         other.reach(&Wanted::Spec(moved)),
@@ -314,7 +314,7 @@ fn changes_are_undone_by_their_inverses() {
     let before = guest.look();
     let other = Wanted::Spec(InterfaceSpec {
         addresses: vec![prefix("192.168.100.3/24"), prefix("fd00::3/64")],
-        gateway: Some(ip("192.168.100.254")),
+        gateways: vec![ip("192.168.100.254"), ip("fd00::ff")],
         mtu: Some(1280),
         ..InterfaceSpec::default()
     });
@@ -336,12 +336,13 @@ const GATEWAYS: [&str; 3] = ["10.0.0.9", "10.1.0.9", "fd00::9"];
 prop_compose! {
     fn any_spec()(
         addresses in prop::sample::subsequence(PREFIXES.to_vec(), 1..=PREFIXES.len()),
-        gateway in prop::option::of(0..GATEWAYS.len()),
+        v4 in prop::option::of(0..2usize),
+        v6 in prop::option::of(Just(2usize)),
         mtu in prop::option::of(1400u32..1402),
     ) -> InterfaceSpec {
         InterfaceSpec {
             addresses: addresses.into_iter().map(prefix).collect(),
-            gateway: gateway.map(|at| ip(GATEWAYS[at])),
+            gateways: v4.into_iter().chain(v6).map(|at| ip(GATEWAYS[at])).collect(),
             mtu,
             ..InterfaceSpec::default()
         }

@@ -93,11 +93,14 @@ fn place(spec: &HostSpec, guest: &Name, config: &GuestConfig, service: &Service)
         guest: guest.clone(),
         service: service.name.clone(),
     };
+    // By a family that both have; each is known by all of its own.
+    let (from, theirs) = (addresses(config), addresses(other));
+    let reached = |to: &&IpAddr| from.iter().any(|own| own.is_ipv4() == to.is_ipv4());
     Some(Place {
-        address: *addresses(other).first()?,
+        address: *theirs.iter().find(reached).or(theirs.first())?,
         port: needed.kind.port(),
         role: Role::of(&own).ok()?,
-        from: addresses(config),
+        from,
         of,
     })
 }

@@ -73,6 +73,8 @@ pub(super) struct Network {
     pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
     failed: BTreeMap<Part, String>,
+    /// Families in which the host has no address.
+    lacking: BTreeMap<Family, String>,
     exits: BTreeMap<Family, Exit>,
     /// The numbers of the ways by which guests leave.
     pub(super) ways: Ways,
@@ -100,6 +102,13 @@ impl Network {
         }
     }
 
+    /// Why the host has no address of the same family.
+    fn lack_of(&self, own: &Prefix) -> Option<String> {
+        let family = Family::of(own.address());
+        let why = self.lacking.get(&family)?;
+        Some(format!("{family}: {why}"))
+    }
+
     fn judge(&self, name: &Name, guest: &Guest) -> Option<Verdict> {
         let interface = guest.config.interface.as_ref()?;
         let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
@@ -110,9 +119,20 @@ impl Network {
             NetworkMode::Private | NetworkMode::Host => {}
         }
         let machine = guest.machine.as_ref();
+        let lacks: BTreeSet<String> = interface
+            .addresses
+            .iter()
+            .filter_map(|own| self.lack_of(own))
+            .collect();
+        let lacks: Vec<String> = lacks.into_iter().collect();
         Some(
             match (self.failed.get(&Part::Links), machine, self.carriers.get(name)) {
                 (Some(failed), ..) => Verdict::no("NetworkFailed", failed.as_str()),
+                _ if !lacks.is_empty()
+                    && interface.addresses.iter().all(|own| self.lack_of(own).is_some()) =>
+                {
+                    Verdict::no("NetworkFailed", lacks.join("; "))
+                }
                 (None, None, _) => return None,
                 (None, Some(machine), _) if !machine.card => {
                     Verdict::no("NoCard", "the network was not there when the guest booted")
@@ -122,7 +142,9 @@ impl Network {
                         NetworkMode::Private => " (private)",
                         _ => "",
                     };
-                    Verdict::yes("Attached", format!("{addresses}{private}, its TAP has carrier"))
+                    let without: String = lacks.iter().map(|lack| format!("; no {lack}")).collect();
+                    let text = format!("{addresses}{private}, its TAP has carrier{without}");
+                    Verdict::yes("Attached", text)
                 }
                 (None, Some(_), Some(false)) => Verdict::no("NoCarrier", "no process holds the TAP"),
                 (None, Some(_), None) => return None, // nobody has looked yet
@@ -184,9 +206,10 @@ impl World {
     pub(super) fn network_event(&mut self, event: NetworkEvent, now_ms: u64) {
         let key = Key::new(Layer::Tap, NETWORK);
         match event {
-            NetworkEvent::Ready { guests } => {
+            NetworkEvent::Ready { guests, lacking } => {
                 self.network.failed.remove(&Part::Links);
                 self.network.ready = guests;
+                self.lacks(lacking, now_ms);
             }
             NetworkEvent::Works { part, how, forwards } => {
                 self.network.failed.remove(&part);
@@ -211,6 +234,7 @@ impl World {
                     .journal_mut()
                     .append(key, None, Some(Verdict::no("Failed", text.as_str())), now_ms);
                 self.network.failed.insert(Part::Links, text);
+                self.network.lacking.clear();
             }
             NetworkEvent::Carrier { guest, attached } => {
                 self.network.carriers.insert(guest, attached);
@@ -238,10 +262,30 @@ impl World {
         }
     }
 
+    /// Each family that is in trouble is in the journal once.
+    fn lacks(&mut self, lacking: BTreeMap<Family, String>, now_ms: u64) {
+        let key = Key::new(Layer::Tap, NETWORK);
+        for (family, why) in lacking
+            .iter()
+            .filter(|(f, why)| self.network.lacking.get(f) != Some(why))
+        {
+            let verdict = Verdict::no("Failed", format!("{family} only: {why}"));
+            self.feed
+                .journal_mut()
+                .append(key.clone(), None, Some(verdict), now_ms);
+        }
+        self.network.lacking = lacking;
+        self.judge_routing(now_ms);
+    }
+
     fn judge_routing(&mut self, now_ms: u64) {
         let verdict = match self.network.failed.get(&Part::Routing) {
             Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
-            None => judge_exits(&self.network.mode, &self.network.exits),
+            None => {
+                let mut exits = self.network.exits.clone();
+                exits.retain(|family, _| !self.network.lacking.contains_key(family));
+                judge_exits(&self.network.mode, &exits)
+            }
         };
         self.tell_network(Layer::Routing, verdict, now_ms);
     }

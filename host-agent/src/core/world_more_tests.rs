@@ -193,7 +193,7 @@ fn networked(address: &str) -> HostSpec {
     let mut networked = spec(5432);
     networked.network = Some(sovereign_protocol::spec::HostNetwork {
         namespace: Namespace::Auto,
-        address: address.parse().unwrap(),
+        addresses: vec![address.parse().unwrap()],
         uplink: sovereign_protocol::spec::Uplink::None,
         vpn: sovereign_protocol::spec::Vpn::Follow,
         isolated: false,

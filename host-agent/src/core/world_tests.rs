@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
 use sovereign_protocol::spec::{Forward, Image, Namespace, Restart, Service, ServiceKind, VERSION};
+use sovereign_reconcile::family::Family;
 use sovereign_reconcile::view::NetworkMode;
 
 use sovereign_protocol::limits::GUEST_CONDITIONS;
@@ -550,6 +551,82 @@ fn an_adopted_card_is_not_judged_before_somebody_looked() {
     assert_eq!(cards(&world).len(), 1);
     world.step(Event::NetworkMode(NetworkMode::Off("none".to_owned())), 5);
     assert_eq!(cards(&world).len(), 2, "now another boot would have no card");
+}
+
+#[test]
+fn a_card_has_failed_only_when_none_of_its_families_works() {
+    let mut carded = spec(5432);
+    let interface = |addresses: &[&str]| sovereign_protocol::interface::InterfaceSpec {
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        ..Default::default()
+    };
+    carded.guests.get_mut(&sql()).unwrap().interface = Some(interface(&["10.0.0.2/24", "fd00:5::2/64"]));
+    let six = Name::parse("six").unwrap();
+    let mut only = config(5432);
+    only.interface = Some(interface(&["fd00:5::3/64"]));
+    carded.guests.insert(six.clone(), only);
+    let mut world = World::new(7);
+    world.step(Event::Applied(carded.clone()), 0);
+    world.step(Event::NetworkMode(NetworkMode::Private), 0);
+    let Event::Booted { boot_id, vmm, .. } = booted() else {
+        unreachable!()
+    };
+    for guest in [sql(), six.clone()] {
+        let machine = Machine::wanted(&carded.guests[&guest], true);
+        let (boot_id, vmm) = (boot_id.clone(), vmm.clone());
+        let carrier = NetworkEvent::Carrier {
+            guest: guest.clone(),
+            attached: true,
+        };
+        world.step(
+            Event::Booted {
+                guest,
+                boot_id,
+                vmm,
+                machine,
+            },
+            1,
+        );
+        world.step(Event::Network(carrier), 1);
+    }
+    let ready = |lacking: &[(Family, &str)]| NetworkEvent::Ready {
+        guests: [sql(), six.clone()].into(),
+        lacking: lacking
+            .iter()
+            .map(|(family, why)| (*family, (*why).to_owned()))
+            .collect(),
+    };
+    let card = |world: &World, guest: &Name| {
+        let report = world.report(&sql(), 1, |ms| ms.to_string());
+        let of = report.guests.into_iter().filter(|seen| seen.name == *guest);
+        let conditions = of.flat_map(|guest| guest.conditions);
+        let mut cards = conditions.filter(|condition| condition.subject.ends_with("card"));
+        let card = cards.next().unwrap();
+        (card.reason, card.evidence)
+    };
+    world.step(Event::Network(ready(&[])), 2);
+    assert_eq!(card(&world, &sql()).0, "Attached");
+    world.step(Event::Network(ready(&[(Family::V6, "switched off")])), 3);
+    let (reason, evidence) = card(&world, &sql());
+    assert_eq!(reason, "Attached");
+    assert!(
+        evidence.ends_with("its TAP has carrier; no IPv6: switched off"),
+        "{evidence}"
+    );
+    let failed = ("NetworkFailed".to_owned(), "IPv6: switched off".to_owned());
+    assert_eq!(card(&world, &six), failed);
+    let told = |world: &World| {
+        let events = world.events(Start::Oldest, 100, 0).events.into_iter();
+        let told = events.filter_map(|event| event.to);
+        told.filter(|to| to.evidence == "IPv6 only: switched off").count()
+    };
+    world.step(Event::Network(ready(&[(Family::V6, "switched off")])), 4);
+    assert_eq!(told(&world), 1, "once");
+    world.step(Event::Network(ready(&[])), 5);
+    assert_eq!(
+        (card(&world, &sql()).0, card(&world, &six).0),
+        ("Attached".into(), "Attached".into())
+    );
 }
 
 #[test]

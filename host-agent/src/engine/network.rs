@@ -112,7 +112,10 @@ impl Engine {
         let network = self.world.spec().and_then(|spec| spec.network.as_ref());
         NetworkSpec {
             place: self.place(),
-            addresses: network.map(|network| network.address).into_iter().collect(),
+            addresses: network
+                .into_iter()
+                .flat_map(|n| n.addresses.iter().copied())
+                .collect(),
             guests: self.world.carded(),
             uplink: network.map(|network| self.uplink(network)).unwrap_or_default(),
             vpn: network.map(|network| network.vpn).unwrap_or_default(),

@@ -14,6 +14,7 @@
 mod apply;
 pub mod card;
 pub mod conntrack;
+mod families;
 mod filter;
 pub mod gap;
 pub mod gc;

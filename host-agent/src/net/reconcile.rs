@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::Failure;
 use super::chain;
+use super::families;
 use super::ground::Ground;
 use super::network::NetworkConfig;
 use super::observed::Observed;
@@ -268,16 +269,22 @@ impl Reconciler {
         self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();
-        let mut troubles = if turn.waits {
-            Vec::new()
-        } else {
-            troubles(&turn.left, &turn.failures)
-        };
+        let (mut troubles, mut lacking, mut left) = (Vec::new(), BTreeMap::new(), turn.left.clone());
+        if !turn.waits {
+            lacking = families::lacking(&turn.left, &turn.failures, &wanted);
+            left = families::beside(&turn.left, &lacking, &wanted);
+            troubles = self::troubles(&left, &turn.failures);
+        }
         if let Err(failure) = &self.helper {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
         troubles.extend(led_out.err());
-        self.report(&wanted, &turn.left, &troubles, enforced).await;
+        if !lacking.is_empty() {
+            // The other works; this one is tried again.
+            self.settled = None;
+            self.due = Instant::now() + Duration::from_millis(self.retry.failed());
+        }
+        self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         session.forget_connections(&wanted).await;
         self.session = Some(session);
         if turn.left.is_done() && troubles.is_empty() {
@@ -293,13 +300,25 @@ impl Reconciler {
         Ok(troubles)
     }
 
-    /// Tells of the parts that work.
-    async fn report(&mut self, wanted: &Wanted, left: &Plan, troubles: &[Trouble], enforced: Option<String>) {
+    /// Tells of the parts that work, without families that do not.
+    async fn report(
+        &mut self,
+        wanted: &Wanted,
+        left: &Plan,
+        (troubles, lacking): (&[Trouble], BTreeMap<Family, String>),
+        enforced: Option<String>,
+    ) {
         let works = |part: Part| {
             let troubled = troubles.iter().any(|trouble| trouble.part == part);
             !troubled && left.of(part).is_done()
         };
-        let links = works(Part::Links).then(|| self.reporter.ready(wanted)).flatten();
+        let links = works(Part::Links).then(|| self.reporter.ready(wanted, lacking));
+        let links = links.flatten();
+        if let Some(NetworkEvent::Ready { lacking, .. }) = &links {
+            for (family, why) in lacking {
+                tracing::warn!(%family, why, "one family of the network is not as wanted");
+            }
+        }
         self.tell(links).await;
         for part in [Part::Routing, Part::Filter]
             .into_iter()

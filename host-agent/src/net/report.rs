@@ -19,6 +19,8 @@ pub enum NetworkEvent {
     Ready {
         /// The guests whose TAP can be opened.
         guests: BTreeSet<Name>,
+        /// Families in which the host has no address, and why; at least one other has one.
+        lacking: BTreeMap<Family, String>,
     },
     /// A part beside the links is as wanted.
     Works {
@@ -80,10 +82,14 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// All is as wanted.
-    pub(super) fn ready(&mut self, wanted: &Wanted) -> Option<NetworkEvent> {
+    /// All is as wanted, but for these families.
+    pub(super) fn ready(
+        &mut self,
+        wanted: &Wanted,
+        lacking: BTreeMap<Family, String>,
+    ) -> Option<NetworkEvent> {
         let guests = wanted.taps.values().cloned().collect();
-        self.state(Part::Links, NetworkEvent::Ready { guests })
+        self.state(Part::Links, NetworkEvent::Ready { guests, lacking })
     }
 
     /// A part beside the links is as wanted.
@@ -168,8 +174,12 @@ mod tests {
     fn a_state_is_told_when_it_changes() {
         let wanted = wanted(&NetworkSpec::default());
         let mut reporter = Reporter::default();
-        assert!(reporter.ready(&wanted).is_some());
-        assert!(reporter.ready(&wanted).is_none());
+        let none = BTreeMap::new;
+        assert!(reporter.ready(&wanted, none()).is_some());
+        assert!(reporter.ready(&wanted, none()).is_none());
+        let lacking = BTreeMap::from([(Family::V6, "switched off".to_owned())]);
+        assert!(reporter.ready(&wanted, lacking.clone()).is_some());
+        assert!(reporter.ready(&wanted, lacking).is_none());
         assert!(
             reporter
                 .failed(Part::Links, "a".to_owned(), "b".to_owned())
@@ -186,7 +196,7 @@ mod tests {
                 .is_some()
         );
         assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_some());
-        assert!(reporter.ready(&wanted).is_some());
+        assert!(reporter.ready(&wanted, none()).is_some());
         assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_none());
     }
 

@@ -345,6 +345,8 @@ impl Session {
         self.notifications.drain(&mut self.observed)?;
         self.doubtful = true;
         self.observed = self.kernel.observe().await?;
+        let observed = &self.observed;
+        self.switches.forget_gone(|name| observed.link(name).is_some());
         self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
         Ok(self.filter.look().await?)
     }

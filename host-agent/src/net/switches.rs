@@ -85,6 +85,19 @@ impl Switches {
         ours.map(step).collect()
     }
 
+    /// Forgets what switches of links were that are gone: one that comes back under their name has its own.
+    pub(super) fn forget_gone(&mut self, is_there: impl Fn(&str) -> bool) {
+        let stays = |sysctl: &Sysctl| sysctl.link().is_none_or(|link| is_there(link.as_str()));
+        if self.switched.keys().all(stays) {
+            return;
+        }
+        let mut switched = self.switched.clone();
+        switched.retain(|sysctl, _| stays(sysctl));
+        if let Err(error) = self.keep(switched) {
+            tracing::warn!(%error, "former values of links that are gone stay on record");
+        }
+    }
+
     /// The values of those that are there.
     pub(super) fn read(&self, which: &BTreeSet<Sysctl>) -> BTreeMap<Sysctl, i64> {
         let value = |sysctl: &Sysctl| Some((sysctl.clone(), self.value(sysctl).ok()?));
@@ -160,6 +173,8 @@ impl Switches {
 
 #[cfg(test)]
 mod tests {
+    use sovereign_reconcile::names::LinkName;
+
     use super::*;
 
     /// A directory in the place of /proc/sys/net.
@@ -212,6 +227,24 @@ mod tests {
             assert_eq!(switches.read(&all), BTreeMap::from([(Sysctl::ForwardV4, value)]));
         }
         assert!(switches.set(&Sysctl::ForwardV6, 0, 1).is_err());
+    }
+
+    #[test]
+    fn what_a_switch_of_a_link_was_is_forgotten_with_the_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = switches(dir.path());
+        let accepts = |name| Sysctl::AcceptAdvertisements(LinkName::parse(name).unwrap());
+        for name in ["eth0", "usb0"] {
+            let file = dir.path().join(accepts(name).file());
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "1").unwrap();
+            first.set(&accepts(name), 1, 2).unwrap();
+        }
+        first.set(&Sysctl::ForwardV4, 0, 1).unwrap_err(); // it is kept before it is set, and there is none here
+        first.forget_gone(|name| name != "usb0");
+        let second = switches(dir.path());
+        let kept: Vec<Sysctl> = second.switched().keys().cloned().collect();
+        assert_eq!(kept, [accepts("eth0"), Sysctl::ForwardV4]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use sovereign_protocol::name::Name;
 
 use super::apply::{Failure, StepError};
 use super::chain;
+use super::families;
 use super::plan::{Part, Plan};
 use super::session::{Broken, Session};
 use super::wake::Wake;
@@ -114,7 +115,7 @@ fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
     if let Some(first) = roots.first() {
         let others = roots[1..].iter().take(NAMED_FAILURES);
         let others: String = others
-            .map(|f| format!("; {}: {}", f.step, chain(&f.error)))
+            .map(|f| format!("; {}: {}", f.step, families::cause(f)))
             .collect();
         let more = roots.len().saturating_sub(1 + NAMED_FAILURES);
         let more = if more > 0 {
@@ -125,7 +126,7 @@ fn trouble(part: Part, left: &Plan, failures: &[&Failure]) -> Trouble {
         return Trouble {
             part,
             step: first.step.to_string(),
-            evidence: format!("{}{others}{more}", chain(&first.error)),
+            evidence: format!("{}{others}{more}", families::cause(first)),
         };
     }
     match (left.conflicts.first(), left.steps.first()) {

@@ -71,11 +71,9 @@ impl Step {
                 whole.then(|| Self::AddRule { rule: rule.clone() })
             }
             Self::SetSysctl { sysctl, from, to } => {
-                let is_there = match sysctl.link() {
-                    Some(of) => link(of).is_some(),
-                    None => before.sysctls.contains_key(sysctl),
-                };
-                is_there.then(|| Self::RestoreSysctl {
+                // One of a link that was made in the same plan goes with it.
+                let known = before.sysctls.contains_key(sysctl);
+                known.then(|| Self::RestoreSysctl {
                     sysctl: sysctl.clone(),
                     from: *to,
                     to: *from,

@@ -57,8 +57,11 @@ fn picture(state: &Observed, removed: &BTreeSet<String>, lost: &BTreeSet<String>
         };
         stays.then_some((name, route))
     });
-    // That of a link that nobody looked at yet is 0.
-    let seen = |(sysctl, value): &(&Sysctl, &i64)| **value != 0 || sysctl.link().is_none();
+    // Those of links that are lost go with them, and of others not all have been looked at.
+    let seen = |(sysctl, value): &(&Sysctl, &i64)| {
+        let of_lost = sysctl.link().is_some_and(|link| lost.contains(link.as_str()));
+        !of_lost && !(sysctl.goes_with_our_link() && **value == sysctl.fresh())
+    };
     let sysctls = state.sysctls.iter().filter(seen);
     Picture {
         links: links.collect(),

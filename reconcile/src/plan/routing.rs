@@ -1,6 +1,7 @@
 //! The part of a plan about routes of our own table, rules and switches.
 
 use super::{Plan, Step};
+use crate::names::LinkName;
 use crate::observed::Observed;
 use crate::route::{OURS, Route, WantedRoute};
 use crate::wanted::Wanted;
@@ -38,6 +39,11 @@ impl Plan {
         self.steps.iter().any(removes)
     }
 
+    fn makes(&self, name: &LinkName, observed: &Observed) -> bool {
+        let link = observed.link(name.as_str());
+        link.is_none_or(|link| self.removes(Some(link.index)))
+    }
+
     pub(super) fn rules(&mut self, wanted: &Wanted, observed: &Observed) {
         let missing = wanted.rules.difference(&observed.rules).cloned();
         self.steps.extend(missing.map(|rule| Step::AddRule { rule }));
@@ -48,16 +54,17 @@ impl Plan {
 
     pub(super) fn sysctls(&mut self, wanted: &Wanted, observed: &Observed) {
         for (sysctl, to) in &wanted.sysctls {
-            match observed.sysctls.get(sysctl) {
-                Some(is) if is == to => {}
-                None if !sysctl.goes_with_our_link() => {} // this kernel has no such switch
-                is => {
-                    self.steps.insert(Step::SetSysctl {
-                        sysctl: sysctl.clone(),
-                        from: is.copied().unwrap_or_default(),
-                        to: *to,
-                    });
-                }
+            let from = match sysctl.link().filter(|_| sysctl.goes_with_our_link()) {
+                Some(link) if self.makes(link, observed) => Some(sysctl.fresh()),
+                _ => observed.sysctls.get(sysctl).copied(),
+            };
+            // None: this kernel has no such switch.
+            if let Some(from) = from.filter(|from| from != to) {
+                self.steps.insert(Step::SetSysctl {
+                    sysctl: sysctl.clone(),
+                    from,
+                    to: *to,
+                });
             }
         }
         for (sysctl, to) in &wanted.restored {

@@ -102,6 +102,7 @@ fn plain_linux_needs_two_switches_and_no_rule() {
         host.converge(Some(&spec)),
         [
             "sysctl net.ipv4.conf.sv5pkj.rp_filter: set to 2 from 0",
+            "sysctl net.ipv6.conf.sv5pkj.accept_ra: set to 0 from 1",
             "sysctl net.ipv4.ip_forward: set to 1 from 0",
         ]
     );
@@ -137,6 +138,7 @@ fn a_phone_gets_three_rules_below_netds_ladder() {
             format!("rule IPv4 9010: iif sv5pkj lookup {wlan}: add"),
             "rule IPv4 9020: iif sv5pkj unreachable: add".to_owned(),
             "sysctl net.ipv4.conf.sv5pkj.rp_filter: set to 2 from 0".to_owned(),
+            "sysctl net.ipv6.conf.sv5pkj.accept_ra: set to 0 from 1".to_owned(),
             "sysctl net.ipv4.ip_forward: set to 1 from 0".to_owned(),
         ]
     );
@@ -279,6 +281,7 @@ fn advertisements_are_kept_before_ipv6_is_forwarded() {
         host.converge(Some(&spec)),
         [
             "sysctl net.ipv4.conf.sv5pkj.rp_filter: set to 2 from 0",
+            "sysctl net.ipv6.conf.sv5pkj.accept_ra: set to 0 from 1",
             "sysctl net.ipv6.conf.eth0.accept_ra: set to 2 from 1",
             "sysctl net.ipv6.conf.all.forwarding: set to 1 from 0",
         ]
@@ -288,9 +291,70 @@ fn advertisements_are_kept_before_ipv6_is_forwarded() {
     host.kernel.state.sysctls.insert(accepts, 0);
     let made = host.converge(Some(&spec));
     assert!(
-        !made.iter().any(|line| line.contains("accept_ra")),
+        !made.iter().any(|line| line.contains("eth0.accept_ra")),
         "nobody wants them there: {made:?}"
     );
+}
+
+#[test]
+fn every_link_that_hears_routers_goes_on_hearing_them_before_the_first_is_heard() {
+    let mut host = Host::of(router());
+    let group = Mark::of(&instance()).group;
+    let theirs = host.kernel.add("br0", Kind::Bridge, 0);
+    let veth = host.kernel.add("veth0", Kind::Other, 0);
+    host.kernel
+        .link(veth, |link| link.controller = Some(theirs))
+        .unwrap();
+    host.kernel.add("wlan0", Kind::Other, 0);
+    host.kernel.add("usb0", Kind::Other, 0);
+    host.kernel.add("sv5pkj-old", Kind::Tap, group);
+    let accepts = |name: &str| Sysctl::AcceptAdvertisements(link(name));
+    let values = [
+        ("eth0", 1),
+        ("eth1", 2),
+        ("br0", 1),
+        ("veth0", 1),
+        ("wlan0", 1),
+        ("usb0", 0),
+        ("sv5pkj-old", 1),
+        ("lo", 1),
+    ];
+    for (name, value) in values {
+        host.kernel.state.sysctls.insert(accepts(name), value);
+    }
+    let before = host.kernel.state.sysctls.clone();
+    let mut spec = spec(Uplink::Auto, Vpn::Follow);
+    spec.addresses.insert(HostAddress::parse("fd00:5::1/64").unwrap());
+    let watched = Wanted::watched(&instance(), &spec, &host.switched, &host.kernel.state);
+    for (name, _) in values {
+        let listens = ["eth0", "eth1", "wlan0", "usb0"].contains(&name);
+        assert_eq!(watched.contains(&accepts(name)), listens, "{name}");
+    }
+    let made = host.converge(Some(&spec));
+    let at = |text: &str| made.iter().position(|line| line.contains(text));
+    for name in ["eth0", "wlan0"] {
+        let heard = at(&format!("{name}.accept_ra: set to 2 from 1"));
+        assert!(
+            heard.is_some() && heard < at("all.forwarding"),
+            "{name}: {made:#?}"
+        );
+    }
+    assert_eq!(
+        made.iter().filter(|line| line.contains("accept_ra")).count(),
+        3,
+        "{made:#?}"
+    );
+    // It is given to a bridge: what is heard there is others' business again.
+    let wlan = host.kernel.index(&link("wlan0")).unwrap();
+    host.kernel
+        .link(wlan, |link| link.controller = Some(theirs))
+        .unwrap();
+    let again = host.converge(Some(&spec));
+    assert_eq!(again, ["sysctl net.ipv6.conf.wlan0.accept_ra: put back to 1"]);
+    host.converge(None);
+    let mut after = host.kernel.state.sysctls.clone();
+    after.insert(accepts("sv5pkj-old"), 1); // went with its link
+    assert_eq!(after, before);
 }
 
 /// What others do, by small numbers.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use sovereign_protocol::interface::Prefix;
 
 use crate::conflict::Part;
+use crate::family::Family;
 use crate::names::{LinkName, Mac};
 use crate::route::{Route, WantedRoute};
 use crate::rule::Rule;
@@ -171,6 +172,23 @@ impl Step {
             | Self::RestoreSysctl { .. } => Part::Routing,
             Self::SetFilter { .. } | Self::RemoveFilter { .. } => Part::Filter,
             _ => Part::Links,
+        }
+    }
+}
+
+impl Step {
+    /// The one family that it is about; none of a whole link, and of the packet filter.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        match self {
+            Self::AddAddress { address, .. } | Self::RemoveAddress { address, .. } => {
+                Some(Family::of(address.address()))
+            }
+            Self::AddRoute { route } => Some(Family::of(route.to.address())),
+            Self::RemoveRoute { route } => Some(Family::of(route.to.address())),
+            Self::AddRule { rule } | Self::RemoveRule { rule } => Some(rule.family),
+            Self::SetSysctl { sysctl, .. } | Self::RestoreSysctl { sysctl, .. } => Some(sysctl.family()),
+            _ => None,
         }
     }
 }

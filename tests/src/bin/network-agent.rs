@@ -174,8 +174,8 @@ async fn run(config: NetworkConfig) -> Result<()> {
     }
 }
 
-/// `want ADDRESS MTU GUEST[=ADDRESS]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated] [forward=tcp:8080:TO:80]...
-/// [resolver=ADDRESS]...`
+/// `want ADDRESS[,ADDRESS] MTU GUEST[=ADDRESS[,ADDRESS]]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated]
+/// [forward=tcp:8080:TO:80]... [resolver=ADDRESS]...`
 fn parse(line: &str) -> Result<NetworkSpec> {
     let words: Vec<&str> = line.split(' ').collect();
     let ["want", address, mtu, rest @ ..] = &words[..] else {
@@ -203,7 +203,8 @@ fn parse(line: &str) -> Result<NetworkSpec> {
             Some(("vpn", "block")) => spec.vpn = Vpn::Block,
             Some(("vpn", "bypass")) => spec.vpn = Vpn::Bypass,
             Some((guest, address)) => {
-                spec.guests.insert(Name::parse(guest)?, [address.parse()?].into());
+                let addresses = address.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                spec.guests.insert(Name::parse(guest)?, addresses);
             }
             None => drop(spec.guests.insert(Name::parse(word)?, BTreeSet::new())),
         }
@@ -279,9 +280,12 @@ fn ask_for_the_bridge(tap: OwnedFd) -> Result<String> {
 
 fn shown(event: &NetworkEvent) -> String {
     match event {
-        NetworkEvent::Ready { guests } => {
+        NetworkEvent::Ready { guests, lacking } => {
             let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
-            format!("ready {}", guests.join(" "))
+            let lacks = lacking
+                .iter()
+                .map(|(family, why)| format!(" without {family}: {why}"));
+            format!("ready {}{}", guests.join(" "), lacks.collect::<String>())
         }
         NetworkEvent::Works { part, how, forwards } => {
             let how = how.as_deref().unwrap_or_default();

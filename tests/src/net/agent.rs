@@ -73,6 +73,16 @@ impl Agent {
         }
     }
 
+    /// The last line so far that began so and was waited for or passed over.
+    ///
+    /// # Errors
+    /// With all lines, when there is none.
+    pub fn told(&self, begin: &str) -> Result<String> {
+        let line = self.seen.iter().rev().find(|line| line.starts_with(begin));
+        line.cloned()
+            .with_context(|| format!("no {begin:?}: {:#?}", self.seen))
+    }
+
     /// The lines that have come and were not waited for.
     #[must_use]
     pub fn rest(&mut self) -> Vec<String> {

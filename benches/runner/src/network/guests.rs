@@ -37,7 +37,7 @@ pub(super) fn run() -> Result<()> {
     let (none, many) = (ground::spec(0)?, ground::spec(MANY)?);
     let mut agent = Agent::start(directory.path(), none.clone(), |_| ())?;
     agent.settle()?;
-    let is_ready = |count| move |event: &NetworkEvent| matches!(event, NetworkEvent::Ready { guests } if guests.len() == count);
+    let is_ready = |count| move |event: &NetworkEvent| matches!(event, NetworkEvent::Ready { guests, .. } if guests.len() == count);
     for _ in 0..ROUNDS {
         let begun = Instant::now();
         agent.specs.send_replace(many.clone());
