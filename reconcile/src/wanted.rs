@@ -300,7 +300,8 @@ fn check(spec: &NetworkSpec) -> Result<(), WantedError> {
     }
     for forward in &spec.forwards {
         let others = spec.forwards.range((Bound::Excluded(forward), Bound::Unbounded));
-        if let Some(other) = others.into_iter().find(|other| forward.collides(other)) {
+        let takes = forward.takes();
+        if let Some(other) = others.into_iter().find(|other| takes.collides(other.takes())) {
             return Err(WantedError::SamePort(Box::new((forward.clone(), other.clone()))));
         }
     }

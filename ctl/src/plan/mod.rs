@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 
 use serde::Serialize;
 use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::Transport;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Limits, Namespace, Service, ServiceKind};
 use sovereign_reconcile::plan as reconcile;
 use sovereign_reconcile::wanted::WantedError;
+
+use crate::forward::{self, Via};
 
 mod network;
 
@@ -71,10 +73,14 @@ pub(crate) enum Step {
         guest: Name,
         /// The service.
         name: Name,
-        /// Where this machine listens.
-        listen: SocketAddr,
-        /// The guest's port.
+        /// Where this machine listens, as sovereign.toml writes it.
+        listen: String,
+        /// The guest's first port.
         port: u16,
+        /// By what it leads there.
+        via: Via,
+        /// TCP or UDP.
+        protocol: Transport,
     },
     /// A running guest is changed without a reboot.
     Change {
@@ -129,7 +135,20 @@ impl fmt::Display for Step {
                 name,
                 listen,
                 port,
+                via: Via::Vsock,
+                ..
             } => write!(f, "{guest}: forward {name}: {listen} to port {port}"),
+            Self::Forward {
+                guest,
+                name,
+                listen,
+                port,
+                protocol,
+                ..
+            } => write!(
+                f,
+                "{guest}: forward {name}: {listen} ({protocol} by the kernel) to port {port}"
+            ),
             Self::Change { guest, what } => write!(f, "{guest}: {what}"),
             Self::NextBoot { guest, what } => {
                 write!(
@@ -214,8 +233,10 @@ fn guest_steps(
             let forwards = wanted.forwards.iter().map(|forward| Step::Forward {
                 guest: name.clone(),
                 name: forward.name.clone(),
-                listen: forward.listen,
+                listen: forward.listens(),
                 port: forward.port,
+                via: Via::of(forward),
+                protocol: forward.transport(),
             });
             let fresh = !found.disks.contains(name);
             let first = fresh.then_some(disk).into_iter().chain([start]);
@@ -275,7 +296,7 @@ fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
     let forwards = |config: &GuestConfig| -> BTreeMap<Name, String> {
         let forwards = config.forwards.iter();
         forwards
-            .map(|f| (f.name.clone(), format!("{} to port {}", f.listen, f.port)))
+            .map(|f| (f.name.clone(), format!("{} to port {}", forward::from(f), f.port)))
             .collect()
     };
     let (before, after) = (forwards(old), forwards(new));
