@@ -406,8 +406,8 @@ mod tests {
             );
         }
         for text in [
-            "", ":", "0", "1:0", "65536", "1:2:3", "a", "::1:5432", "[::1]", "1.2.3:4", "1.2.3.4:", "+1", "1-",
-            "2-1", "1-+2", "1:2-3", "1-2-3",
+            "", ":", "0", "1:0", "65536", "1:2:3", "a", "::1:5432", "[::1]", "1.2.3:4", "1.2.3.4:", "+1",
+            "1-", "2-1", "1-+2", "1:2-3", "1-2-3",
         ] {
             let parsed = text.parse::<Mapping>();
             assert!(parsed.is_err(), "{text}: {parsed:?}");
@@ -522,11 +522,27 @@ mod tests {
                 "Contradiction",
                 "0.0.0.0:80-90:5432 --via kernel",
             ),
-            (Some(Via::Kernel), false, "80", "Loopback", "0.0.0.0:80 --via kernel"),
-            (None, true, "[::1]:80", "Loopback", "0.0.0.0:80 --via kernel --udp"),
+            (
+                Some(Via::Kernel),
+                false,
+                "80",
+                "Loopback",
+                "0.0.0.0:80 --via kernel",
+            ),
+            (
+                None,
+                true,
+                "[::1]:80",
+                "Loopback",
+                "0.0.0.0:80 --via kernel --udp",
+            ),
         ] {
             let error = by(via, udp, mapping, None, &[]).unwrap_err();
-            assert_eq!((error.kind, error.reason.as_str()), (Kind::Usage, reason), "{mapping}");
+            assert_eq!(
+                (error.kind, error.reason.as_str()),
+                (Kind::Usage, reason),
+                "{mapping}"
+            );
             let text = error.human();
             assert!(
                 text.ends_with(&format!("next: sovereign forward add sql {next}\n")),

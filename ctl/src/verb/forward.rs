@@ -112,7 +112,11 @@ async fn remove(context: &Context, args: &RemoveForward) -> Result<(), CommandEr
         }
         (None, _) => "closed; the file did not have it",
     };
-    let names: BTreeSet<&Name> = in_agent.iter().chain(&in_file).map(|known| &known.forward.name).collect();
+    let names: BTreeSet<&Name> = in_agent
+        .iter()
+        .chain(&in_file)
+        .map(|known| &known.forward.name)
+        .collect();
     let names: Vec<&str> = names.into_iter().map(Name::as_str).collect();
     let evidence = format!("forward {} of {}: {place}", names.join(", "), args.guest);
     said(context, "Removed", &evidence, "sovereign forward list", &first)
@@ -155,7 +159,9 @@ fn check(settings: &Settings, wanted: &Known) -> Result<(), CommandError> {
     let next = match (Via::of(&wanted.forward), namespace) {
         (Via::Kernel, Some(Namespace::Host)) | (Via::Vsock, _) => format!("less {path}"),
         (Via::Kernel, _) => {
-            format!("set namespace = \"host\" under [network] in {path}, then: sovereign down && sovereign up")
+            format!(
+                "set namespace = \"host\" under [network] in {path}, then: sovereign down && sovereign up"
+            )
         }
     };
     let message = format!("{wanted}: {problem}");
@@ -398,9 +404,7 @@ async fn list(context: &Context, only: Option<&Name>) -> Result<(), CommandError
     if lines.is_empty() {
         talk("no forward; next: sovereign forward add --help");
     }
-    lines.iter().try_for_each(|line| {
-        data(&shown(line))
-    })
+    lines.iter().try_for_each(|line| data(&shown(line)))
 }
 
 fn shown(line: &Line) -> String {
@@ -408,14 +412,25 @@ fn shown(line: &Line) -> String {
         (_, "unapplied") => "in force after `sovereign up`".to_owned(),
         (Status::True, _) => "listens".to_owned(),
         _ => {
-            let why = line.reason.as_ref().map(|reason| format!(": {}", escaped(reason)));
+            let why = line
+                .reason
+                .as_ref()
+                .map(|reason| format!(": {}", escaped(reason)));
             format!("does not listen{}", why.unwrap_or_default())
         }
     };
     if line.origin == "temporary" {
         state += " (temporary)";
     }
-    let Line { guest, name, listen, target, via, protocol, .. } = line;
+    let Line {
+        guest,
+        name,
+        listen,
+        target,
+        via,
+        protocol,
+        ..
+    } = line;
     let by = format!("{via}/{protocol}");
     format!("{guest:<12} {name:<16} {listen:<24} {target:<16} {by:<10} {state}")
 }

@@ -195,7 +195,9 @@ async fn without_an_agent_only_the_file_changes_and_nothing_is_temporary() {
 async fn forwards_of_the_kernel_are_opened_written_listed_and_taken_out() {
     let scene = scene_of(tempfile::tempdir().unwrap(), Some("namespace = \"host\"\n"));
     let before = scene.file();
-    add(&scene.context, &translated("0.0.0.0:15433", false)).await.unwrap();
+    add(&scene.context, &translated("0.0.0.0:15433", false))
+        .await
+        .unwrap();
     let range = AddForward {
         name: Some(Name::parse("range").unwrap()),
         ..translated("0.0.0.0:8000-8010", true)
@@ -222,18 +224,40 @@ async fn forwards_of_the_kernel_are_opened_written_listed_and_taken_out() {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(
         words(&shown[0]),
-        ["sql", "postgres", "0.0.0.0:15433", "sql:5432", "kernel/tcp", "listens"]
+        [
+            "sql",
+            "postgres",
+            "0.0.0.0:15433",
+            "sql:5432",
+            "kernel/tcp",
+            "listens"
+        ]
     );
     assert_eq!(
         words(&shown[1]),
-        ["sql", "range", "0.0.0.0:8000-8010", "sql:5432-5442", "kernel/udp", "listens"]
+        [
+            "sql",
+            "range",
+            "0.0.0.0:8000-8010",
+            "sql:5432-5442",
+            "kernel/udp",
+            "listens"
+        ]
     );
 
     add(&scene.context, &range).await.unwrap();
-    assert_eq!((scene.file(), scene.host.state().applied), (file, 2), "again changes nothing");
-    remove(&scene.context, &unasked("8000-8010/tcp", false)).await.unwrap();
+    assert_eq!(
+        (scene.file(), scene.host.state().applied),
+        (file, 2),
+        "again changes nothing"
+    );
+    remove(&scene.context, &unasked("8000-8010/tcp", false))
+        .await
+        .unwrap();
     assert_eq!(scene.host.state().applied, 2, "there is no such forward");
-    remove(&scene.context, &unasked("8000-8010/udp", false)).await.unwrap();
+    remove(&scene.context, &unasked("8000-8010/udp", false))
+        .await
+        .unwrap();
     remove(&scene.context, &unasked("15433", false)).await.unwrap();
     assert_eq!(scene.file(), before);
     assert!(scene.applied().is_empty());
@@ -252,7 +276,10 @@ async fn what_the_network_cannot_do_is_refused_before_anything_changes() {
         );
         let text = error.human();
         assert!(text.contains("only from network namespace \"host\""), "{text}");
-        assert!(text.contains("next: set namespace = \"host\" under [network]"), "{text}");
+        assert!(
+            text.contains("next: set namespace = \"host\" under [network]"),
+            "{text}"
+        );
         assert_eq!((scene.file(), scene.host.state().applied), (before, 0));
     }
 }
@@ -268,7 +295,11 @@ async fn one_that_the_kernel_cannot_make_is_told_and_taken_back() {
         (error.kind, error.reason.as_str(), error.layer.as_deref()),
         (Kind::Refused, "NotTranslated", Some("forward"))
     );
-    assert!(error.human().contains("next: sovereign doctor"), "{}", error.human());
+    assert!(
+        error.human().contains("next: sovereign doctor"),
+        "{}",
+        error.human()
+    );
     assert_eq!(scene.file(), before);
     assert!(scene.applied().is_empty(), "taken back");
 }

@@ -10,6 +10,7 @@ mod mesh;
 mod network;
 mod observe;
 mod report;
+mod translations;
 mod wedge;
 mod world;
 

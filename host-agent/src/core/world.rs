@@ -130,6 +130,7 @@ impl World {
                 self.network.mode = mode;
             }
             Event::Network(event) => self.network_event(event, now_ms),
+            Event::SharedPorts(found) => self.share_ports(&found, now_ms),
             other => self.observe(other, now_ms),
         }
         self.stop_due(&mut effects);
@@ -139,6 +140,7 @@ impl World {
         self.judge_cards(now_ms);
         self.judge_edges(now_ms, &mut effects);
         self.judge_ready(now_ms, &mut effects);
+        self.judge_translations(now_ms);
         effects
     }
 

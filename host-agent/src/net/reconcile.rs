@@ -27,7 +27,7 @@ use super::network::NetworkConfig;
 use super::observed::Observed;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
-use super::report::{NetworkEvent, Reporter};
+use super::report::{Enforced, NetworkEvent, Reporter};
 use super::session::{Broken, Seat, Session};
 use super::taps::TunPool;
 use super::wanted::{NetworkSpec, Wanted};
@@ -334,7 +334,7 @@ impl Reconciler {
     }
 
     /// Tells of the parts that work.
-    async fn report(&mut self, wanted: &Wanted, left: &Plan, troubles: &[Trouble], enforced: Option<String>) {
+    async fn report(&mut self, wanted: &Wanted, left: &Plan, troubles: &[Trouble], enforced: Enforced) {
         let works = |part: Part| {
             let troubled = troubles.iter().any(|trouble| trouble.part == part);
             !troubled && left.of(part).is_done()
@@ -345,10 +345,11 @@ impl Reconciler {
             .into_iter()
             .filter(|part| works(*part))
         {
-            let filter = wanted.filter.as_ref().filter(|_| part == Part::Filter);
-            let forwards = filter.map(|filter| filter.forwards.clone()).unwrap_or_default();
-            let how = enforced.clone().filter(|_| part == Part::Filter);
-            let told = self.reporter.works(part, how, forwards);
+            let enforced = match part {
+                Part::Filter => enforced.clone(),
+                Part::Links | Part::Routing => Enforced::default(),
+            };
+            let told = self.reporter.works(part, enforced);
             self.tell(told).await;
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
-use sovereign_reconcile::filter::Filter;
+use sovereign_reconcile::filter::{Filter, PortForward};
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::Switched;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
 use super::plan::{Part, Plan, Step, plan};
+use super::report::Enforced;
 use super::switches::Switches;
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
@@ -256,12 +257,20 @@ impl Session {
         Ok(self.filter.look().await?)
     }
 
-    /// By what the filter is enforced, and what of it is not; `None` when there is none.
-    pub(super) fn enforced(&self, wanted: &Wanted) -> Option<String> {
-        let filter = wanted.filter.as_ref()?;
+    /// By what the filter is enforced, and what of it is not.
+    pub(super) fn enforced(&self, wanted: &Wanted) -> Enforced {
+        let Some(filter) = &wanted.filter else {
+            return Enforced::default();
+        };
         let lacks = self.filter.lacks(Some(filter));
         let parts = std::iter::once(self.filter.name()).chain(lacks);
-        Some(parts.collect::<Vec<_>>().join("; "))
+        let refused = self.filter.refused(filter);
+        let makes = |forward: &&PortForward| !refused.contains_key(forward);
+        Enforced {
+            how: Some(parts.collect::<Vec<_>>().join("; ")),
+            forwards: filter.forwards.iter().filter(makes).cloned().collect(),
+            refused,
+        }
     }
 
     /// What is to be done, the packet filter included.

@@ -264,9 +264,18 @@ fn shown(event: &NetworkEvent) -> String {
             let guests: Vec<&str> = guests.iter().map(Name::as_str).collect();
             format!("ready {}", guests.join(" "))
         }
-        NetworkEvent::Works { part, how, forwards } => {
+        NetworkEvent::Works {
+            part,
+            how,
+            forwards,
+            refused,
+        } => {
             let how = how.as_deref().unwrap_or_default();
-            format!("works {part:?} {} {how}", forwards.len())
+            let refused: Vec<String> = refused
+                .iter()
+                .map(|(forward, why)| format!(" refused {} {}: {why}", forward.transport, forward.ports))
+                .collect();
+            format!("works {part:?} {} {how}{}", forwards.len(), refused.concat())
         }
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),
