@@ -65,7 +65,7 @@ pub(crate) enum Verb {
     #[command(after_help = "Examples:\n  sovereign plan\n  sovereign plan --json | jq .steps")]
     Plan(Plan),
     /// Stop all guests in order, then the host agent; or one guest
-    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql")]
+    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql\n  sovereign down --dry-run")]
     Down(Down),
     /// Remove links, routes, rules and packet filters that dead host agents left on this machine
     #[command(
@@ -241,6 +241,9 @@ pub(crate) struct Plan {
 pub(crate) struct Down {
     /// Only this guest, which the next `up` starts again; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Arguments of `gc`.

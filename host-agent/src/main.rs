@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sovereign_host_agent::net::gc;
+use sovereign_host_agent::net::{NetworkSpec, gc, look};
 use sovereign_host_agent::store::Store;
 use sovereign_host_agent::{clock, control, engine, files, inspect, netns, shim};
 use sovereign_protocol::handshake::random_hex;
@@ -77,6 +77,17 @@ enum Verb {
         /// Where its lasting files are.
         #[arg(long)]
         state_dir: PathBuf,
+    },
+    /// Looks at this network namespace for a plan and prints one JSON object; changes nothing. What the network is to be
+    /// comes as JSON over standard input, `null` for nothing (started by `sovereign plan`).
+    #[command(hide = true)]
+    Look {
+        /// The instance.
+        #[arg(long)]
+        instance: Name,
+        /// The file that keeps what that instance's switches were.
+        #[arg(long)]
+        switched: PathBuf,
     },
     /// Runs one boot of one guest (started by `run`).
     #[command(hide = true)]
@@ -150,6 +161,7 @@ fn main() -> ExitCode {
             switched,
             dry_run,
         } => block_on(collect(instance, switched, dry_run)),
+        Verb::Look { instance, switched } => block_on(print_look(instance, switched)),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
             let origin = if passed {
@@ -204,6 +216,14 @@ async fn collect(instance: Option<Name>, switched: Option<PathBuf>, dry_run: boo
     let mode = if dry_run { gc::Mode::Dry } else { gc::Mode::Remove };
     let collected = gc::collect(instance.as_ref(), switched, mode).await?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&collected)?)?;
+    Ok(())
+}
+
+async fn print_look(instance: Name, switched: PathBuf) -> anyhow::Result<()> {
+    let spec = serde_json::from_reader(std::io::stdin().lock()).context("no description of a network")?;
+    let spec: Option<NetworkSpec> = spec;
+    let seen = look::look(&instance, spec.as_ref(), switched).await?;
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?;
     Ok(())
 }
 

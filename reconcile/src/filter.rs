@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sovereign_protocol::port::{Ports, Taken, Transport};
 use sovereign_protocol::subnet::Subnet;
 
@@ -44,7 +44,7 @@ pub enum WayOut {
 ///
 /// Reachable from other machines, from this host by any of its addresses but the loopback's (that would need
 /// `route_localnet`, which opens the loopback to the network), and from guests (hairpin: translated back).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortForward {
     /// TCP or UDP.
     pub transport: Transport,

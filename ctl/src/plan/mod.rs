@@ -13,9 +13,11 @@ use sovereign_reconcile::wanted::WantedError;
 
 use crate::forward::{self, Via};
 
+mod down;
 mod network;
 
-pub(crate) use network::FoundNetwork;
+pub(crate) use down::{Going, down};
+pub(crate) use network::{FoundNetwork, network_spec};
 
 /// One change, in the order in which `up` makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +37,15 @@ pub(crate) enum Step {
         /// The guest.
         guest: Name,
     },
+    /// A guest is stopped by `down`.
+    StopGuest {
+        /// The guest.
+        guest: Name,
+    },
+    /// A private network goes with its namespace.
+    EndNetwork,
+    /// The host agent ends.
+    StopAgent,
     /// A guest without an agent is taken over.
     Adopt {
         /// The guest.
@@ -118,6 +129,9 @@ impl fmt::Display for Step {
                 f,
                 "{guest}: stop in order (not in the configuration); its data stays"
             ),
+            Self::StopGuest { guest } => write!(f, "{guest}: stop in order; its data stays"),
+            Self::EndNetwork => write!(f, "network: remove the private network namespace with all in it"),
+            Self::StopAgent => write!(f, "stop the host agent"),
             Self::Adopt { guest } => write!(f, "{guest}: runs without a host agent, take it over"),
             Self::CreateDisk { guest, mib } => write!(f, "{guest}: make a data disk of {mib} MiB (sparse)"),
             Self::Start {

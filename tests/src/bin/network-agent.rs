@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc,
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc, look,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -45,6 +45,17 @@ fn main() -> Result<()> {
                 .iter()
                 .chain(&found.failed)
                 .try_for_each(|line| say(line))
+        }
+        ["look", directory, instance, want] => {
+            let instance = Name::parse(instance)?;
+            let spec = Some(want)
+                .filter(|want| *want != "nothing")
+                .map(parse)
+                .transpose()?;
+            let record = PathBuf::from(directory).join("switched.json");
+            let seen = runtime()?.block_on(look::look(&instance, spec.as_ref(), record))?;
+            let plan = seen.plan(&instance, spec.as_ref())?;
+            plan.to_string().lines().try_for_each(say)
         }
         ["probe", "--refuse-unshare"] => {
             guard::refuse_unshare();

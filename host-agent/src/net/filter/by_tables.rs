@@ -121,7 +121,7 @@ impl Tables {
 }
 
 /// What a filter means, but for the forwards that cannot be said.
-fn tables(filter: &Filter) -> Result<nft::Tables, nft::FilterError> {
+pub(in super::super) fn tables(filter: &Filter) -> Result<nft::Tables, nft::FilterError> {
     let refused = nft::impossible(filter);
     if refused.is_empty() {
         return nft::tables(filter);

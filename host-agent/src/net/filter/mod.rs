@@ -16,7 +16,7 @@ use super::iptables::{self, IptablesError};
 use super::nft::{Nft, NftError, Ownership};
 
 mod by_chains;
-mod by_tables;
+pub(super) mod by_tables;
 
 use by_chains::Chains;
 use by_tables::Tables;
