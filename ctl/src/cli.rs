@@ -70,7 +70,7 @@ pub(crate) enum Verb {
     /// Remove links, routes, rules and packet filters that dead host agents left on this machine
     #[command(
         after_help = "Examples:\n  sovereign gc --dry-run\n  sovereign gc --all   # of every instance that is not in use\n\n\
-They are found by their marks; nothing else is touched. Private networks leave nothing."
+They are found by their marks; nothing else is touched. Switches that are still as they set them are put back. Private networks leave nothing."
     )]
     Gc(Gc),
     /// Remove a stopped guest's data disk, logs and secrets

@@ -61,6 +61,9 @@ enum Verb {
         /// The file that keeps what that instance's switches were.
         #[arg(long, requires = "instance")]
         switched: Option<PathBuf>,
+        /// The directory of all instances' lasting files: those of dead ones keep what their switches were.
+        #[arg(long, conflicts_with = "instance")]
+        states: Option<PathBuf>,
         /// Only tells.
         #[arg(long)]
         dry_run: bool,
@@ -159,8 +162,16 @@ fn main() -> ExitCode {
         Verb::Gc {
             instance,
             switched,
+            states,
             dry_run,
-        } => block_on(collect(instance, switched, dry_run)),
+        } => {
+            let dead = states.iter().flat_map(|states| gc::dead_records(states));
+            block_on(collect(
+                instance,
+                switched.into_iter().chain(dead).collect(),
+                dry_run,
+            ))
+        }
         Verb::Look { instance, switched } => block_on(print_look(instance, switched)),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
@@ -212,7 +223,7 @@ fn print_events(state_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn collect(instance: Option<Name>, switched: Option<PathBuf>, dry_run: bool) -> anyhow::Result<()> {
+async fn collect(instance: Option<Name>, switched: Vec<PathBuf>, dry_run: bool) -> anyhow::Result<()> {
     let mode = if dry_run { gc::Mode::Dry } else { gc::Mode::Remove };
     let collected = gc::collect(instance.as_ref(), switched, mode).await?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&collected)?)?;

@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         ["probe"] => probe(),
         ["gc-dry", instance] => {
             let instance = Name::parse(instance)?;
-            let found = runtime()?.block_on(gc::collect(Some(&instance), None, gc::Mode::Dry))?;
+            let found = runtime()?.block_on(gc::collect(Some(&instance), Vec::new(), gc::Mode::Dry))?;
             found
                 .removed
                 .iter()
@@ -61,10 +61,20 @@ fn main() -> Result<()> {
             guard::refuse_unshare();
             probe()
         }
+        ["gc-all", states] => {
+            let records = gc::dead_records(states.as_ref());
+            let collected = runtime()?.block_on(gc::collect(None, records, gc::Mode::Remove))?;
+            collected.removed.iter().try_for_each(|line| say(line))?;
+            collected
+                .left
+                .iter()
+                .try_for_each(|line| say(&format!("left {line}")))?;
+            say(&format!("failed {:?}", collected.failed))
+        }
         ["gc", directory, instance] => {
             let record = PathBuf::from(directory).join("switched.json");
             let instance = Name::parse(instance)?;
-            let collected = gc::collect(Some(&instance), Some(record), gc::Mode::Remove);
+            let collected = gc::collect(Some(&instance), vec![record], gc::Mode::Remove);
             let collected = runtime()?.block_on(collected)?;
             collected.removed.iter().try_for_each(|line| say(line))?;
             say(&format!("failed {:?}", collected.failed))
