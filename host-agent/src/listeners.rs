@@ -134,7 +134,7 @@ fn asked() -> io::Result<Vec<Listener>> {
                 &socket,
                 &question,
                 SendFlags::empty(),
-                &SocketAddrAny::from(kernel.clone()),
+                &SocketAddrAny::from(kernel),
             )?;
             loop {
                 let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
