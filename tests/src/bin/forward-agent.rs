@@ -62,12 +62,9 @@ async fn run(layout: Layout) -> Result<()> {
             let (reply, status) = oneshot::channel();
             requests.send(Request::Status(reply)).await?;
             told = tell(told, &status.await?)?;
-            match tokio::time::timeout(PAUSE, lines.next_line()).await {
-                Ok(line) => match line? {
-                    Some(_) => {}
-                    None => break,
-                },
-                Err(_) => {}
+            let line = tokio::time::timeout(PAUSE, lines.next_line()).await;
+            if line.is_ok_and(|line| !matches!(line, Ok(Some(_)))) {
+                break;
             }
         }
         anyhow::Ok(requests.send(Request::Stop).await?)
