@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sovereign_protocol::name::Name;
 
-use crate::forward::Mapping;
+use crate::forward::{Mapping, Via};
 use crate::image::LockUse;
 
 /// The instance when none is named.
@@ -65,12 +65,12 @@ pub(crate) enum Verb {
     #[command(after_help = "Examples:\n  sovereign plan\n  sovereign plan --json | jq .steps")]
     Plan(Plan),
     /// Stop all guests in order, then the host agent; or one guest
-    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql")]
+    #[command(after_help = "Examples:\n  sovereign down\n  sovereign down sql\n  sovereign down --dry-run")]
     Down(Down),
     /// Remove links, routes, rules and packet filters that dead host agents left on this machine
     #[command(
         after_help = "Examples:\n  sovereign gc --dry-run\n  sovereign gc --all   # of every instance that is not in use\n\n\
-They are found by their marks; nothing else is touched. Private networks leave nothing."
+They are found by their marks; nothing else is touched. Switches that are still as they set them are put back. Private networks leave nothing."
     )]
     Gc(Gc),
     /// Remove a stopped guest's data disk, logs and secrets
@@ -241,6 +241,9 @@ pub(crate) struct Plan {
 pub(crate) struct Down {
     /// Only this guest, which the next `up` starts again; `--sql` and `--forge` are short for those names
     pub(crate) name: Option<Name>,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// Arguments of `gc`.
@@ -329,7 +332,7 @@ pub(crate) struct Forward {
 pub(crate) enum ForwardVerb {
     /// Write a forward into the configuration, and open it if the guest runs
     #[command(
-        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward add sql 0.0.0.0:15433 --name lan\n  sovereign forward add sql 15434 --temporary\n\n\
+        after_help = "Examples:\n  sovereign forward add sql 15433:5432\n  sovereign forward add sql 0.0.0.0:15433 --name lan\n  sovereign forward add sql 15434 --temporary\n  sovereign forward add sql 0.0.0.0:5432 --via kernel      # translated by the kernel, for other machines\n  sovereign forward add sql 0.0.0.0:8000-8010 --udp        # so are UDP and ranges\n\n\
 Comments and order of the file stay. A port that somebody has is refused (exit 6), and nothing is written."
     )]
     Add(AddForward),
@@ -341,7 +344,7 @@ Comments and order of the file stay. A port that somebody has is refused (exit 6
     },
     /// Take a forward out of the configuration, and close it
     #[command(
-        after_help = "Examples:\n  sovereign forward remove sql postgres\n  sovereign forward remove sql 15433 --temporary"
+        after_help = "Examples:\n  sovereign forward remove sql postgres\n  sovereign forward remove sql 15433 --temporary\n  sovereign forward remove sql 8000-8010/udp"
     )]
     Remove(RemoveForward),
 }
@@ -354,6 +357,12 @@ pub(crate) struct AddForward {
     /// Where this machine listens (127.0.0.1 unless an address is named), and the service's port in the guest
     #[arg(value_name = crate::forward::FORM)]
     pub(crate) mapping: Mapping,
+    /// By what it leads there [default: vsock, and kernel for UDP and ranges]
+    #[arg(long, value_enum)]
+    pub(crate) via: Option<Via>,
+    /// UDP instead of TCP
+    #[arg(long)]
+    pub(crate) udp: bool,
     /// The forward's name [default: the service's, with the port when that is taken]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Name>,
@@ -367,7 +376,7 @@ pub(crate) struct AddForward {
 pub(crate) struct RemoveForward {
     /// The guest; `--sql` and `--forge` are short for those names
     pub(crate) guest: Name,
-    /// The forward's name, its port on this machine, or address and port
+    /// The forward's name, its port or ports on this machine (PORT, FIRST-LAST, PORT/udp), or address and ports
     #[arg(value_name = "NAME|PORT")]
     pub(crate) which: String,
     /// Only in the running host agent: the configuration stays as it is, and the next `up` opens it again

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) applied: u64,
     /// A port that somebody else has.
     pub(crate) foreign: Option<u16>,
+    /// The kernel makes no forward.
+    pub(crate) untranslated: bool,
     /// It was told to stop all guests and end.
     pub(crate) stopped: bool,
     /// Why there is no network.
@@ -138,8 +140,11 @@ fn report(state: &State) -> StatusReport {
         let forwards = config.forwards.iter();
         guest.conditions = forwards
             .map(|forward| {
+                let translated = forward.translated.is_some();
                 let (status, reason) = match state.foreign == Some(forward.listen.port()) {
                     true => (Status::False, "PortUnavailable"),
+                    false if translated && state.untranslated => (Status::False, "NotTranslated"),
+                    false if translated => (Status::True, "Translated"),
                     false => (Status::True, "Listening"),
                 };
                 let mut condition = examples::condition(Layer::Forward, status, reason);

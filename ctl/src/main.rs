@@ -21,6 +21,7 @@ mod fake_host;
 mod forward;
 mod image;
 mod link;
+mod look;
 mod picture;
 mod place;
 mod plan;

@@ -71,7 +71,14 @@ pub(crate) fn ready_line(guest: &GuestStatus, width: usize, took: Option<&str>, 
         .iter()
         .map(|forward| match forward.status {
             Status::True => forward.listen.clone(),
-            Status::False | Status::Unknown => format!("{} does not listen", forward.listen),
+            Status::False | Status::Unknown => {
+                let mut all = guest.conditions.iter();
+                let condition = all.find(|c| c.layer == Layer::Forward && c.subject == forward.name);
+                let why = condition
+                    .map(|c| format!(": {}", line(&c.reason)))
+                    .unwrap_or_default();
+                format!("{} does not listen{why}", forward.listen)
+            }
         })
         .collect();
     let mut parts = vec![

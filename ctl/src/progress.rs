@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sovereign_protocol::condition::{Layer, Status};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::status::{GuestStatus, Phase, StatusReport};
+use sovereign_protocol::status::{ConditionStatus, GuestStatus, Phase, StatusReport};
 
 use crate::clock::seconds;
 use crate::context::escaped;
@@ -59,8 +59,15 @@ pub(crate) fn is_ready(guest: &GuestStatus) -> bool {
     let switched = guest
         .forwards
         .iter()
-        .all(|forward| forward.status != Status::Unknown);
+        .all(|forward| forward.status != Status::Unknown || stays_unknown(guest, &forward.name));
     guest.ready == Status::True && guest.applied_revision == guest.spec_revision && switched
+}
+
+/// Whether something keeps anybody from saying more about a forward: waiting would not help.
+fn stays_unknown(guest: &GuestStatus, forward: &str) -> bool {
+    let is_it = |c: &&ConditionStatus| c.layer == Layer::Forward && c.subject == forward;
+    let condition = guest.conditions.iter().find(is_it);
+    condition.is_some_and(|condition| condition.reason == "Unconfirmed")
 }
 
 /// The lowest layer that keeps a wanted guest from being ready, in the first such guest that does not only wait for
@@ -211,6 +218,27 @@ mod tests {
         let mut guest = guest();
         change(&mut guest);
         report(vec![guest])
+    }
+
+    #[test]
+    fn a_forward_that_is_not_made_is_waited_for_only_while_something_may_come_of_it() {
+        let with = |status: Status, reason: &str| {
+            one(|guest| {
+                guest.forwards[0].status = status;
+                let mut said = condition(Layer::Forward, status, reason);
+                said.subject.clone_from(&guest.forwards[0].name);
+                guest.conditions.push(said);
+            })
+        };
+        for (status, reason, outcome) in [
+            (Status::Unknown, "Translating", Outcome::Waiting),
+            (Status::Unknown, "Reserved", Outcome::Waiting),
+            (Status::Unknown, "Unconfirmed", Outcome::Ready),
+            (Status::False, "NotTranslated", Outcome::Ready),
+            (Status::False, "PortUnavailable", Outcome::Ready),
+        ] {
+            assert_eq!(decide(&with(status, reason), &wanted(), 3), outcome, "{reason}");
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::store::{self, Batch, Kept, Store, Writer};
 
 mod forwards;
 mod network;
+mod shared_ports;
 
 /// Events and requests that may wait.
 pub const QUEUE: usize = 256;
@@ -68,6 +69,8 @@ pub struct Engine {
     forwards: BTreeMap<(Name, Name), (std::net::SocketAddr, Forward)>,
     /// Forwards that the kernel translates and whose ports nobody else has.
     translated: BTreeMap<(Name, Name), Claim>,
+    /// What those take of this host, for who looks whether others wait there.
+    claimed: watch::Sender<shared_ports::Claimed>,
     events: mpsc::Sender<Event>,
     news: watch::Sender<(Cursor, Cursor)>,
     anchor: Anchor,
@@ -174,6 +177,7 @@ impl Engine {
             guests: BTreeMap::new(),
             forwards: BTreeMap::new(),
             translated: BTreeMap::new(),
+            claimed: watch::Sender::default(),
             events,
             news,
             anchor,
@@ -210,6 +214,7 @@ impl Engine {
             std::process::id()
         )))
         .await;
+        tokio::spawn(shared_ports::watch(self.claimed.subscribe(), self.events.clone()));
         let running = running_shims(&self.layout.run);
         let names = running.iter().map(|shim| shim.guest.clone()).collect();
         self.take(Event::Running(names)).await;

@@ -16,7 +16,7 @@ use rustix::net::{
 use sovereign_protocol::bulk::{self, Answer, Open};
 use sovereign_protocol::handshake::Channel;
 use sovereign_protocol::limits::{BULK_OPEN, BULK_STREAMS};
-use sovereign_protocol::port::Transport;
+use sovereign_protocol::port::{Taken, Transport};
 use sovereign_protocol::spec::{self, Translated};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -43,6 +43,7 @@ pub struct Forward {
 pub struct Claim {
     listen: SocketAddr,
     translated: Option<Translated>,
+    takes: Taken,
     _held: Option<Forward>,
 }
 
@@ -53,8 +54,9 @@ impl Claim {
     /// The first port that another program has.
     pub fn of(forward: &spec::Forward) -> Result<Self, (SocketAddr, io::Error)> {
         let mut held = None;
-        let ports = forward.ports().into_iter();
-        for port in ports.flat_map(|ports| ports.first()..=ports.last()) {
+        let beyond = || (forward.listen, io::Error::from(io::ErrorKind::InvalidInput));
+        let takes = forward.takes().ok_or_else(beyond)?; // refused with the document
+        for port in takes.ports.first()..=takes.ports.last() {
             let address = SocketAddr::new(forward.listen.ip(), port);
             let one = match forward.transport() {
                 Transport::Tcp => Forward::reserve(address).map(Some),
@@ -68,8 +70,15 @@ impl Claim {
         Ok(Self {
             listen: forward.listen,
             translated: forward.translated,
+            takes,
             _held: held,
         })
+    }
+
+    /// What it takes of the host.
+    #[must_use]
+    pub fn takes(&self) -> Taken {
+        self.takes
     }
 
     /// Whether it is the claim of this forward.
@@ -307,5 +316,35 @@ mod tests {
         let first = Forward::reserve(address).unwrap();
         assert!(Forward::reserve(address).is_err(), "it is not shared");
         drop(first);
+    }
+
+    /// A forward of the kernel.
+    fn translated(listen: SocketAddr, transport: Transport, more: u16) -> spec::Forward {
+        spec::Forward {
+            name: sovereign_protocol::name::Name::parse("x").unwrap(),
+            service: None,
+            listen,
+            port: 80,
+            translated: Some(Translated { transport, more }),
+        }
+    }
+
+    #[test]
+    fn claims_of_both_families_have_the_same_port_and_nobody_else_has() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let other = SocketAddr::from(([127, 0, 0, 1], free.port()));
+        let free = SocketAddr::from(([0, 0, 0, 0], free.port()));
+        let six = SocketAddr::from(([0u16; 8], free.port()));
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let claim = |listen| Claim::of(&translated(listen, transport, 0));
+            let (_four, _six) = (claim(free).unwrap(), claim(six).unwrap());
+            let holds = transport == Transport::Tcp;
+            assert_eq!(claim(free).is_err(), holds, "{transport} is held");
+            assert_eq!(claim(six).is_err(), holds, "{transport} is held");
+        }
+        let other = std::net::UdpSocket::bind(other).unwrap();
+        let (at, error) = Claim::of(&translated(free, Transport::Udp, 0)).unwrap_err();
+        assert_eq!((at, error.kind()), (free, io::ErrorKind::AddrInUse));
+        drop(other);
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sovereign_host_agent::net::{gc, pasta};
+use sovereign_host_agent::net::{NetworkSpec, gc, look, pasta};
 use sovereign_host_agent::store::Store;
 use sovereign_host_agent::{clock, control, engine, files, inspect, netns, resolver, shim};
 use sovereign_protocol::handshake::random_hex;
@@ -64,6 +64,9 @@ enum Verb {
         /// The file that keeps what that instance's switches were.
         #[arg(long, requires = "instance")]
         switched: Option<PathBuf>,
+        /// The directory of all instances' lasting files: those of dead ones keep what their switches were.
+        #[arg(long, conflicts_with = "instance")]
+        states: Option<PathBuf>,
         /// Only tells.
         #[arg(long)]
         dry_run: bool,
@@ -80,6 +83,17 @@ enum Verb {
         /// Where its lasting files are.
         #[arg(long)]
         state_dir: PathBuf,
+    },
+    /// Looks at this network namespace for a plan and prints one JSON object; changes nothing. What the network is to be
+    /// comes as JSON over standard input, `null` for nothing (started by `sovereign plan`).
+    #[command(hide = true)]
+    Look {
+        /// The instance.
+        #[arg(long)]
+        instance: Name,
+        /// The file that keeps what that instance's switches were.
+        #[arg(long)]
+        switched: PathBuf,
     },
     /// Runs one boot of one guest (started by `run`).
     #[command(hide = true)]
@@ -169,8 +183,17 @@ fn main() -> ExitCode {
         Verb::Gc {
             instance,
             switched,
+            states,
             dry_run,
-        } => block_on(collect(instance, switched, dry_run)),
+        } => {
+            let dead = states.iter().flat_map(|states| gc::dead_records(states));
+            block_on(collect(
+                instance,
+                switched.into_iter().chain(dead).collect(),
+                dry_run,
+            ))
+        }
+        Verb::Look { instance, switched } => block_on(print_look(instance, switched)),
         Verb::Shim { config, .. } => leave_session(true).and_then(|()| block_on(shim::run::run(&config))),
         Verb::Netns { socket, passed, .. } => {
             let origin = if passed {
@@ -228,10 +251,18 @@ fn print_events(state_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn collect(instance: Option<Name>, switched: Option<PathBuf>, dry_run: bool) -> anyhow::Result<()> {
+async fn collect(instance: Option<Name>, switched: Vec<PathBuf>, dry_run: bool) -> anyhow::Result<()> {
     let mode = if dry_run { gc::Mode::Dry } else { gc::Mode::Remove };
     let collected = gc::collect(instance.as_ref(), switched, mode).await?;
     writeln!(std::io::stdout(), "{}", serde_json::to_string(&collected)?)?;
+    Ok(())
+}
+
+async fn print_look(instance: Name, switched: PathBuf) -> anyhow::Result<()> {
+    let spec = serde_json::from_reader(std::io::stdin().lock()).context("no description of a network")?;
+    let spec: Option<NetworkSpec> = spec;
+    let seen = look::look(&instance, spec.as_ref(), switched).await?;
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&seen)?)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Ports of a transport protocol, single ones and ranges.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +117,28 @@ impl fmt::Display for Ports {
     }
 }
 
+/// What a listener or a forward takes of a host: ports of one transport at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// The address; the unspecified one is all of its family, and of that family only.
+    pub address: IpAddr,
+    /// The ports there.
+    pub ports: Ports,
+}
+
+impl Taken {
+    /// Whether a packet could be meant for both.
+    #[must_use]
+    pub fn collides(self, other: Self) -> bool {
+        let all = self.address.is_unspecified() || other.address.is_unspecified();
+        let same_family = self.address.is_ipv4() == other.address.is_ipv4();
+        let address = self.address == other.address || (all && same_family);
+        address && self.transport == other.transport && self.ports.overlaps(other.ports)
+    }
+}
+
 impl TryFrom<String> for Ports {
     type Error = PortsError;
 
@@ -154,5 +177,24 @@ mod tests {
         assert_eq!(ports("5000-5010").moved_to(65_530), None);
         assert_eq!(ports("5-9").moved_to(0), None);
         assert_eq!((Transport::Tcp.number(), Transport::Udp.number()), (6, 17));
+    }
+    #[test]
+    fn what_is_taken_collides_where_a_packet_could_mean_both() {
+        use Transport::{Tcp, Udp};
+        let taken = |transport, address: &str, ports| Taken {
+            transport,
+            address: address.parse().unwrap(),
+            ports: Ports::parse(ports).unwrap(),
+        };
+        let all = taken(Tcp, "0.0.0.0", "8080-8090");
+        assert!(all.collides(taken(Tcp, "0.0.0.0", "8090")));
+        assert!(all.collides(taken(Tcp, "10.0.0.5", "8080")));
+        assert!(taken(Tcp, "10.0.0.5", "8080").collides(all));
+        assert!(!all.collides(taken(Udp, "0.0.0.0", "8080")));
+        assert!(!all.collides(taken(Tcp, "0.0.0.0", "8091")));
+        assert!(!all.collides(taken(Tcp, "::", "8080")), "another family");
+        let at = |address| taken(Tcp, address, "80");
+        assert!(!at("10.0.0.5").collides(at("10.0.0.6")));
+        assert!(at("10.0.0.5").collides(at("10.0.0.5")));
     }
 }

@@ -13,7 +13,7 @@ use crate::link_name::LinkName;
 use crate::mesh::{Client, Requirement, ServiceRef};
 use crate::name::Name;
 use crate::one_or_more;
-use crate::port::{Ports, Transport};
+use crate::port::{Ports, Taken, Transport};
 use crate::secret::{self, Secret};
 use crate::subnet::HostAddress;
 
@@ -240,14 +240,30 @@ impl Forward {
             .map_or(Transport::Tcp, |translated| translated.transport)
     }
 
+    /// What it takes of the host; `None` as for [`Forward::ports`].
+    #[must_use]
+    pub fn takes(&self) -> Option<Taken> {
+        Some(Taken {
+            transport: self.transport(),
+            address: self.listen.ip(),
+            ports: self.ports()?,
+        })
+    }
+
     /// Whether both take a port of the same address.
     #[must_use]
     pub fn collides(&self, other: &Self) -> bool {
-        let (ours, theirs) = (self.listen.ip(), other.listen.ip());
-        let all = ours.is_unspecified() || theirs.is_unspecified();
-        let address = ours == theirs || (all && ours.is_ipv4() == theirs.is_ipv4());
-        let ports = self.ports().zip(other.ports());
-        address && self.transport() == other.transport() && ports.is_some_and(|(a, b)| a.overlaps(b))
+        let both = self.takes().zip(other.takes());
+        both.is_some_and(|(ours, theirs)| ours.collides(theirs))
+    }
+
+    /// Where the host listens, as sovereign.toml writes it: `0.0.0.0:8000`, or `0.0.0.0:8000-8010` for a range.
+    #[must_use]
+    pub fn listens(&self) -> String {
+        match self.ports().filter(|ports| ports.span() > 0) {
+            Some(ports) => format!("{}-{}", self.listen, ports.last()),
+            None => self.listen.to_string(),
+        }
     }
 
     /// The name of the service that it leads to.
@@ -435,7 +451,7 @@ impl HostSpec {
                 if let Some((other, _)) = others.iter().find(|(_, other)| other.collides(forward)) {
                     return Err(SpecError::Value {
                         path: at("forwards"),
-                        problem: format!("{} is also forwarded to guest {other}", forward.listen),
+                        problem: format!("{} is also forwarded to guest {other}", forward.listens()),
                     });
                 }
                 others.push((name, forward));

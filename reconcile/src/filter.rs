@@ -4,10 +4,10 @@
 //! objects of its own and compares those with what the kernel has. Two filters that are equal mean equal objects.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Serialize;
-use sovereign_protocol::port::{Ports, Transport};
+use serde::{Deserialize, Serialize};
+use sovereign_protocol::port::{Ports, Taken, Transport};
 use sovereign_protocol::subnet::Subnet;
 
 use crate::names::{LinkName, Mac};
@@ -44,7 +44,7 @@ pub enum WayOut {
 ///
 /// Reachable from other machines, from this host by any of its addresses but the loopback's (that would need
 /// `route_localnet`, which opens the loopback to the network), and from guests (hairpin: translated back).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortForward {
     /// TCP or UDP.
     pub transport: Transport,
@@ -59,14 +59,18 @@ pub struct PortForward {
 }
 
 impl PortForward {
-    /// Whether both want the same port of the same address.
+    /// What it takes of this host.
     #[must_use]
-    pub fn collides(&self, other: &Self) -> bool {
-        let same_address = match (self.listen, other.listen) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => self.to.is_ipv4() == other.to.is_ipv4(),
+    pub fn takes(&self) -> Taken {
+        let all = match self.to {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        self.transport == other.transport && same_address && self.ports.overlaps(other.ports)
+        Taken {
+            transport: self.transport,
+            address: self.listen.unwrap_or(all),
+            ports: self.ports,
+        }
     }
 }
 
@@ -79,34 +83,4 @@ pub struct Sender {
     /// Its addresses; IPv6 link-local ones and the unspecified address are always allowed, as neighbour discovery
     /// and duplicate detection need them.
     pub addresses: BTreeSet<IpAddr>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn forward(transport: Transport, listen: Option<&str>, ports: &str, to: &str) -> PortForward {
-        PortForward {
-            transport,
-            listen: listen.map(|text| text.parse().unwrap()),
-            ports: Ports::parse(ports).unwrap(),
-            to: to.parse().unwrap(),
-            to_port: 80,
-        }
-    }
-
-    #[test]
-    fn forwards_collide_where_a_packet_could_mean_both() {
-        use Transport::{Tcp, Udp};
-        let (one, two, six) = ("192.168.100.2", "192.168.100.3", "fd00::2");
-        let all = forward(Tcp, None, "8080-8090", one);
-        assert!(all.collides(&forward(Tcp, None, "8090", two)));
-        assert!(all.collides(&forward(Tcp, Some("10.0.0.5"), "8080", two)));
-        assert!(!all.collides(&forward(Udp, None, "8080", two)));
-        assert!(!all.collides(&forward(Tcp, None, "8091", two)));
-        assert!(!all.collides(&forward(Tcp, None, "8080", six)));
-        let at = |ip| forward(Tcp, Some(ip), "80", one);
-        assert!(!at("10.0.0.5").collides(&at("10.0.0.6")));
-        assert!(at("10.0.0.5").collides(&at("10.0.0.5")));
-    }
 }

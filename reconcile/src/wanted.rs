@@ -28,7 +28,7 @@ const MTU: std::ops::RangeInclusive<u32> = 1280..=65_521;
 pub const DEFAULT_MTU: u32 = 1500;
 
 /// What is asked of an instance's network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Where its links are.
     pub place: Place,
@@ -51,7 +51,7 @@ pub struct NetworkSpec {
 }
 
 /// Where the links of a network are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Place {
     /// In a namespace of our own: `lo` is ours to set up, and nobody else is to be met.
     #[default]
@@ -333,7 +333,8 @@ fn check(spec: &NetworkSpec) -> Result<(), WantedError> {
     }
     for forward in &spec.forwards {
         let others = spec.forwards.range((Bound::Excluded(forward), Bound::Unbounded));
-        if let Some(other) = others.into_iter().find(|other| forward.collides(other)) {
+        let takes = forward.takes();
+        if let Some(other) = others.into_iter().find(|other| takes.collides(other.takes())) {
             return Err(WantedError::SamePort(Box::new((forward.clone(), other.clone()))));
         }
     }

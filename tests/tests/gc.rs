@@ -1,9 +1,12 @@
 //! Floor 2: what a host agent that was killed left in a namespace that stays, found and removed by its marks alone.
 
+use std::fs::File;
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sovereign_tests::instance::machines_network;
-use sovereign_tests::net::{User, can_run, signal, world};
+use sovereign_tests::net::{User, World, can_run, signal, world};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
 /// Links, rules, routes, a packet filter and switches.
@@ -66,5 +69,59 @@ fn what_a_killed_agent_left_is_removed_and_nothing_else() -> Result<()> {
         left_behind("auto")?;
         left_behind("iptables")?;
     }
+    Ok(())
+}
+
+/// Takes what an agent of an instance needs to be dead or alive: its directory with the record, and the lock.
+fn instance_of(states: &Path, world: &World, name: &str) -> Result<File> {
+    let state = states.join(name);
+    std::fs::create_dir_all(&state)?;
+    std::fs::copy(world.path("switched.json"), state.join("switched.json"))?;
+    Ok(File::create(state.join("lock"))?)
+}
+
+#[test]
+fn switches_of_dead_instances_are_put_back_and_those_of_a_live_one_are_not() -> Result<()> {
+    if !can_run("gc_switches") {
+        return Ok(());
+    }
+    let (world, _links) = world(AGENT, User::Root)?;
+    world.outside(THEIRS)?;
+    let test = format!("SOVEREIGN_TEST={}", machines_network());
+    let mut agent = world.agent_under(&["env", "NETWORK_AGENT_HOST=1", &test], "-", WANT)?;
+    agent.expect("ready")?;
+    agent.expect("works Filter")?;
+    let states = tempfile::tempdir()?;
+    let lock = instance_of(states.path(), &world, "other")?;
+    let gc = || -> Result<String> {
+        let (program, states) = (world.program(), states.path().to_string_lossy());
+        let output = world
+            .command(&["env", &test, &program, "gc-all", &states])
+            .output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let forwards = || world.outside("cat /proc/sys/net/ipv4/ip_forward");
+    // The agent that runs holds its table: it may need what another instance switched.
+    let told = gc()?;
+    ensure!(told.contains("left sysctl net.ipv4.ip_forward"), "{told}");
+    ensure!(forwards()?.trim() == "1", "{told}");
+    signal(agent.pid(), Signal::KILL)?;
+    let _ = agent.ends()?; // killed
+    lock.lock()?;
+    let told = gc()?;
+    ensure!(
+        !told.contains("ip_forward") && forwards()?.trim() == "1",
+        "its agent lives: {told}"
+    );
+    ensure!(told.contains("packet filter"), "{told}");
+    lock.unlock()?;
+    let told = gc()?;
+    ensure!(
+        told.contains("ip_forward: put back to 0") && forwards()?.trim() == "0",
+        "{told}"
+    );
+    ensure!(!states.path().join("other/switched.json").exists());
+    ensure!(gc()? == "failed []\n", "a second time there is nothing");
     Ok(())
 }

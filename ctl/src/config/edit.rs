@@ -81,7 +81,7 @@ fn write_forward(table: &mut dyn TableLike, forward: &Forward) {
     if let Some(service) = &forward.service {
         table.insert("service", value(service.as_str()));
     }
-    table.insert("listen", value(forward.listen.to_string()));
+    table.insert("listen", value(forward.listens()));
     table.insert("port", value(i64::from(forward.port)));
     if let Some(translated) = &forward.translated {
         table.insert("via", value("kernel"));

@@ -25,6 +25,7 @@ mod values;
 mod written;
 
 pub(crate) use reference::template;
+pub(crate) use validate::contract;
 
 /// The file's name wherever it is looked for.
 pub(crate) const FILE: &str = "sovereign.toml";

@@ -308,7 +308,7 @@ fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Pro
             let collides = taken.iter().find(|(_, other)| other.collides(forward));
             if let Some((other, _)) = collides {
                 let path = ["guest", name.as_str(), "forward", &index.to_string(), "listen"];
-                let text = format!("{} leads to guest {other} already", forward.listen);
+                let text = format!("{} leads to guest {other} already", forward.listens());
                 return Err(source
                     .problem(&path, "Contradiction", text)
                     .accepts("an address of its own for each forward"));
@@ -321,6 +321,18 @@ fn check_listens(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Pro
 
 /// Runs the contract's own checks, so that the file and the agent can never disagree about a limit.
 fn check_contract(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Problem>> {
+    match contract(settings) {
+        Ok(()) => Ok(()),
+        Err(SpecError::Value { path, problem }) => Err(at_written_path(source, settings, &path, problem)),
+        Err(error) => Err(source.problem(&[], "Invalid", error.to_string())),
+    }
+}
+
+/// What the host agent would say of all guests of a configuration, whatever image they boot.
+///
+/// # Errors
+/// Its first objection.
+pub(crate) fn contract(settings: &Settings) -> Result<(), SpecError> {
     let image = Image {
         kernel: "/".into(),
         initramfs: "/".into(),
@@ -329,13 +341,8 @@ fn check_contract(source: &Source<'_>, settings: &Settings) -> Result<(), Box<Pr
         digest: String::new(),
     };
     let all: BTreeSet<Name> = settings.guests.keys().cloned().collect();
-    let document = serde_json::to_vec(&settings.host_spec(&image.into(), Some(&all)))
-        .map_err(|error| source.problem(&[], "Invalid", error.to_string()))?;
-    match HostSpec::parse(&document) {
-        Ok(_) => Ok(()),
-        Err(SpecError::Value { path, problem }) => Err(at_written_path(source, settings, &path, problem)),
-        Err(error) => Err(source.problem(&[], "Invalid", error.to_string())),
-    }
+    let document = serde_json::to_vec(&settings.host_spec(&image.into(), Some(&all)));
+    HostSpec::parse(&document.map_err(SpecError::Unreadable)?).map(drop)
 }
 
 /// Leads a path of the contract, `guests.sql.memory_mib`, back to the key as written.

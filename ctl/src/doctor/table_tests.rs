@@ -132,6 +132,7 @@ fn layers(file: &str) -> &'static [Layer] {
         "guest-agent/src/core/world.rs" | "guest-agent/src/core/apply.rs" => &[Clock, Service],
         "host-agent/src/core/network.rs" => &[Tap, Routing, Nat],
         "host-agent/src/core/surroundings.rs" => &[Routing],
+        "host-agent/src/core/translations.rs" => &[Forward],
         "guest-agent/src/observe.rs" => &[Loopback, Disk, Kernel],
         "host-agent/src/engine.rs" | "host-agent/src/engine/forwards.rs" => &[Forward, Tap, Interface],
         "host-agent/src/core/observe.rs" | "host-agent/src/core/world.rs" => {

@@ -78,6 +78,7 @@ fn pid(facts: &Facts, guest: Option<&Name>) -> Option<u32> {
 }
 
 fn port(facts: &Facts, guest: Option<&Name>, forward: &str) -> String {
+    let forward = forward.strip_suffix(".port").unwrap_or(forward); // what is true of its port beside it
     let forwards = guest.and_then(|guest| Some(&facts.reported(guest)?.forwards));
     let found = forwards.and_then(|all| all.iter().find(|status| status.name == forward));
     let port = found.and_then(|status| status.listen.rsplit_once(':'));

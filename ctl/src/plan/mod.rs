@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 
 use serde::Serialize;
 use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::Transport;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Limits, Namespace, Service, ServiceKind};
 use sovereign_reconcile::plan as reconcile;
 use sovereign_reconcile::wanted::WantedError;
 
+use crate::forward::{self, Via};
+
+mod down;
 mod network;
 
-pub(crate) use network::FoundNetwork;
+pub(crate) use down::{Going, down};
+pub(crate) use network::{FoundNetwork, network_spec};
 
 /// One change, in the order in which `up` makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,6 +37,15 @@ pub(crate) enum Step {
         /// The guest.
         guest: Name,
     },
+    /// A guest is stopped by `down`.
+    StopGuest {
+        /// The guest.
+        guest: Name,
+    },
+    /// A private network goes with its namespace.
+    EndNetwork,
+    /// The host agent ends.
+    StopAgent,
     /// A guest without an agent is taken over.
     Adopt {
         /// The guest.
@@ -71,10 +84,14 @@ pub(crate) enum Step {
         guest: Name,
         /// The service.
         name: Name,
-        /// Where this machine listens.
-        listen: SocketAddr,
-        /// The guest's port.
+        /// Where this machine listens, as sovereign.toml writes it.
+        listen: String,
+        /// The guest's first port.
         port: u16,
+        /// By what it leads there.
+        via: Via,
+        /// TCP or UDP.
+        protocol: Transport,
     },
     /// A running guest is changed without a reboot.
     Change {
@@ -112,6 +129,9 @@ impl fmt::Display for Step {
                 f,
                 "{guest}: stop in order (not in the configuration); its data stays"
             ),
+            Self::StopGuest { guest } => write!(f, "{guest}: stop in order; its data stays"),
+            Self::EndNetwork => write!(f, "network: remove the private network namespace with all in it"),
+            Self::StopAgent => write!(f, "stop the host agent"),
             Self::Adopt { guest } => write!(f, "{guest}: runs without a host agent, take it over"),
             Self::CreateDisk { guest, mib } => write!(f, "{guest}: make a data disk of {mib} MiB (sparse)"),
             Self::Start {
@@ -129,7 +149,20 @@ impl fmt::Display for Step {
                 name,
                 listen,
                 port,
+                via: Via::Vsock,
+                ..
             } => write!(f, "{guest}: forward {name}: {listen} to port {port}"),
+            Self::Forward {
+                guest,
+                name,
+                listen,
+                port,
+                protocol,
+                ..
+            } => write!(
+                f,
+                "{guest}: forward {name}: {listen} ({protocol} by the kernel) to port {port}"
+            ),
             Self::Change { guest, what } => write!(f, "{guest}: {what}"),
             Self::NextBoot { guest, what } => {
                 write!(
@@ -214,8 +247,10 @@ fn guest_steps(
             let forwards = wanted.forwards.iter().map(|forward| Step::Forward {
                 guest: name.clone(),
                 name: forward.name.clone(),
-                listen: forward.listen,
+                listen: forward.listens(),
                 port: forward.port,
+                via: Via::of(forward),
+                protocol: forward.transport(),
             });
             let fresh = !found.disks.contains(name);
             let first = fresh.then_some(disk).into_iter().chain([start]);
@@ -275,7 +310,7 @@ fn live(old: &GuestConfig, new: &GuestConfig) -> Vec<String> {
     let forwards = |config: &GuestConfig| -> BTreeMap<Name, String> {
         let forwards = config.forwards.iter();
         forwards
-            .map(|f| (f.name.clone(), format!("{} to port {}", f.listen, f.port)))
+            .map(|f| (f.name.clone(), format!("{} to port {}", forward::from(f), f.port)))
             .collect()
     };
     let (before, after) = (forwards(old), forwards(new));

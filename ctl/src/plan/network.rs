@@ -8,7 +8,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace};
 use sovereign_reconcile::observed::Observed;
 use sovereign_reconcile::plan::plan;
-use sovereign_reconcile::view::{NetworkMode, NetworkView};
+use sovereign_reconcile::view::{NetworkLook, NetworkMode, NetworkView};
 use sovereign_reconcile::wanted::{NetworkSpec, Place, Switched, Wanted, WantedError};
 
 use super::{Found, Step};
@@ -23,6 +23,8 @@ pub(crate) enum FoundNetwork {
     Hidden,
     /// What the host agent sees.
     Seen(NetworkView),
+    /// What the namespace is like in which a host agent will make it: none runs.
+    Looked(NetworkLook),
 }
 
 /// What the network will be.
@@ -34,6 +36,8 @@ pub(super) enum Outlook<'a> {
     Made(Namespace),
     /// It is taken over unseen.
     Adopted,
+    /// It is made in a namespace that was looked at.
+    MadeHere(&'a NetworkLook),
     /// It is there.
     There(&'a NetworkView),
 }
@@ -47,6 +51,8 @@ impl<'a> Outlook<'a> {
         match &found.network {
             FoundNetwork::Absent => made(),
             FoundNetwork::Hidden => Self::Adopted,
+            FoundNetwork::Looked(look) if wanted.network.is_some() => Self::MadeHere(look),
+            FoundNetwork::Looked(_) => Self::None,
             FoundNetwork::Seen(view) => match &view.mode {
                 NetworkMode::Private | NetworkMode::Host => Self::There(view),
                 NetworkMode::Undecided => made(),
@@ -82,43 +88,58 @@ impl<'a> Outlook<'a> {
                 let namespace = *namespace;
                 (Some(Step::MakeNetwork { namespace }), &fresh, BTreeSet::new())
             }
+            Self::MadeHere(look) => (None, &look.observed, BTreeSet::new()),
             Self::There(view) => (None, &view.observed, view.cards.clone()),
         };
         // A guest keeps its TAP until its VMM has ended, also when the file gives it no address any more.
         let kept = |name: &Name| cards.contains(name) && found.running.contains(name);
-        let guests = wanted.guests.iter();
-        let guests = guests.filter(|(name, guest)| guest.interface.is_some() || kept(name));
-        let addresses = |guest: &GuestConfig| -> BTreeSet<IpAddr> {
-            let interface = guest.interface.iter();
-            interface
-                .flat_map(|interface| &interface.addresses)
-                .map(Prefix::address)
-                .collect()
+        let spec = network_spec(wanted, kept);
+        let mut first = first;
+        let plan = match self {
+            Self::MadeHere(look) => {
+                let plan = look.plan(instance, Some(&spec))?;
+                let namespace = Namespace::Host;
+                first = (!plan.steps.is_empty()).then_some(Step::MakeNetwork { namespace });
+                plan
+            }
+            _ => plan(
+                &Wanted::of(instance, &spec, &Switched::new(), observed)?,
+                observed,
+            ),
         };
-        let network = wanted.network.as_ref();
-        let spec = NetworkSpec {
-            place: match network.map(|network| network.namespace) {
-                Some(Namespace::Host) => Place::Host,
-                _ => Place::Private,
-            },
-            addresses: network
-                .into_iter()
-                .flat_map(|n| n.addresses.iter().copied())
-                .collect(),
-            guests: guests
-                .map(|(name, guest)| (name.clone(), addresses(guest)))
-                .collect(),
-            uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
-            vpn: network.map(|network| network.vpn).unwrap_or_default(),
-            isolated: network.is_some_and(|network| network.isolated),
-            ..NetworkSpec::default()
-        };
-        let plan = plan(
-            &Wanted::of(instance, &spec, &Switched::new(), observed)?,
-            observed,
-        );
         let steps = plan.steps.into_iter().map(Step::Network);
         let conflicts = plan.conflicts.into_iter().map(Step::Conflict);
         Ok(first.into_iter().chain(steps).chain(conflicts).collect())
+    }
+}
+
+/// What a document means for the network while no guest is ready; guests without an address have a card if it is `kept`.
+pub(crate) fn network_spec(wanted: &HostSpec, kept: impl Fn(&Name) -> bool) -> NetworkSpec {
+    let guests = wanted.guests.iter();
+    let guests = guests.filter(|(name, guest)| guest.interface.is_some() || kept(name));
+    let addresses = |guest: &GuestConfig| -> BTreeSet<IpAddr> {
+        let interface = guest.interface.iter();
+        interface
+            .flat_map(|interface| &interface.addresses)
+            .map(Prefix::address)
+            .collect()
+    };
+    let network = wanted.network.as_ref();
+    NetworkSpec {
+        place: match network.map(|network| network.namespace) {
+            Some(Namespace::Host) => Place::Host,
+            _ => Place::Private,
+        },
+        addresses: network
+            .into_iter()
+            .flat_map(|n| n.addresses.iter().copied())
+            .collect(),
+        guests: guests
+            .map(|(name, guest)| (name.clone(), addresses(guest)))
+            .collect(),
+        uplink: network.map(|network| network.uplink.clone()).unwrap_or_default(),
+        vpn: network.map(|network| network.vpn).unwrap_or_default(),
+        isolated: network.is_some_and(|network| network.isolated),
+        ..NetworkSpec::default()
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::config;
 use sovereign_protocol::spec::{HostNetwork, Image, TailscaleSpec};
 use sovereign_reconcile::simulated::Simulated;
-use sovereign_reconcile::view::{NetworkMode, NetworkView};
+use sovereign_reconcile::view::{FilterLook, NetworkLook, NetworkMode, NetworkView};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -320,4 +320,48 @@ fn a_running_guest_is_changed_or_waits_for_its_next_boot() {
             "sql: another image; in force after `sovereign down sql` and `sovereign up`"
         ]
     );
+}
+
+#[test]
+fn a_network_of_this_machine_is_planned_from_what_is_there() {
+    let mut wanted = spec();
+    wanted.network.as_mut().unwrap().namespace = Namespace::Host;
+    let look = |kernel: &Simulated, filter| {
+        FoundNetwork::Looked(NetworkLook {
+            observed: kernel.state.clone(),
+            switched: Vec::new(),
+            filter,
+        })
+    };
+    let steps = |network| {
+        let found = Found {
+            network,
+            image: true,
+            ..Found::default()
+        };
+        plan(&name("default"), &wanted, &[], &found).unwrap()
+    };
+    let mut kernel = Simulated::new();
+    let first = steps(look(&kernel, FilterLook::Differs));
+    assert!(first.contains(&Step::MakeNetwork {
+        namespace: Namespace::Host
+    }));
+    let mut filters = 0;
+    for step in &first {
+        match step {
+            Step::Network(reconcile::Step::SetFilter { .. }) => filters += 1,
+            Step::Network(step) => kernel.apply(step).unwrap(),
+            _ => {}
+        }
+    }
+    assert_eq!(filters, 1);
+    let again = steps(look(&kernel, FilterLook::AsWanted));
+    let is_network = |step: &&Step| matches!(step, Step::MakeNetwork { .. } | Step::Network(_));
+    assert_eq!(
+        again.iter().find(is_network),
+        None,
+        "a killed agent left all of it"
+    );
+    let blocked = steps(look(&kernel, FilterLook::Blocked("a table of others".to_owned())));
+    assert!(blocked.iter().any(|step| matches!(step, Step::Conflict(_))));
 }

@@ -22,6 +22,9 @@ const STOP: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), CommandError> {
+    if args.dry_run {
+        return super::down_plan::show(context, args.name.as_ref()).await;
+    }
     let layout = &context.layout;
     let link = match Link::connect_if_running(layout).await? {
         Some(link) => Some(link),
@@ -122,7 +125,7 @@ async fn one(context: &Context, link: &Link, name: &Name) -> Result<(), CommandE
 }
 
 /// The other guests that need this one, near or far.
-fn needing(spec: &HostSpec, name: &Name) -> BTreeSet<Name> {
+pub(super) fn needing(spec: &HostSpec, name: &Name) -> BTreeSet<Name> {
     let needs = spec.needs();
     let mut found = BTreeSet::from([name.clone()]);
     loop {
@@ -192,11 +195,31 @@ mod tests {
         ] {
             let (_dir, context, host) = two();
             let name = Some(Name::parse(name).unwrap());
-            run(&context, &cli::Down { name }).await.unwrap();
+            run(&context, &asked(name)).await.unwrap();
             let state = host.state();
             let guests = state.spec.as_ref().unwrap().guests.keys();
             assert_eq!(guests.map(Name::as_str).collect::<Vec<_>>(), left);
         }
+    }
+
+    fn asked(name: Option<Name>) -> cli::Down {
+        cli::Down { name, dry_run: false }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_dry_run_stops_nobody() {
+        let (_dir, context, host) = two();
+        for name in [None, Some(Name::parse("sql").unwrap())] {
+            let dry = cli::Down { name, dry_run: true };
+            run(&context, &dry).await.unwrap();
+        }
+        let unknown = cli::Down {
+            name: Some(Name::parse("nobody").unwrap()),
+            dry_run: true,
+        };
+        let error = run(&context, &unknown).await.unwrap_err();
+        assert_eq!(error.reason, "NoSuchGuest");
+        assert!(host.state().applied == 0 && !host.state().stopped);
     }
 
     fn image() -> Image {
@@ -218,7 +241,7 @@ mod tests {
         std::fs::write(dir.path().join("sovereign-t.service"), "").unwrap();
         let settings = config::parse(std::path::Path::new("s.toml"), &config::template()).unwrap();
         let host = FakeHost::start(&context.layout, settings.host_spec(&image().into(), None));
-        run(&context, &cli::Down { name: None }).await.unwrap();
+        run(&context, &asked(None)).await.unwrap();
         let state = host.state();
         assert!(state.spec.as_ref().unwrap().guests.is_empty());
         assert!(!state.stopped, "the agent was told to end");

@@ -2,6 +2,7 @@
 //!
 //! The agent goes first: a port that somebody else has is known only there, and then the file stays as it is.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,15 @@ use serde::Serialize;
 use serde_json::json;
 use sovereign_protocol::condition::{Layer, Status};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, HostSpec};
+use sovereign_protocol::port::Transport;
+use sovereign_protocol::spec::{Forward, HostSpec, Namespace, SpecError};
 use sovereign_protocol::status::{ConditionStatus, StatusReport};
 
 use crate::cli::{AddForward, ForwardVerb, RemoveForward};
 use crate::config::{self, Settings, edit};
 use crate::context::{Context, data, data_json, escaped, talk};
 use crate::error::{CommandError, Kind};
-use crate::forward::{Known, decide, is_meant};
+use crate::forward::{Asked, Known, Via, decide, is_meant, target};
 use crate::link::Link;
 
 /// A port that is free listens at once; so long is waited for the host agent to say which it is.
@@ -39,11 +41,18 @@ async fn add(context: &Context, args: &AddForward) -> Result<(), CommandError> {
     let live = Live::find(context).await?;
     let known: Vec<Known> = written(&settings).into_iter().chain(live.forwards()).collect();
     let services = &settings.guests[&args.guest].services;
-    let forward = decide(&args.guest, services, args.mapping, args.name.as_ref(), &known)?;
+    let asked = Asked {
+        guest: &args.guest,
+        mapping: args.mapping,
+        name: args.name.as_ref(),
+        via: args.via,
+        udp: args.udp,
+    };
     let wanted = Known {
         guest: args.guest.clone(),
-        forward,
+        forward: decide(&asked, services, &known)?,
     };
+    check(&settings, &wanted)?;
     let in_file = written(&settings).contains(&wanted);
     let to_write = !args.temporary && !in_file;
     let edited = to_write.then(|| edited(&settings, &wanted)).transpose()?;
@@ -103,7 +112,13 @@ async fn remove(context: &Context, args: &RemoveForward) -> Result<(), CommandEr
         }
         (None, _) => "closed; the file did not have it",
     };
-    let evidence = format!("forward {} of {}: {place}", first.forward.name, args.guest);
+    let names: BTreeSet<&Name> = in_agent
+        .iter()
+        .chain(&in_file)
+        .map(|known| &known.forward.name)
+        .collect();
+    let names: Vec<&str> = names.into_iter().map(Name::as_str).collect();
+    let evidence = format!("forward {} of {}: {place}", names.join(", "), args.guest);
     said(context, "Removed", &evidence, "sovereign forward list", &first)
 }
 
@@ -118,11 +133,39 @@ fn said(
         talk(evidence);
         return Ok(());
     }
-    let Forward {
-        name, listen, port, ..
-    } = &what.forward;
-    let forward = json!({"guest": what.guest, "name": name, "listen": listen, "target": format!("{}:{port}", what.guest)});
+    let Known { guest, forward } = what;
+    let forward = json!({
+        "guest": guest, "name": forward.name, "listen": forward.listens(), "target": target(guest, forward),
+        "via": Via::of(forward), "protocol": forward.transport(),
+    });
     context.done_with(reason, evidence, next, &[("forward", forward)])
+}
+
+/// The contract's own checks, before anything is changed: the file and the host agent would refuse it.
+fn check(settings: &Settings, wanted: &Known) -> Result<(), CommandError> {
+    let mut settings = settings.clone();
+    if let Some(guest) = settings.guests.get_mut(&wanted.guest) {
+        guest.forwards.retain(|other| other.name != wanted.forward.name);
+        guest.forwards.push(wanted.forward.clone());
+    }
+    let Err(error) = config::contract(&settings) else {
+        return Ok(());
+    };
+    let (problem, path) = match error {
+        SpecError::Value { problem, .. } => (problem, settings.path.display()),
+        other => (other.to_string(), settings.path.display()),
+    };
+    let namespace = settings.network.as_ref().map(|network| network.namespace);
+    let next = match (Via::of(&wanted.forward), namespace) {
+        (Via::Kernel, Some(Namespace::Host)) | (Via::Vsock, _) => format!("less {path}"),
+        (Via::Kernel, _) => {
+            format!(
+                "set namespace = \"host\" under [network] in {path}, then: sovereign down && sovereign up"
+            )
+        }
+    };
+    let message = format!("{wanted}: {problem}");
+    Err(CommandError::new(Kind::Configuration, "NotPossible", message).next(next))
 }
 
 /// The file's forwards.
@@ -291,10 +334,15 @@ async fn verdict(link: &Link, wanted: &Known) -> Result<State, CommandError> {
     }
 }
 
+/// Whether a condition says where a forward stands.
+fn says_it(condition: &ConditionStatus, forward: &Forward) -> bool {
+    condition.layer == Layer::Forward && condition.subject == forward.name.as_str()
+}
+
 /// `None` while it is not decided.
 fn judge(report: &StatusReport, wanted: &Known) -> Result<Option<State>, CommandError> {
     let guest = report.guests.iter().find(|guest| guest.name == wanted.guest);
-    let is_it = |c: &&ConditionStatus| c.layer == Layer::Forward && c.subject == wanted.forward.name.as_str();
+    let is_it = |c: &&ConditionStatus| says_it(c, &wanted.forward);
     let Some((guest, condition)) = guest.and_then(|g| Some((g, g.conditions.iter().find(is_it)?))) else {
         return Ok(None);
     };
@@ -303,10 +351,13 @@ fn judge(report: &StatusReport, wanted: &Known) -> Result<Option<State>, Command
         (Status::False, "NotListening") => Ok(Some(State::Reserved)),
         (Status::False, reason) => {
             let message = format!("the forward cannot be opened: {}", escaped(&condition.evidence));
-            let next = format!(
-                "sovereign forward add {} OTHER_PORT:{}",
-                wanted.guest, wanted.forward.port
-            );
+            let next = match reason {
+                "PortUnavailable" => format!(
+                    "sovereign forward add {} OTHER_PORT:{}",
+                    wanted.guest, wanted.forward.port
+                ),
+                _ => "sovereign doctor".to_owned(),
+            };
             Err(CommandError::new(Kind::Refused, reason, message)
                 .in_layer(Layer::Forward)
                 .next(next))
@@ -322,8 +373,12 @@ struct Line {
     name: Name,
     listen: String,
     target: String,
+    via: Via,
+    protocol: Transport,
     /// Whether it listens now.
     status: Status,
+    /// The reason of that, where the host agent says it.
+    reason: Option<String>,
     /// `file`, `temporary` for one that only the host agent has, `unapplied` for one that it has not.
     origin: &'static str,
 }
@@ -349,39 +404,55 @@ async fn list(context: &Context, only: Option<&Name>) -> Result<(), CommandError
     if lines.is_empty() {
         talk("no forward; next: sovereign forward add --help");
     }
-    lines.iter().try_for_each(|line| {
-        let state = match (line.status, line.origin) {
-            (_, "unapplied") => "in force after `sovereign up`",
-            (Status::True, "temporary") => "listens (temporary)",
-            (_, "temporary") => "does not listen (temporary)",
-            (Status::True, _) => "listens",
-            _ => "does not listen",
-        };
-        data(&format!(
-            "{:<12} {:<16} {:<24} {:<16} {state}",
-            line.guest, line.name, line.listen, line.target
-        ))
-    })
+    lines.iter().try_for_each(|line| data(&shown(line)))
+}
+
+fn shown(line: &Line) -> String {
+    let mut state = match (line.status, line.origin) {
+        (_, "unapplied") => "in force after `sovereign up`".to_owned(),
+        (Status::True, _) => "listens".to_owned(),
+        _ => {
+            let why = line
+                .reason
+                .as_ref()
+                .map(|reason| format!(": {}", escaped(reason)));
+            format!("does not listen{}", why.unwrap_or_default())
+        }
+    };
+    if line.origin == "temporary" {
+        state += " (temporary)";
+    }
+    let Line {
+        guest,
+        name,
+        listen,
+        target,
+        via,
+        protocol,
+        ..
+    } = line;
+    let by = format!("{via}/{protocol}");
+    format!("{guest:<12} {name:<16} {listen:<24} {target:<16} {by:<10} {state}")
 }
 
 fn lines(written: &[Known], running: &[Known], report: Option<&StatusReport>) -> Vec<Line> {
-    let status = |known: &Known| {
+    let condition = |known: &Known| {
         let guest = report?.guests.iter().find(|guest| guest.name == known.guest)?;
-        let forward = guest
-            .forwards
-            .iter()
-            .find(|f| f.name == known.forward.name.as_str())?;
-        Some(forward.status)
+        guest.conditions.iter().find(|c| says_it(c, &known.forward))
     };
-    let line = |known: &Known, origin| Line {
-        guest: known.guest.clone(),
-        name: known.forward.name.clone(),
-        listen: known.forward.listen.to_string(),
-        target: format!("{}:{}", known.guest, known.forward.port),
-        status: status(known)
-            .filter(|_| origin != "unapplied")
-            .unwrap_or(Status::Unknown),
-        origin,
+    let line = |known: &Known, origin| {
+        let condition = condition(known).filter(|_| origin != "unapplied");
+        Line {
+            guest: known.guest.clone(),
+            name: known.forward.name.clone(),
+            listen: known.forward.listens(),
+            target: target(&known.guest, &known.forward),
+            via: Via::of(&known.forward),
+            protocol: known.forward.transport(),
+            status: condition.map_or(Status::Unknown, |condition| condition.status),
+            reason: condition.map(|condition| condition.reason.clone()),
+            origin,
+        }
     };
     let in_file = written.iter().map(|known| {
         let origin = if running.contains(known) {

@@ -18,6 +18,7 @@ struct Collected {
     removed: Vec<String>,
     failed: Vec<String>,
     used: Vec<String>,
+    left: Vec<String>,
 }
 
 pub(super) async fn run(context: &Context, args: &cli::Gc) -> Result<(), CommandError> {
@@ -42,6 +43,7 @@ pub(super) async fn run(context: &Context, args: &cli::Gc) -> Result<(), Command
         if collected.removed.is_empty() && collected.failed.is_empty() {
             data("nothing is left over")?;
         }
+        collected.left.iter().for_each(|line| talk(&escaped(line)));
         if args.all && !collected.used.is_empty() {
             talk(&format!("in use, left alone: {}", collected.used.join(", ")));
         }
@@ -50,6 +52,7 @@ pub(super) async fn run(context: &Context, args: &cli::Gc) -> Result<(), Command
         let more = [
             ("removed", json!(collected.removed)),
             ("used", json!(collected.used)),
+            ("left", json!(collected.left)),
         ];
         let reason = if args.dry_run { "Planned" } else { "Collected" };
         return context.done_with(reason, &evidence, "sovereign up", &more);
@@ -66,7 +69,11 @@ async fn collect(context: &Context, args: &cli::Gc) -> Result<Collected, Command
     };
     let mut command = tokio::process::Command::new(&Binaries::find()?.host);
     command.arg("gc").stdin(Stdio::null()).kill_on_drop(true);
-    if !args.all {
+    if args.all {
+        // Beside our own, which lies where an agent of the same user would look.
+        let states = context.layout.state.parent();
+        states.map(|states| command.arg("--states").arg(states));
+    } else {
         command.arg("--instance").arg(context.layout.instance.as_str());
         command.arg("--switched").arg(context.layout.switched());
     }

@@ -9,6 +9,7 @@ mod completions;
 mod destroy;
 mod doctor;
 mod down;
+mod down_plan;
 mod events;
 mod exec;
 mod forward;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::HostSpec;
+use sovereign_protocol::spec::{HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_reconcile::view::NetworkMode;
 
@@ -11,8 +11,8 @@ use crate::agent::{self, Binaries};
 use crate::context::{Context, data};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
-use crate::plan::{Found, FoundNetwork, plan};
-use crate::{cli, config, image, shims};
+use crate::plan::{Found, FoundNetwork, Step, network_spec, plan};
+use crate::{cli, config, image, look, shims};
 
 pub(super) async fn run(context: &Context, args: &cli::Plan) -> Result<(), CommandError> {
     show(context, args.name.as_ref()).await
@@ -27,7 +27,7 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
     let names = super::up::wanted(&settings, only)?;
     let binaries = Binaries::find()?;
     let (images, missing) = image::find(context, &settings, &binaries)?;
-    let mut found = look(context, &binaries).await?;
+    let mut found = find(context, &binaries).await?;
     found.image = missing.is_empty();
     let all = settings.host_spec(&images, None);
     let stays = settings.with_required(&found.running.union(&names).cloned().collect());
@@ -43,9 +43,18 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
             ..all
         },
     };
+    if nobody_looks(&found, &wanted) {
+        let spec = network_spec(&wanted, |_| false);
+        found.network = FoundNetwork::Looked(look::look(context, &binaries, Some(&spec)).await?);
+    }
     let steps = plan(&context.layout.instance, &wanted, &missing, &found).map_err(|error| {
         CommandError::new(Kind::Configuration, "BadNetwork", "no network can be made of it").because(error)
     })?;
+    told(context, &steps, "sovereign up")
+}
+
+/// Prints the steps of what `next` would do.
+pub(super) fn told(context: &Context, steps: &[Step], next: &str) -> Result<(), CommandError> {
     if context.json {
         let evidence = format!("{} steps", steps.len());
         let reason = if steps.is_empty() {
@@ -53,7 +62,7 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
         } else {
             "Planned"
         };
-        return context.done_with(reason, &evidence, "sovereign up", &[("steps", json!(steps))]);
+        return context.done_with(reason, &evidence, next, &[("steps", json!(steps))]);
     }
     if steps.is_empty() {
         return data("nothing to do");
@@ -61,7 +70,18 @@ pub(super) async fn show(context: &Context, only: Option<&Name>) -> Result<(), C
     steps.iter().try_for_each(|step| data(&step.to_string()))
 }
 
-async fn look(context: &Context, binaries: &Binaries) -> Result<Found, CommandError> {
+/// Whether a network is to be made in this namespace, and no host agent sees what is there.
+fn nobody_looks(found: &Found, wanted: &HostSpec) -> bool {
+    let here = wanted.network.as_ref().map(|network| network.namespace) == Some(Namespace::Host);
+    let unseen = match &found.network {
+        FoundNetwork::Absent => true,
+        FoundNetwork::Seen(view) => !view.mode.is_there(),
+        FoundNetwork::Hidden | FoundNetwork::Looked(_) => false,
+    };
+    here && unseen
+}
+
+async fn find(context: &Context, binaries: &Binaries) -> Result<Found, CommandError> {
     let layout = &context.layout;
     let mut found = Found::default();
     let guests = std::fs::read_dir(layout.state.join("guests"))

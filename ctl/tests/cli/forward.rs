@@ -26,7 +26,8 @@ fn added_listed_and_removed() {
     assert_eq!(
         lines["forwards"][1],
         serde_json::json!({"guest": "sql", "name": "postgres-15433", "listen": "127.0.0.1:15433",
-            "target": "sql:5432", "status": "Unknown", "origin": "unapplied"})
+            "target": "sql:5432", "via": "vsock", "protocol": "tcp", "status": "Unknown", "reason": null,
+            "origin": "unapplied"})
     );
     let again = home.run(&["forward", "add", "sql", "15433", "--json"]);
     let object: Value = serde_json::from_str(&stdout(&again)).unwrap();
@@ -59,6 +60,14 @@ fn each_refusal_has_its_code_and_leaves_the_file_alone() {
         (&["add", "sql", "15433", "--temporary"], 4, "NotRunning"),
         (&["add", "sql", "0.0.0.0:15432"], 6, "AddressTaken"),
         (&["add", "sql", "15433", "--name", "postgres"], 6, "NameTaken"),
+        (&["add", "sql", "15433", "--via", "tcp"], 2, "Usage"),
+        (&["add", "sql", "15433", "--via", "kernel"], 2, "Loopback"),
+        (
+            &["add", "sql", "10.0.0.5:80", "--via", "vsock", "--udp"],
+            2,
+            "Contradiction",
+        ),
+        (&["add", "sql", "0.0.0.0:8000-8010"], 3, "NotPossible"),
     ] {
         let args = [&["--json", "forward"], args].concat();
         let output = home.run(&args);

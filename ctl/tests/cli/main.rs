@@ -203,7 +203,13 @@ fn destroy_leaves_a_guest_that_runs_without_an_agent_and_waits_for_no_lock() {
     lock.lock().unwrap(); // as an agent does before it listens
     refused();
     drop(lock);
-    assert_eq!(code(&home.run(&["destroy", "sql", "--yes"])), 0);
+    // A child of another test that was just forked has the lock, too, until it becomes its program.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let mut output = home.run(&["destroy", "sql", "--yes"]);
+    while code(&output) == 6 && std::time::Instant::now() < until {
+        output = home.run(&["destroy", "sql", "--yes"]);
+    }
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(!home.state("guests/sql").exists());
 }
 

@@ -1,6 +1,6 @@
 //! What the world is told, and what it wants done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::condition::Verdict;
 use sovereign_protocol::event::Events;
@@ -63,6 +63,8 @@ pub enum Event {
     Clock(Name, Verdict),
     /// A forward listens or does not.
     Forward(Name, String, Verdict),
+    /// Programs that wait on ports which the kernel leads to guests, by guest and forward: all that there are now.
+    SharedPorts(BTreeMap<(Name, Name), String>),
     /// The guest's shim has ended.
     Ended(Name, ExitRecord),
     /// Shims run for these guests: they are adopted at once, whatever the network does.

@@ -11,6 +11,7 @@ mod network;
 mod observe;
 mod report;
 mod surroundings;
+mod translations;
 mod wedge;
 mod world;
 

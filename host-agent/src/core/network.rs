@@ -6,15 +6,15 @@ use std::net::IpAddr;
 use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::interface::{InterfaceSpec, Prefix};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
+use sovereign_protocol::spec::{HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
-use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
+use super::translations::Translated;
 use super::world::{Guest, LASTING_MS, World, host_key};
 use crate::net::{NetworkEvent, Part, UNFILTERED};
 
@@ -54,27 +54,15 @@ fn judge_exits(mode: &NetworkMode, exits: &BTreeMap<Family, Exit>) -> Option<Ver
     })
 }
 
-/// What the kernel is to do for a forward, if it is the kernel's.
-fn translation(config: &GuestConfig, forward: &Forward) -> Option<PortForward> {
-    forward.translated?;
-    let listen = forward.listen.ip();
-    Some(PortForward {
-        transport: forward.transport(),
-        listen: Some(listen).filter(|ip| !ip.is_unspecified()),
-        ports: forward.ports()?,
-        to: config.address_of(listen)?,
-        to_port: forward.port,
-    })
-}
-
 /// What is known of it.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
-    failed: BTreeMap<Part, String>,
+    pub(super) failed: BTreeMap<Part, String>,
     /// Families in which the host has no address.
     lacking: BTreeMap<Family, String>,
+    pub(super) translated: Translated,
     exits: BTreeMap<Family, Exit>,
     /// The numbers of the ways by which guests leave.
     pub(super) ways: Ways,
@@ -211,12 +199,17 @@ impl World {
                 self.network.ready = guests;
                 self.lacks(lacking, now_ms);
             }
-            NetworkEvent::Works { part, how, forwards } => {
+            NetworkEvent::Works {
+                part,
+                how,
+                forwards: there,
+                refused,
+            } => {
                 self.network.failed.remove(&part);
                 match part {
                     Part::Filter => {
                         self.judge_filter(how, now_ms);
-                        self.judge_translations(&forwards, now_ms);
+                        self.network.translated = Translated { there, refused };
                     }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
                 }
@@ -300,34 +293,6 @@ impl World {
             }),
         };
         self.tell_network(Layer::Nat, verdict, now_ms);
-    }
-
-    /// Forwards of the kernel that were asked for and are in its tables now.
-    fn judge_translations(&mut self, there: &BTreeSet<PortForward>, now_ms: u64) {
-        for ((guest, name), forward) in self.translations() {
-            if there.contains(&forward) {
-                let text = format!(
-                    "{} {} leads to {}:{}",
-                    forward.transport, forward.ports, forward.to, forward.to_port
-                );
-                let key = host_key(Layer::Forward, &guest, name.as_str());
-                self.feed
-                    .observe(key, Verdict::yes("Translated", text), LASTING_MS, now_ms);
-            }
-        }
-    }
-
-    /// The forwards of guests that are ready which the kernel is to translate.
-    #[must_use]
-    pub fn translations(&self) -> BTreeMap<(Name, Name), PortForward> {
-        let mut translations = BTreeMap::new();
-        for (guest, state) in self.guests.iter().filter(|(_, guest)| guest.serving) {
-            for forward in &state.config.forwards {
-                let translation = translation(&state.config, forward);
-                translations.extend(translation.map(|to| ((guest.clone(), forward.name.clone()), to)));
-            }
-        }
-        translations
     }
 
     fn tell_network(&mut self, layer: Layer, verdict: Option<Verdict>, now_ms: u64) {

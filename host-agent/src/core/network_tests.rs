@@ -53,6 +53,7 @@ fn another_way_is_pushed_to_the_guests_that_it_concerns_under_the_same_revision(
     world.step(
         Event::Network(NetworkEvent::Ready {
             guests: [name("four")].into(),
+            lacking: BTreeMap::new(),
         }),
         0,
     );

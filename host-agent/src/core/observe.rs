@@ -14,6 +14,7 @@ use crate::shim::contract::VmmState;
 use crate::shim::qmp::IO_ERROR;
 
 use super::event::Event;
+use super::translations::port_subject;
 use super::world::{CLOCK_VALID_MS, LASTING_MS, OFFSET, World, host_key, host_owned};
 
 /// A forward that is not wanted any more is no condition.
@@ -21,6 +22,7 @@ pub(super) fn forget_forwards(feed: &mut Feed, guest: &Name, old: &GuestConfig, 
     let stays = |name: &Name| new.forwards.iter().any(|forward| forward.name == *name);
     for forward in old.forwards.iter().filter(|old| !stays(&old.name)) {
         feed.remove(&host_key(Layer::Forward, guest, forward.name.as_str()));
+        feed.remove(&host_key(Layer::Forward, guest, &port_subject(&forward.name)));
     }
 }
 
@@ -129,6 +131,7 @@ impl World {
             | Event::NetworkMode(_)
             | Event::Network(_)
             | Event::Resolver(_)
+            | Event::SharedPorts(_)
             | Event::Ended(..)
             | Event::Tick
             | Event::StopAll => {}

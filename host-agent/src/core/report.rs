@@ -129,7 +129,7 @@ fn guest_report(
             .iter()
             .map(|forward| ForwardStatus {
                 name: forward.name.to_string(),
-                listen: forward.listen.to_string(),
+                listen: forward.listens(),
                 target: format!("{name}:{}", forward.port),
                 status: forward_status(forward.name.as_str()),
             })

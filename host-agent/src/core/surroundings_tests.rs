@@ -25,7 +25,7 @@ fn spec(uplink: Uplink, interface: &str) -> HostSpec {
         version: VERSION,
         network: Some(HostNetwork {
             namespace: Namespace::Private,
-            address: sovereign_protocol::subnet::HostAddress::parse("10.0.0.1/24").unwrap(),
+            addresses: vec![sovereign_protocol::subnet::HostAddress::parse("10.0.0.1/24").unwrap()],
             uplink,
             vpn: Vpn::default(),
             isolated: false,
@@ -62,6 +62,7 @@ fn running(uplink: Uplink, interface: &str) -> World {
     world.step(
         Event::Network(NetworkEvent::Ready {
             guests: [sql()].into(),
+            lacking: BTreeMap::new(),
         }),
         0,
     );

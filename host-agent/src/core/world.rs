@@ -134,6 +134,7 @@ impl World {
             }
             Event::Network(event) => self.network_event(event, now_ms),
             Event::Resolver(resolver) => self.know_resolver(resolver),
+            Event::SharedPorts(found) => self.share_ports(&found, now_ms),
             other => self.observe(other, now_ms),
         }
         self.stop_due(&mut effects);
@@ -146,6 +147,7 @@ impl World {
             self.judge_surroundings(now_ms, &mut effects);
         }
         self.judge_ready(now_ms, &mut effects);
+        self.judge_translations(now_ms);
         effects
     }
 

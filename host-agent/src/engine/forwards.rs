@@ -4,18 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::condition::Verdict;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::Transport;
 use sovereign_protocol::spec::HostSpec;
 use sovereign_reconcile::filter::PortForward;
 
 use super::Engine;
+use super::shared_ports::Claimed;
 use crate::core::Event;
 use crate::forward::{Claim, Forward};
 use crate::port_owner;
 
 /// Why a port cannot be had, with the program that has it.
-fn unavailable(listen: std::net::SocketAddr, error: &std::io::Error) -> Verdict {
+fn unavailable(transport: Transport, listen: std::net::SocketAddr, error: &std::io::Error) -> Verdict {
     let who = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!("; {}", port_owner::describe(listen)),
+        std::io::ErrorKind::AddrInUse => format!("; {}", port_owner::describe(transport, listen)),
         _ => String::new(),
     };
     Verdict::no("PortUnavailable", format!("{listen}: {error}{who}"))
@@ -47,7 +49,7 @@ impl Engine {
                     self.forwards.insert(key.clone(), (listen, forward));
                     Verdict::unknown("Reserved", format!("{listen} opens when the guest is ready"))
                 }
-                Err(error) => unavailable(listen, &error),
+                Err(error) => unavailable(Transport::Tcp, listen, &error),
             };
             verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
         }
@@ -76,13 +78,17 @@ impl Engine {
                     self.translated.insert(key.clone(), claim);
                     Verdict::unknown(
                         "Reserved",
-                        format!("{} opens when the guest is ready", forward.listen),
+                        format!("{} opens when the guest is ready", forward.listens()),
                     )
                 }
-                Err((listen, error)) => unavailable(listen, &error),
+                Err((listen, error)) => unavailable(forward.transport(), listen, &error),
             };
             verdicts.push(Event::Forward(key.0, key.1.to_string(), verdict));
         }
+        let claims = self.translated.iter();
+        let now: Claimed = claims.map(|(key, claim)| (key.clone(), claim.takes())).collect();
+        self.claimed
+            .send_if_modified(|claimed| std::mem::replace(claimed, now.clone()) != now);
         verdicts
     }
 
@@ -114,7 +120,7 @@ impl Engine {
                     "NotListening",
                     format!("{listen} refuses: the guest is not ready"),
                 ),
-                Err(error) => unavailable(*listen, &error),
+                Err(error) => unavailable(Transport::Tcp, *listen, &error),
             };
             verdicts.push(Event::Forward(guest.clone(), name.to_string(), verdict));
         }

@@ -37,7 +37,7 @@ async fn socket(path: &Path) -> SocketSeen {
 }
 
 /// The process that holds a flock(2) on a file: /proc/locks names it, and its open files prove it.
-fn lock_holder(path: &Path) -> Option<Process> {
+pub(crate) fn lock_holder(path: &Path) -> Option<Process> {
     let file = fs::metadata(path).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let mut holders = locks.lines().filter_map(|line| flock_of(line, file.ino()));

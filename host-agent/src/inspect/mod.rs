@@ -6,6 +6,8 @@
 mod agent;
 mod guest;
 
+pub(crate) use agent::lock_holder;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};

@@ -4,9 +4,10 @@
 //! left alone.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::iptables as xtables;
 use sovereign_reconcile::leftovers::{self, Whose};
@@ -22,7 +23,11 @@ use super::nft::Nft;
 use super::switches::Switches;
 use super::taps::{Source, TunPool};
 use super::{apply, notify};
+use crate::inspect::lock_holder;
 use crate::netns::{Stage, StageFailure};
+
+/// Instances whose records are looked for.
+const INSTANCES: usize = 1_024;
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
@@ -33,6 +38,8 @@ pub struct Collected {
     pub failed: Vec<String>,
     /// Instances that are in use, by how their links begin.
     pub used: BTreeSet<String>,
+    /// What was left as it is, and why.
+    pub left: Vec<String>,
 }
 
 /// Whether anything is changed.
@@ -44,20 +51,41 @@ pub enum Mode {
     Remove,
 }
 
-/// Collects the leftovers of one instance, or of all that are not in use. `switched` is the file that keeps what the
-/// instance's switches were, where it is known: those that are still as we set them are put back.
+/// The records of switches of all instances below a directory whose host agent is dead.
+#[must_use]
+pub fn dead_records(states: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(states).into_iter().flatten().flatten();
+    let mut records: Vec<PathBuf> = entries
+        .take(INSTANCES)
+        .filter_map(|entry| {
+            let layout = Layout {
+                instance: Name::parse(entry.file_name().to_str()?).ok()?,
+                run: PathBuf::new(),
+                state: entry.path(),
+            };
+            let is_dead = lock_holder(&layout.lock()).is_none();
+            Some(layout.switched()).filter(|record| is_dead && record.exists())
+        })
+        .collect();
+    records.sort();
+    records
+}
+
+/// Collects the leftovers of one instance, or of all that are not in use. `switched` are the files that keep what
+/// switches were, where they are known: those that are still as we set them are put back, unless another instance is in
+/// use, which may need them.
 ///
 /// # Errors
 /// The step that failed before anything was changed.
 pub async fn collect(
     instance: Option<&Name>,
-    switched: Option<PathBuf>,
+    switched: Vec<PathBuf>,
     mode: Mode,
 ) -> Result<Collected, StageFailure> {
     let Opened {
         requests,
         netfilter,
-        switches,
+        switches: place,
         ..
     } = ground::open_own()?;
     let mut kernel = Kernel::over(requests);
@@ -81,7 +109,7 @@ pub async fn collect(
         Some(instance) => Whose::One(Mark::of(instance)),
         None => Whose::AllBut(collected.used.clone()),
     };
-    let mut plan = leftovers::plan(&whose, &observed);
+    let plan = leftovers::plan(&whose, &observed);
     for table in tables.iter().filter(|table| whose.includes(&table.tag)) {
         let name = format!("packet filter table {} {}: remove", table.family, table.name);
         let outcome = match (&mut nft, mode) {
@@ -91,12 +119,41 @@ pub async fn collect(
         collected.note(name, outcome);
     }
     collected.chains(&whose, mode).await;
-    let switches = Switches::open(switches, switched.unwrap_or_default());
-    let mut switches = switches.map_err(|error| StageFailure::io(Stage::Proc, &error))?;
-    plan.steps.extend(switches.to_restore());
+    let io = |error| StageFailure::io(Stage::Proc, &error);
+    let mut none = Switches::open(place.try_clone().map_err(io)?, PathBuf::new()).map_err(io)?;
     collected
-        .plan(&plan, mode, &mut kernel, &mut switches, &observed)
+        .plan(&plan, mode, &mut kernel, &mut none, &observed)
         .await;
+    let ours = instance.map(|instance| Mark::of(instance).prefix);
+    let others = collected.used.iter().any(|used| Some(used) != ours.as_ref());
+    let mut told = BTreeSet::new();
+    for record in switched {
+        let mut switches = match place
+            .try_clone()
+            .and_then(|place| Switches::open(place, record.clone()))
+        {
+            Ok(switches) => switches,
+            Err(error) => {
+                collected.failed.push(format!("{}: {error}", record.display()));
+                continue;
+            }
+        };
+        let mut plan = Plan::default();
+        // One that two instances set is put back once.
+        let steps = switches.to_restore().into_iter();
+        plan.steps
+            .extend(steps.filter(|step| mode == Mode::Remove || told.insert(step.to_string())));
+        if others {
+            let steps = plan.steps.iter();
+            collected
+                .left
+                .extend(steps.map(|step| format!("{step}: another instance is in use")));
+            continue;
+        }
+        collected
+            .plan(&plan, mode, &mut kernel, &mut switches, &observed)
+            .await;
+    }
     Ok(collected)
 }
 

@@ -21,6 +21,7 @@ pub mod gc;
 mod ground;
 pub mod iptables;
 pub mod kernel;
+pub mod look;
 mod network;
 pub mod nft;
 mod notify;

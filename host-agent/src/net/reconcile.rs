@@ -26,7 +26,7 @@ use super::network::NetworkConfig;
 use super::observed::Observed;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
-use super::report::{NetworkEvent, Reporter};
+use super::report::{Enforced, NetworkEvent, Reporter};
 use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wake::Wake;
@@ -306,7 +306,7 @@ impl Reconciler {
         wanted: &Wanted,
         left: &Plan,
         (troubles, lacking): (&[Trouble], BTreeMap<Family, String>),
-        enforced: Option<String>,
+        enforced: Enforced,
     ) {
         let works = |part: Part| {
             let troubled = troubles.iter().any(|trouble| trouble.part == part);
@@ -324,10 +324,11 @@ impl Reconciler {
             .into_iter()
             .filter(|part| works(*part))
         {
-            let filter = wanted.filter.as_ref().filter(|_| part == Part::Filter);
-            let forwards = filter.map(|filter| filter.forwards.clone()).unwrap_or_default();
-            let how = enforced.clone().filter(|_| part == Part::Filter);
-            let told = self.reporter.works(part, how, forwards);
+            let enforced = match part {
+                Part::Filter => enforced.clone(),
+                Part::Links | Part::Routing => Enforced::default(),
+            };
+            let told = self.reporter.works(part, enforced);
             self.tell(told).await;
         }
     }

@@ -30,6 +30,8 @@ pub enum NetworkEvent {
         how: Option<String>,
         /// The ports that lead to guests now.
         forwards: BTreeSet<PortForward>,
+        /// Those that were asked for and cannot be made, and why.
+        refused: BTreeMap<PortForward, String>,
     },
     /// Something is not there; it is tried again by itself.
     Failed {
@@ -73,6 +75,17 @@ pub enum NetworkEvent {
     },
 }
 
+/// What a packet filter does that is as wanted.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Enforced {
+    /// By what means, and what it lacks.
+    pub(super) how: Option<String>,
+    /// Forwards that it makes.
+    pub(super) forwards: BTreeSet<PortForward>,
+    /// Forwards that it cannot make, and why.
+    pub(super) refused: BTreeMap<PortForward, String>,
+}
+
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
@@ -93,13 +106,18 @@ impl Reporter {
     }
 
     /// A part beside the links is as wanted.
-    pub(super) fn works(
-        &mut self,
-        part: Part,
-        how: Option<String>,
-        forwards: BTreeSet<PortForward>,
-    ) -> Option<NetworkEvent> {
-        let works = NetworkEvent::Works { part, how, forwards };
+    pub(super) fn works(&mut self, part: Part, enforced: Enforced) -> Option<NetworkEvent> {
+        let Enforced {
+            how,
+            forwards,
+            refused,
+        } = enforced;
+        let works = NetworkEvent::Works {
+            part,
+            how,
+            forwards,
+            refused,
+        };
         self.state(part, works)
     }
 
@@ -195,9 +213,9 @@ mod tests {
                 .failed(Part::Links, "a".to_owned(), "c".to_owned())
                 .is_some()
         );
-        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_some());
+        assert!(reporter.works(Part::Filter, Enforced::default()).is_some());
         assert!(reporter.ready(&wanted, none()).is_some());
-        assert!(reporter.works(Part::Filter, None, BTreeSet::new()).is_none());
+        assert!(reporter.works(Part::Filter, Enforced::default()).is_none());
     }
 
     #[test]

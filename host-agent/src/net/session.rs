@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
-use sovereign_reconcile::filter::Filter;
+use sovereign_reconcile::filter::{Filter, PortForward};
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::Switched;
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use super::notify::{Drained, Notifications};
 use super::observed::Observed;
 use super::pasta::{Attachment, Pasta, PastaFailure};
 use super::plan::{Part, Plan, Step, plan};
+use super::report::Enforced;
 use super::switches::{Place, Switches};
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
@@ -351,12 +352,20 @@ impl Session {
         Ok(self.filter.look().await?)
     }
 
-    /// By what the filter is enforced, and what of it is not; `None` when there is none.
-    pub(super) fn enforced(&self, wanted: &Wanted) -> Option<String> {
-        let filter = wanted.filter.as_ref()?;
+    /// By what the filter is enforced, and what of it is not.
+    pub(super) fn enforced(&self, wanted: &Wanted) -> Enforced {
+        let Some(filter) = &wanted.filter else {
+            return Enforced::default();
+        };
         let lacks = self.filter.lacks(Some(filter));
         let parts = std::iter::once(self.filter.name()).chain(lacks);
-        Some(parts.collect::<Vec<_>>().join("; "))
+        let refused = self.filter.refused(filter);
+        let makes = |forward: &&PortForward| !refused.contains_key(forward);
+        Enforced {
+            how: Some(parts.collect::<Vec<_>>().join("; ")),
+            forwards: filter.forwards.iter().filter(makes).cloned().collect(),
+            refused,
+        }
     }
 
     /// Whether the host may have changed in what a wanted state follows since a plan found everything as wanted. Where

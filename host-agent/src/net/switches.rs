@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
+use serde::{Deserialize, Serialize};
 use sovereign_reconcile::plan::Step;
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::{Prior, Switched};
@@ -39,11 +40,48 @@ pub(super) enum Place {
     Files(BTreeMap<Sysctl, File>),
 }
 
+impl Place {
+    /// The same again, for another record.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Directory(directory) => Self::Directory(directory.try_clone()?),
+            Self::Files(files) => {
+                let copies = files
+                    .iter()
+                    .map(|(sysctl, file)| Ok((sysctl.clone(), file.try_clone()?)));
+                Self::Files(copies.collect::<io::Result<_>>()?)
+            }
+        })
+    }
+}
+
+/// What is kept on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// The boot of this machine in which they were set: another one began with switches of its own.
+    boot: String,
+    switched: Vec<(Sysctl, Prior)>,
+}
+
+/// A [`Record`], or what was kept before it had a boot.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Kept {
+    Of(Record),
+    Bare(Vec<(Sysctl, Prior)>),
+}
+
+fn boot() -> io::Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(text.trim().to_owned())
+}
+
 /// The switches of a namespace.
 #[derive(Debug)]
 pub(super) struct Switches {
     place: Place,
     record: PathBuf,
+    boot: String,
     switched: Switched,
 }
 
@@ -54,13 +92,16 @@ impl Switches {
     /// When the record is there and cannot be read: then nothing is known of what is to be put back.
     pub(super) fn open(place: Place, record: PathBuf) -> io::Result<Self> {
         let text = files::read_optional(&record).map_err(|error| io::Error::other(format!("{error:#}")))?;
-        let pairs: Vec<(Sysctl, Prior)> = match text {
-            Some(text) => serde_json::from_slice(&text)?,
-            None => Vec::new(),
+        let boot = boot()?;
+        let pairs = match text.map(|text| serde_json::from_slice(&text)).transpose()? {
+            Some(Kept::Of(record)) if record.boot == boot => record.switched,
+            Some(Kept::Bare(pairs)) => pairs,
+            Some(Kept::Of(_)) | None => Vec::new(),
         };
         Ok(Self {
             place,
             record,
+            boot,
             switched: pairs.into_iter().collect(),
         })
     }
@@ -161,8 +202,11 @@ impl Switches {
         let kept = if switched.is_empty() {
             files::remove(&self.record)
         } else {
-            let pairs: Vec<_> = switched.iter().collect();
-            let text = serde_json::to_vec(&pairs).map_err(|error| SwitchError::Keep(error.to_string()))?;
+            let record = Record {
+                boot: self.boot.clone(),
+                switched: switched.clone().into_iter().collect(),
+            };
+            let text = serde_json::to_vec(&record).map_err(|error| SwitchError::Keep(error.to_string()))?;
             files::replace(&self.record, &text)
         };
         kept.map_err(|error| SwitchError::Keep(format!("{error:#}")))?;
@@ -245,6 +289,27 @@ mod tests {
         let second = switches(dir.path());
         let kept: Vec<Sysctl> = second.switched().keys().cloned().collect();
         assert_eq!(kept, [accepts("eth0"), Sysctl::ForwardV4]);
+    }
+
+    #[test]
+    fn what_another_boot_began_with_is_not_ours_to_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = switches(dir.path());
+        std::fs::write(dir.path().join("ipv4/ip_forward"), "0").unwrap();
+        first.set(&Sysctl::ForwardV4, 0, 1).unwrap();
+        assert_eq!(first.to_restore().len(), 1);
+        let record = dir.path().join("record");
+        let text = std::fs::read_to_string(&record).unwrap();
+        assert!(text.contains(&boot().unwrap()), "{text}");
+        std::fs::write(&record, text.replace(&boot().unwrap(), "another")).unwrap();
+        assert!(switches(dir.path()).to_restore().is_empty());
+        let bare = "[[\"forward_v4\",{\"before\":0,\"set\":1}]]";
+        std::fs::write(&record, bare).unwrap();
+        assert_eq!(
+            switches(dir.path()).to_restore().len(),
+            1,
+            "kept by an older agent"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!  output     ┴─> ports   not the loopback; ports of one address; ports of every address of this host
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use sovereign_protocol::port::Ports;
@@ -88,29 +88,48 @@ pub fn tables(filter: &Filter) -> Result<Tables, FilterError> {
     ))
 }
 
+/// The forwards of a filter that cannot be made, and why. One of them keeps nobody else from what he asked for: see to
+/// it that the filter goes without them to [`tables`].
+#[must_use]
+pub fn impossible(filter: &Filter) -> BTreeMap<PortForward, FilterError> {
+    let mut shifted = 0;
+    let forwards = filter.forwards.iter();
+    let refused = forwards.filter_map(|forward| Some((forward, check_forward(forward, &mut shifted).err()?)));
+    refused.map(|(forward, error)| (forward.clone(), error)).collect()
+}
+
+/// `shifted` is how many ports change their number, those of a forward that can be made included.
+fn check_forward(forward: &PortForward, shifted: &mut usize) -> Result<(), FilterError> {
+    if let Some(listen) = forward.listen {
+        if listen.is_loopback() {
+            return Err(FilterError::Loopback(listen));
+        }
+        if listen.is_ipv4() != forward.to.is_ipv4() {
+            let to = forward.to;
+            return Err(FilterError::Families { listen, to });
+        }
+    }
+    let (ports, to_port) = (forward.ports, forward.to_port);
+    let there = ports
+        .moved_to(to_port)
+        .ok_or(FilterError::Beyond { ports, to_port })?;
+    let more = match there != ports && ports.span() > 0 {
+        true => 1 + usize::from(ports.span()),
+        false => 0,
+    };
+    if *shifted + more > SHIFTED_PORTS {
+        return Err(FilterError::Shifted(*shifted + more));
+    }
+    *shifted += more;
+    Ok(())
+}
+
 fn check(filter: &Filter) -> Result<(), FilterError> {
     let mut shifted = 0;
-    for forward in &filter.forwards {
-        if let Some(listen) = forward.listen {
-            if listen.is_loopback() {
-                return Err(FilterError::Loopback(listen));
-            }
-            if listen.is_ipv4() != forward.to.is_ipv4() {
-                let to = forward.to;
-                return Err(FilterError::Families { listen, to });
-            }
-        }
-        let (ports, to_port) = (forward.ports, forward.to_port);
-        let there = ports
-            .moved_to(to_port)
-            .ok_or(FilterError::Beyond { ports, to_port })?;
-        if there != ports && ports.span() > 0 {
-            shifted += 1 + usize::from(ports.span());
-        }
-    }
-    if shifted > SHIFTED_PORTS {
-        return Err(FilterError::Shifted(shifted));
-    }
+    filter
+        .forwards
+        .iter()
+        .try_for_each(|forward| check_forward(forward, &mut shifted))?;
     for (link, sender) in &filter.senders {
         let four = sender.addresses.iter().filter(|ip| ip.is_ipv4()).count();
         if four.max(sender.addresses.len() - four) > SENDER_ADDRESSES {

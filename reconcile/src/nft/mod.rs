@@ -14,7 +14,7 @@ mod expression;
 mod matches;
 mod senders;
 
-pub use build::{FilterError, SHIFTED_PORTS, tables};
+pub use build::{FilterError, SHIFTED_PORTS, impossible, tables};
 pub use difference::{Difference, differences};
 pub use expression::{
     Base, Comparison, CtKey, Expression, MetaKey, NatFamily, NatKind, Refusal, Register, Verdict,

@@ -161,6 +161,38 @@ fn what_the_kernel_cannot_do_is_refused_by_name() {
 }
 
 #[test]
+fn forwards_that_cannot_be_made_are_named_and_the_others_are_made() {
+    let good = forward(None, "80", "10.0.0.2", 80);
+    let bad = [
+        forward(Some("127.0.0.1"), "81", "10.0.0.2", 80),
+        forward(Some("fd00::1"), "82", "10.0.0.2", 80),
+        forward(None, "1000-2000", "10.0.0.2", 65_000),
+    ];
+    let mut filter = filter(WayOut::None);
+    filter.forwards = bad.iter().chain([&good]).cloned().collect();
+    let refused = impossible(&filter);
+    assert_eq!(refused.keys().collect::<BTreeSet<_>>(), bad.iter().collect());
+    assert!(matches!(refused[&bad[0]], FilterError::Loopback(_)));
+    filter.forwards.retain(|forward| !refused.contains_key(forward));
+    assert_eq!(impossible(&filter), BTreeMap::new());
+    assert_eq!(
+        comments(&filter, Family::Inet, "ports").last().unwrap(),
+        "tcp 80 to 10.0.0.2:80"
+    );
+    // What there is room for is made, in their order.
+    let moved = |first: usize, count: usize, to| {
+        forward(None, &format!("{first}-{}", first + count - 1), "10.0.0.2", to)
+    };
+    let (large, small) = (moved(1, SHIFTED_PORTS - 1, 2), moved(30_000, 2, 1));
+    filter.forwards = [large, small.clone()].into();
+    let refused = impossible(&filter);
+    assert_eq!(
+        refused,
+        BTreeMap::from([(small, FilterError::Shifted(SHIFTED_PORTS + 1))])
+    );
+}
+
+#[test]
 fn every_guest_has_a_chain_and_no_rule_is_longer_than_the_kernel_takes() {
     let mut filter = filter(WayOut::None);
     let link = LinkName::parse("prerouting").unwrap();

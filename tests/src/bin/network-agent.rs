@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc, pasta,
+    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc, look, pasta,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -56,21 +56,42 @@ fn main() -> Result<()> {
         }
         ["gc-dry", instance] => {
             let instance = Name::parse(instance)?;
-            let found = runtime()?.block_on(gc::collect(Some(&instance), None, gc::Mode::Dry))?;
+            let found = runtime()?.block_on(gc::collect(Some(&instance), Vec::new(), gc::Mode::Dry))?;
             found
                 .removed
                 .iter()
                 .chain(&found.failed)
                 .try_for_each(|line| say(line))
         }
+        ["look", directory, instance, want] => {
+            let instance = Name::parse(instance)?;
+            let spec = Some(want)
+                .filter(|want| *want != "nothing")
+                .map(parse)
+                .transpose()?;
+            let record = PathBuf::from(directory).join("switched.json");
+            let seen = runtime()?.block_on(look::look(&instance, spec.as_ref(), record))?;
+            let plan = seen.plan(&instance, spec.as_ref())?;
+            plan.to_string().lines().try_for_each(say)
+        }
         ["probe", "--refuse-unshare"] => {
             guard::refuse_unshare();
             probe()
         }
+        ["gc-all", states] => {
+            let records = gc::dead_records(states.as_ref());
+            let collected = runtime()?.block_on(gc::collect(None, records, gc::Mode::Remove))?;
+            collected.removed.iter().try_for_each(|line| say(line))?;
+            collected
+                .left
+                .iter()
+                .try_for_each(|line| say(&format!("left {line}")))?;
+            say(&format!("failed {:?}", collected.failed))
+        }
         ["gc", directory, instance] => {
             let record = PathBuf::from(directory).join("switched.json");
             let instance = Name::parse(instance)?;
-            let collected = gc::collect(Some(&instance), Some(record), gc::Mode::Remove);
+            let collected = gc::collect(Some(&instance), vec![record], gc::Mode::Remove);
             let collected = runtime()?.block_on(collected)?;
             collected.removed.iter().try_for_each(|line| say(line))?;
             say(&format!("failed {:?}", collected.failed))
@@ -287,9 +308,18 @@ fn shown(event: &NetworkEvent) -> String {
                 .map(|(family, why)| format!(" without {family}: {why}"));
             format!("ready {}{}", guests.join(" "), lacks.collect::<String>())
         }
-        NetworkEvent::Works { part, how, forwards } => {
+        NetworkEvent::Works {
+            part,
+            how,
+            forwards,
+            refused,
+        } => {
             let how = how.as_deref().unwrap_or_default();
-            format!("works {part:?} {} {how}", forwards.len())
+            let refused: Vec<String> = refused
+                .iter()
+                .map(|(forward, why)| format!(" refused {} {}: {why}", forward.transport, forward.ports))
+                .collect();
+            format!("works {part:?} {} {how}{}", forwards.len(), refused.concat())
         }
         NetworkEvent::Failed { part, step, evidence } => format!("failed {part:?} {step}: {evidence}"),
         NetworkEvent::Carrier { guest, attached } => format!("carrier {guest} {attached}"),

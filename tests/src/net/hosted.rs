@@ -152,6 +152,22 @@ impl Hosted {
             .collect())
     }
 
+    /// What an agent would do that begins now, a line for each step; `nothing` for one that takes all away. It is run
+    /// under another program, and no agent runs.
+    ///
+    /// # Errors
+    /// With what it said, when it failed.
+    pub fn look(&self, space: &Space, over: &[&str], want: &str) -> Result<Vec<String>> {
+        let (program, dir) = (self.program.to_string_lossy(), self.dir.path().to_string_lossy());
+        let mut words = over.to_vec();
+        words.extend([&*program, "look", &*dir, self.instance.as_str(), want]);
+        let output = space.command(&words).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{} {said}", output.status);
+        let text = String::from_utf8(output.stdout)?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// What its agents logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -33,6 +33,19 @@ const OTHER_PORT: Fix = Fix {
     automatic: false,
     risk: "clients of the old port must be told",
 };
+const WAITING: Check = check(
+    "ss -lntup",
+    "no program waits on {port}, but for 127.0.0.1 and ::1",
+);
+const TRANSLATIONS: Check = check(
+    "nft list ruleset; iptables-save -t nat",
+    "a rule of ours translates port {port} to the guest's address",
+);
+const BY_VSOCK: Fix = Fix {
+    run: "put right what the evidence names, or take `via = \"kernel\"` from the forward; then: {sovereign} up",
+    automatic: false,
+    risk: "without `via = \"kernel\"` it is one TCP port, and the guest sees this machine as its client",
+};
 const TAILSCALED: Check = check(
     "{sovereign} exec {guest} -- tailscale status",
     "it lists peers and no warning",
@@ -414,6 +427,30 @@ pub(super) const ENTRIES: &[Entry] = &[
         "Forward {subject} has its port, and the kernel is being told to lead it to {guest}.",
         STATUS,
         WAIT,
+    ),
+    entry(
+        Forward,
+        "NotTranslated",
+        Fault,
+        "The kernel of this machine does not lead forward {subject} to {guest}; the guest itself runs.",
+        TRANSLATIONS,
+        BY_VSOCK,
+    ),
+    entry(
+        Forward,
+        "Unconfirmed",
+        Passing,
+        "The kernel led forward {subject} to {guest}, and whether it still does is not known.",
+        TRANSLATIONS,
+        BY_VSOCK,
+    ),
+    entry(
+        Forward,
+        "PortShared",
+        Fault,
+        "A program of this machine waits on a port of a forward to {guest} ({subject}) and hears nothing from there, because what comes for it goes to the guest.",
+        WAITING,
+        OTHER_PORT,
     ),
     entry(
         Forward,

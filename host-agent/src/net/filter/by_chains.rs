@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sovereign_reconcile::filter::Filter;
-use sovereign_reconcile::iptables::{Family, Observed, Restore, TagError, Wanted, plan, wanted};
+use sovereign_reconcile::filter::{Filter, PortForward};
+use sovereign_reconcile::iptables::{Family, Lack, Observed, Restore, TagError, Wanted, plan, wanted};
 use tokio::time::Instant;
 
 use super::super::iptables::{Iptables, Variant};
@@ -88,6 +88,20 @@ impl Chains {
             Some(filter) => wanted(filter, family, &self.programs.tables(family)),
             None => Wanted::nothing(&self.tag),
         }
+    }
+
+    pub(super) fn refused(&self, filter: &Filter) -> BTreeMap<PortForward, String> {
+        if filter.forwards.is_empty() {
+            return BTreeMap::new();
+        }
+        let wanted = Family::ALL
+            .into_iter()
+            .filter_map(|family| self.wanted(Some(filter), family).ok());
+        let of = |lack: Lack| match &lack {
+            Lack::Forward { forward, .. } => Some((forward.clone(), lack.to_string())),
+            _ => None,
+        };
+        wanted.flat_map(|wanted| wanted.lacks).filter_map(of).collect()
     }
 
     pub(super) fn lacks(&self, filter: Option<&Filter>) -> Vec<String> {

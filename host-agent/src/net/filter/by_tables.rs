@@ -1,9 +1,9 @@
 //! By nf_tables: those of our tables that are not as meant are replaced as a whole, in one transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use sovereign_reconcile::filter::Filter;
+use sovereign_reconcile::filter::{Filter, PortForward};
 use sovereign_reconcile::nft::{self, Family};
 
 use super::super::nft::{FAMILIES, Nft, NftError, Ownership};
@@ -113,9 +113,32 @@ impl Tables {
         }
         self.meant = None;
         self.meant = match filter {
-            Some(filter) => Some((filter.clone(), nft::tables(filter)?)),
+            Some(filter) => Some((filter.clone(), tables(filter)?)),
             None => None,
         };
         Ok(())
     }
+}
+
+/// What a filter means, but for the forwards that cannot be said.
+pub(in super::super) fn tables(filter: &Filter) -> Result<nft::Tables, nft::FilterError> {
+    let refused = nft::impossible(filter);
+    if refused.is_empty() {
+        return nft::tables(filter);
+    }
+    let mut possible = filter.clone();
+    possible.forwards.retain(|forward| !refused.contains_key(forward));
+    nft::tables(&possible)
+}
+
+/// The forwards that cannot be said in nf_tables, and why.
+pub(super) fn refused(filter: &Filter) -> BTreeMap<PortForward, String> {
+    let why = |(forward, error): (PortForward, nft::FilterError)| {
+        let text = format!(
+            "{} {} to {}: {error}",
+            forward.transport, forward.ports, forward.to
+        );
+        (forward, text)
+    };
+    nft::impossible(filter).into_iter().map(why).collect()
 }

@@ -3,11 +3,12 @@
 //! It knows what is there of ours, makes it as wanted, and hears of others' changes where the kernel tells of them: of
 //! nf_tables, but not of x_tables, which has to be looked at again.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use rustix::fd::OwnedFd;
 use sovereign_reconcile::conflict::{Conflict, Part};
-use sovereign_reconcile::filter::Filter;
+use sovereign_reconcile::filter::{Filter, PortForward};
 use tokio::time::Instant;
 
 use super::chain;
@@ -15,7 +16,7 @@ use super::iptables::{self, IptablesError};
 use super::nft::{Nft, NftError, Ownership};
 
 mod by_chains;
-mod by_tables;
+pub(super) mod by_tables;
 
 use by_chains::Chains;
 use by_tables::Tables;
@@ -185,11 +186,25 @@ impl Enforcer {
         }
     }
 
+    /// The forwards that cannot be made, and why.
+    pub(super) fn refused(&self, filter: &Filter) -> BTreeMap<PortForward, String> {
+        match self {
+            Self::Chains(chains) => chains.refused(filter),
+            Self::Tables(_) => by_tables::refused(filter),
+            Self::None(_) => BTreeMap::new(), // said of the whole by `differs`
+        }
+    }
+
     /// What was asked for and is not done, for status.
     pub(super) fn lacks(&self, filter: Option<&Filter>) -> Vec<String> {
         match self {
             Self::Chains(chains) => chains.lacks(filter),
-            Self::Tables(_) | Self::None(_) => Vec::new(),
+            Self::Tables(_) => filter
+                .map(by_tables::refused)
+                .unwrap_or_default()
+                .into_values()
+                .collect(),
+            Self::None(_) => Vec::new(),
         }
     }
 }
