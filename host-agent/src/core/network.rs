@@ -67,6 +67,8 @@ pub(super) struct Network {
     failed: BTreeMap<Part, String>,
     exits: BTreeMap<Family, Exit>,
     carriers: BTreeMap<Name, bool>,
+    /// Forwards that are in the kernel's tables, as was told last.
+    translated: BTreeSet<PortForward>,
     /// Guests that run already, to be adopted: they have their card, or none.
     pub(super) running: BTreeSet<Name>,
 }
@@ -83,6 +85,15 @@ impl Network {
             Some(_) if !decided && !self.running.contains(name) => due_ms.saturating_add(PATIENCE_MS),
             _ => due_ms,
         }
+    }
+
+    fn translates(&self, forward: &PortForward) -> Option<Verdict> {
+        let text = format!(
+            "{} {} leads to {}:{}",
+            forward.transport, forward.ports, forward.to, forward.to_port
+        );
+        let is_there = self.translated.contains(forward);
+        is_there.then(|| Verdict::yes("Translated", text))
     }
 
     fn judge(&self, name: &Name, guest: &Guest) -> Option<Verdict> {
@@ -178,7 +189,8 @@ impl World {
                 match part {
                     Part::Filter => {
                         self.judge_filter(how, now_ms);
-                        self.judge_translations(&forwards, now_ms);
+                        self.network.translated = forwards;
+                        self.judge_translations(now_ms);
                     }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
                 }
@@ -239,19 +251,28 @@ impl World {
         self.tell_network(Layer::Nat, verdict, now_ms);
     }
 
-    /// Forwards of the kernel that were asked for and are in its tables now.
-    fn judge_translations(&mut self, there: &BTreeSet<PortForward>, now_ms: u64) {
+    /// Forwards of the kernel that were asked for and are in its tables now; the others are not there yet, or no more.
+    fn judge_translations(&mut self, now_ms: u64) {
         for ((guest, name), forward) in self.translations() {
-            if there.contains(&forward) {
-                let text = format!(
-                    "{} {} leads to {}:{}",
-                    forward.transport, forward.ports, forward.to, forward.to_port
-                );
-                let key = host_key(Layer::Forward, &guest, name.as_str());
-                self.feed
-                    .observe(key, Verdict::yes("Translated", text), LASTING_MS, now_ms);
+            let key = host_key(Layer::Forward, &guest, name.as_str());
+            let verdict = self.network.translates(&forward).or_else(|| {
+                let told = self.feed.verdict(&key);
+                let was_there = told.is_some_and(|told| told.status == Status::True);
+                was_there.then(|| Verdict::unknown("Translating", "the kernel is told"))
+            });
+            if let Some(verdict) = verdict {
+                self.feed.observe(key, verdict, LASTING_MS, now_ms);
             }
         }
+    }
+
+    /// What is to be said of a forward of a guest that is ready, if it is in the kernel's tables: where it is asked for
+    /// again nothing changes there, so nobody would tell of it.
+    pub(super) fn translated(&self, guest: &Name, forward: &str) -> Option<Verdict> {
+        let state = self.guests.get(guest).filter(|state| state.serving)?;
+        let mut forwards = state.config.forwards.iter();
+        let forward = forwards.find(|wanted| wanted.name.as_str() == forward)?;
+        self.network.translates(&translation(&state.config, forward)?)
     }
 
     /// The forwards of guests that are ready which the kernel is to translate.
