@@ -25,7 +25,10 @@ pub use state::State;
 
 /// A network namespace of ours, with a /run of its own: the programs of iptables lock a file there.
 pub struct Space {
-    holder: Child,
+    /// A process inside.
+    pid: u32,
+    /// The same, where it is ours to end.
+    holder: Option<Child>,
     dir: tempfile::TempDir,
     /// Directories that come before PATH.
     first: Vec<String>,
@@ -42,8 +45,22 @@ impl Space {
         let script = "mount -t tmpfs none /run; ip link set lo up";
         let holder = seat::hold(&["--net", "--mount"], &dir.path().join("hold"), script)?;
         Ok(Self {
-            holder,
+            pid: holder.id(),
+            holder: Some(holder),
             dir,
+            first: Vec::new(),
+        })
+    }
+
+    /// That of a process, which others hold.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn of(pid: u32) -> Result<Self> {
+        Ok(Self {
+            pid,
+            holder: None,
+            dir: tempfile::Builder::new().prefix("svs").tempdir_in("/tmp")?,
             first: Vec::new(),
         })
     }
@@ -51,7 +68,7 @@ impl Space {
     /// A process in the namespace; `ip link set ... netns PID` takes it.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.holder.id()
+        self.pid
     }
 
     /// Lets programs of these names be found before others, for [`command`](Self::command) and [`sh`](Self::sh).
@@ -240,8 +257,10 @@ impl Space {
 
 impl Drop for Space {
     fn drop(&mut self) {
-        let _ = self.holder.kill(); // it has usually not ended
-        let _ = self.holder.wait();
+        if let Some(holder) = &mut self.holder {
+            let _ = holder.kill(); // it has usually not ended
+            let _ = holder.wait();
+        }
     }
 }
 
