@@ -22,6 +22,7 @@ pub mod process;
 pub mod program;
 pub mod secrets;
 pub mod shim;
+mod splice;
 pub mod store;
 pub mod timekeeper;
 pub mod vsock;
