@@ -61,13 +61,14 @@ mutants: rust
 	nice cargo mutants --output $(TARGET) --cap-lints true
 
 system: packages build
-	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked
+	SOVEREIGN_BIN=$(OUT) cargo test -p sovereign-tests --locked --no-fail-fast
 
 # benches/ is a workspace of its own: peers such as tonic never enter the product's lock file. PARTS chooses among
 # its parts, such as `make bench PARTS="size rpc"`.
 BENCH     := $(TARGET)/bench
 BENCHES   := --manifest-path $(ROOT)benches/Cargo.toml --target-dir $(BENCH)/build --locked
 VHOST     := vhost-device-vsock
+bench: NEEDS += nft:nftables iptables:iptables /usr/lib/podman/netavark:netavark /usr/lib/cni/bridge:containernetworking-plugins
 bench: packages build
 	@cargo build --release $(BENCHES) -p runner
 	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest --target $(GUEST) $(BENCHES) -p empty -p probe

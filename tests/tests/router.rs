@@ -1,9 +1,10 @@
 //! Floor 2: our agent on a plain Linux machine with two uplinks, beside the software that gets in the way.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use sovereign_tests::lan::{Forwarded, GATEWAY, GATEWAY6, GUEST, GUEST6, Lan, Nic, SUBNET, SUBNET6, Way};
 use sovereign_tests::net::{Filter, Hosted, Router as Seat, can_run, left_by_the_kernel as stays};
 use sovereign_tests::space::{ANSWER, Guest, SILENCE, Service};
@@ -271,6 +272,48 @@ fn who_flushes_all_tables_has_ours_made_again_and_is_named() -> Result<()> {
             seat.forward_works("10.1.0.2:15432")
         },
     )
+}
+
+/// A sender that goes on is sent where it belongs, although the kernel knows its conversation as one with the machine.
+#[test]
+fn datagrams_that_began_while_our_tables_were_gone_reach_the_guest() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=udp:5000:192.168.100.2:6000");
+    // Without a rule of somebody's that needs it, the kernel remembers no connections while ours are gone.
+    let others = "add table inet others; add chain inet others c { type filter hook input priority 0; }; \
+        add rule inet others c ct state new accept";
+    let before = |lan: &Lan| lan.machine().sh(&format!("nft '{others}'")).map(drop);
+    Seat::run(AGENT, "gap", Filter::Plain, &want, before, |seat| {
+        let _services = services(&seat.lan)?;
+        let (agent, table) = (seat.agent()?.pid(), seat.hosted.bridge());
+        signal(agent, Signal::STOP)?; // else it would be quicker than we are
+        seat.lan.machine().sh(&format!("nft delete table inet {table}"))?;
+        let to = format!("{LAN4}:5000");
+        let sender = seat.lan.peer().enter(|| -> std::io::Result<UdpSocket> {
+            let sender = UdpSocket::bind("0.0.0.0:0")?;
+            sender.set_read_timeout(Some(SILENCE))?;
+            sender.send_to(b"early", &to)?;
+            Ok(sender)
+        })??;
+        // The machine itself answers, that nobody listens: not heard on a socket that is not connected.
+        ensure!(sender.recv(&mut [0; 64]).is_err(), "the table was there");
+        signal(agent, Signal::CONT)?;
+        seat.agent()?.expect("repaired packet filter")?;
+        let begun = Instant::now();
+        let mut answer = [0; 64];
+        loop {
+            sender.send_to(b"again", &to)?;
+            match sender.recv(&mut answer) {
+                Ok(length) => break ensure!(answer[..length].starts_with(b"guest:6000"), "{answer:?}"),
+                Err(error) => ensure!(begun.elapsed() < ANSWER, "{error}"),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    Ok(kill_process(pid.context("no process")?, signal)?)
 }
 
 /// Asks again until it is so, for as long as a repair may take when somebody keeps undoing it.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use sovereign_host_agent::core::{Event, World};
+use sovereign_host_agent::core::{Edition, Event, World};
 use sovereign_host_agent::shim::contract::{Machine, VmmState};
 use sovereign_protocol::condition::{Condition, Key, Layer, Status, Verdict};
 use sovereign_protocol::feed::{Changes, Cursor};
@@ -156,6 +156,10 @@ fn life(name: &Name) -> Vec<Event> {
         why: "/dev/kvm is there, but the guest's kernel did not run under it".to_owned(),
         pid: 7,
     };
+    let first = Edition {
+        revision: 1,
+        judged: 0,
+    };
     vec![
         Event::Booted {
             guest: name.clone(),
@@ -165,7 +169,7 @@ fn life(name: &Name) -> Vec<Event> {
         },
         Event::VmmState(name.clone(), VmmState::Says("running".to_owned())),
         Event::SessionUp(name.clone(), "agent 0.1.0 speaks version 1".to_owned()),
-        Event::SpecApplied(name.clone(), 1),
+        Event::SpecApplied(name.clone(), first),
         conditions(name, &CONDITIONS, Status::True),
     ]
 }

@@ -7,7 +7,7 @@ use sovereign_protocol::event::{Events, Journal, Start};
 use sovereign_protocol::feed::{Changes, Cursor, Feed};
 use sovereign_protocol::limits::{EVENTS_BATCH, HOST_CONDITIONS, HOST_EVENTS};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, HostSpec, Namespace, RestartWhen};
+use sovereign_protocol::spec::{GuestConfig, HostSpec, RestartWhen};
 use sovereign_protocol::status::{Phase, VmmStatus};
 use sovereign_reconcile::view::NetworkMode;
 
@@ -18,8 +18,7 @@ use super::network::Network;
 use super::observe::forget_forwards;
 use super::wedge::Wedge;
 use crate::document::concerns_guest;
-use crate::net::NetworkEvent;
-use crate::shim::contract::{ExitReason, ExitRecord, Machine, VmmState};
+use crate::shim::contract::{ExitReason, ExitRecord, Machine};
 
 /// A condition that holds until it is told otherwise: the largest integer that every JSON reader keeps.
 pub(super) const LASTING_MS: u64 = (1 << 53) - 1;

@@ -2,12 +2,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use sovereign_protocol::condition::Condition;
-use sovereign_protocol::spec::{Forward, Image, Restart, Service, ServiceKind, VERSION};
+use sovereign_protocol::spec::{Forward, Image, Namespace, Restart, Service, ServiceKind, VERSION};
 use sovereign_reconcile::view::NetworkMode;
 
 use sovereign_protocol::limits::GUEST_CONDITIONS;
 
 use super::*;
+use crate::net::NetworkEvent;
+use crate::shim::contract::VmmState;
 
 fn sql() -> Name {
     Name::parse("sql").unwrap()

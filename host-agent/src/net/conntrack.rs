@@ -2,7 +2,7 @@
 //!
 //! A translation is decided by the first packet of a connection. UDP has no end: a client that goes on asking keeps
 //! its entry alive, and is sent where the forward led before. So the entries go when a forward or a guest's address
-//! changes. TCP ends by itself and is left alone.
+//! changes. TCP ends by itself and is left alone, unless it began without the translation that it needs ([`Gap`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use sovereign_protocol::port::Transport;
 use sovereign_reconcile::filter::{Filter, PortForward};
 
+use super::gap::Gap;
 use super::nft::NftError;
 use super::nft::attributes::{Fields, Malformed, Message};
 use super::nft::socket::{Question, Refusal, Requests};
@@ -41,6 +42,8 @@ pub struct Stale {
     pub forwards: BTreeSet<PortForward>,
     /// Addresses that guests had or got.
     pub guests: BTreeSet<IpAddr>,
+    /// What could begin untranslated.
+    pub gap: Gap,
 }
 
 impl Stale {
@@ -57,12 +60,17 @@ impl Stale {
         Self {
             forwards: &forwards(before) ^ &forwards(after),
             guests: &guests(before) ^ &guests(after),
+            gap: Gap::default(),
         }
     }
 
     /// Whether an entry may lead to the wrong place now.
     #[must_use]
     pub fn has(&self, entry: &Entry) -> bool {
+        self.gap.has(entry) || self.leads_elsewhere(entry)
+    }
+
+    fn leads_elsewhere(&self, entry: &Entry) -> bool {
         if entry.transport != Transport::Udp.number() {
             return false;
         }
@@ -82,6 +90,7 @@ impl Stale {
 
     fn is_empty(&self) -> bool {
         self.guests.is_empty()
+            && self.gap.is_empty()
             && !self
                 .forwards
                 .iter()
@@ -117,6 +126,12 @@ struct Key {
 }
 
 impl Entry {
+    /// Whether either of its ends was changed on the way.
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.status & (SOURCE_TRANSLATED | DESTINATION_TRANSLATED) != 0
+    }
+
     /// Reads one; `None` for anything else.
     fn read(message: &Message<'_>) -> Result<Option<Self>, Malformed> {
         if message.kind != NEW {
@@ -274,7 +289,12 @@ pub(super) fn fuzz(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use sovereign_protocol::port::Ports;
+    use sovereign_protocol::subnet::Subnet;
+    use sovereign_reconcile::filter::WayOut;
+    use sovereign_reconcile::names::LinkName;
 
     use super::super::nft::attributes::messages;
     use super::*;
@@ -307,6 +327,7 @@ mod tests {
         let stale = Stale {
             forwards: forwards.iter().cloned().collect(),
             guests: guests.iter().map(|text| text.parse().unwrap()).collect(),
+            gap: Gap::default(),
         };
         let mut found: Vec<_> = entries()
             .iter()
@@ -346,6 +367,71 @@ mod tests {
                 "6 192.0.2.2 192.0.2.1 5300 10.9.0.2 32",
             ]
         );
+    }
+
+    fn filter(forwards: &[PortForward], way_out: WayOut) -> Filter {
+        Filter {
+            tag: "sv".to_owned(),
+            bridge: LinkName::parse("svb").unwrap(),
+            subnets: [Subnet::parse("192.0.2.0/30").unwrap()].into(),
+            way_out,
+            forwards: forwards.iter().cloned().collect(),
+            senders: BTreeMap::new(),
+        }
+    }
+
+    /// The connections of a gap in a filter, by where they went.
+    fn gap(forwards: &[PortForward], way_out: WayOut, own: &[&str]) -> Vec<String> {
+        let gap = Gap::of(
+            &filter(forwards, way_out),
+            own.iter().map(|ip| ip.parse().unwrap()).collect(),
+        );
+        let entries = entries();
+        let mut found: Vec<_> = entries
+            .iter()
+            .filter(|entry| gap.has(entry))
+            .map(|entry| format!("{} {} {}", entry.source, entry.destination, entry.port))
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn what_began_in_a_gap_is_what_was_meant_for_a_forward_or_left_and_was_not_translated() {
+        use Transport::{Tcp, Udp};
+        let taken = "192.0.2.2 192.0.2.1 5301";
+        let udp = [forward(Udp, None, "5299-5301", "10.9.0.3")];
+        let none = WayOut::None;
+        assert_eq!(gap(&udp, none, &["192.0.2.1"]), [taken], "5300 was translated");
+        assert!(
+            gap(&udp, none, &["192.0.2.9"]).is_empty(),
+            "another machine's port"
+        );
+        assert!(gap(&[forward(Tcp, None, "5301", "10.9.0.3")], none, &["192.0.2.1"]).is_empty());
+        let elsewhere = [forward(Udp, Some("192.0.2.9"), "5301", "10.9.0.3")];
+        assert!(gap(&elsewhere, none, &["192.0.2.1"]).is_empty());
+        assert!(
+            gap(&[], WayOut::Masquerade, &[]).is_empty(),
+            "from guest to guest"
+        );
+        assert!(gap(&[], none, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_left_under_its_own_address_begins_anew_unless_it_spoke_to_this_host() {
+        let beyond: IpAddr = "198.51.100.9".parse().unwrap();
+        let mut left = entries();
+        left.retain(|entry| !entry.is_translated());
+        let [entry] = &mut left[..] else {
+            panic!("{left:?}")
+        };
+        entry.destination = beyond;
+        let has = |way_out, own: &[IpAddr]| {
+            Gap::of(&filter(&[], way_out), own.iter().copied().collect()).has(entry)
+        };
+        assert!(has(WayOut::Masquerade, &[]));
+        assert!(!has(WayOut::Masquerade, &[beyond]));
+        assert!(!has(WayOut::None, &[]), "nobody would have translated it");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod apply;
 pub mod card;
 pub mod conntrack;
 mod filter;
+pub mod gap;
 pub mod gc;
 mod ground;
 pub mod iptables;

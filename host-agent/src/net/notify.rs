@@ -29,6 +29,8 @@ pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 /// What a look into the socket brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drained {
+    /// There was nothing.
+    Nothing,
     /// Every message was folded in.
     All,
     /// The same, and switches of the kernel were set.
@@ -110,6 +112,7 @@ impl Notifications {
         Ok(match (lost, switches) {
             (true, _) => Drained::Lost,
             (false, true) => Drained::AllAndSwitches,
+            (false, false) if taken == 0 => Drained::Nothing,
             (false, false) => Drained::All,
         })
     }

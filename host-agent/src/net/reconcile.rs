@@ -241,9 +241,10 @@ impl Reconciler {
             let nothing = Wanted::nothing(instance, session.switched(), &session.observed);
             let todo = session.plan(&nothing);
             if todo.is_done() {
+                session.forget_connections(&nothing).await;
                 return Ok(());
             }
-            let failures = session.apply(&todo, &nothing).await;
+            let failures = session.apply(&todo, &nothing, false).await;
             last = troubles(&todo, &failures);
         }
         let whys = last
@@ -310,7 +311,6 @@ impl Reconciler {
         self.tell(exits).await;
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();
-        self.session = Some(session);
         let mut troubles = if turn.waits {
             Vec::new()
         } else {
@@ -320,6 +320,8 @@ impl Reconciler {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
         self.report(&wanted, &turn.left, &troubles, enforced).await;
+        session.forget_connections(&wanted).await;
+        self.session = Some(session);
         if turn.left.is_done() && troubles.is_empty() {
             self.settled = Some(followed(&wanted));
             self.stuck = None;
@@ -383,11 +385,14 @@ impl Reconciler {
         Ok((wanted, turn))
     }
 
-    fn wanted_of(&mut self, spec: &NetworkSpec, session: &Session) -> Result<Wanted, Trouble> {
+    fn wanted_of(&mut self, spec: &NetworkSpec, session: &mut Session) -> Result<Wanted, Trouble> {
         if let Some(mut wanted) = self.wanted.take() {
-            wanted.follow(spec, session.switched(), &session.observed);
+            if session.is_doubtful() {
+                wanted.follow(spec, session.switched(), &session.observed);
+            }
             return Ok(wanted);
         }
+        session.doubt();
         let wanted = Wanted::of(&self.config.instance, spec, session.switched(), &session.observed);
         wanted.map_err(|error| Trouble {
             part: Part::Links,
@@ -504,7 +509,7 @@ async fn work(
 ) -> Result<Work, Broken> {
     let mut made = Vec::new();
     for round in 1.. {
-        let failures = session.apply(&todo, wanted).await;
+        let failures = session.apply(&todo, wanted, by_others).await;
         if round == 1 {
             // Not before: a repair waits for no log.
             let steps = todo.to_string().trim_end().replace('\n', "; ");
@@ -513,7 +518,9 @@ async fn work(
         let mut left = todo.clone();
         if wake == Wake::Notified && failures.is_empty() {
             session.catch_up(instance, spec).await?;
-            wanted.follow(spec, session.switched(), &session.observed);
+            if session.is_doubtful() {
+                wanted.follow(spec, session.switched(), &session.observed);
+            }
             left = session.plan(wanted);
         }
         if !left.is_done() {

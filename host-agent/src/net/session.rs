@@ -14,6 +14,7 @@ use super::apply::{self, Failure};
 use super::chain;
 use super::conntrack::{Conntrack, Stale};
 use super::filter::{Enforcer, FilterError};
+use super::gap::Gap;
 use super::ground::{self, Ground, Opened};
 use super::kernel::{Kernel, KernelError};
 use super::names::Mark;
@@ -114,7 +115,9 @@ impl Seat {
             filter,
             conntrack: set.conntrack.and_then(|socket| Conntrack::over(socket).ok()),
             enforced: None,
+            remade: None,
             by: None,
+            doubtful: true,
             tuns: Arc::new(TunPool::new(source, set.tuns)),
             observed: Observed::default(),
         })
@@ -183,14 +186,27 @@ pub(super) struct Session {
     pub(super) filter: Enforcer,
     /// Absent where the kernel remembers no connections.
     conntrack: Option<Conntrack>,
-    /// What was last made to be filtered.
+    /// The filter for which connections were looked at last.
     enforced: Option<Filter>,
+    /// The filter was made since.
+    remade: Option<Remade>,
     /// Who changed the filter last.
     by: Option<String>,
     /// For TAPs.
     pub(super) tuns: Arc<TunPool>,
     /// As of the last look, and of all notifications since.
     pub(super) observed: Observed,
+    /// Links, addresses, routes, rules or switches may have changed since a plan of them was empty.
+    doubtful: bool,
+}
+
+/// Why the filter was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Remade {
+    /// Another one was wanted, or there was none.
+    Meant,
+    /// Somebody had taken it away or changed it.
+    Gone,
 }
 
 impl Session {
@@ -230,7 +246,10 @@ impl Session {
         if self.filter.due().is_some_and(|due| due <= Instant::now()) {
             self.filter.look().await?;
         }
-        match self.notifications.drain(&mut self.observed)? {
+        let drained = self.notifications.drain(&mut self.observed)?;
+        self.doubtful |= drained != Drained::Nothing;
+        match drained {
+            Drained::Nothing => Ok(()),
             Drained::All => {
                 // Another uplink has switches of its own.
                 let watched = self.watched(instance, spec);
@@ -251,6 +270,7 @@ impl Session {
     /// come later are still there for the next turn.
     pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
         self.notifications.drain(&mut self.observed)?;
+        self.doubtful = true;
         self.observed = self.kernel.observe().await?;
         self.observed.sysctls = self.switches.read(&self.watched(instance, spec));
         Ok(self.filter.look().await?)
@@ -264,9 +284,24 @@ impl Session {
         Some(parts.collect::<Vec<_>>().join("; "))
     }
 
+    /// Whether the host may have changed in what a wanted state follows since a plan found everything as wanted. Where
+    /// only the filter was touched, neither is worked out again.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.doubtful
+    }
+
+    /// Something else is wanted.
+    pub(super) fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
     /// What is to be done, the packet filter included.
     pub(super) fn plan(&mut self, wanted: &Wanted) -> Plan {
-        let mut todo = plan(wanted, &self.observed);
+        let mut todo = Plan::default();
+        if self.doubtful {
+            todo = plan(wanted, &self.observed);
+            self.doubtful = !todo.is_done();
+        }
         let filter = wanted.filter.as_ref();
         match self.filter.differs(filter) {
             Ok(false) => {}
@@ -286,8 +321,8 @@ impl Session {
         Wanted::watched(instance, spec, self.switches.switched(), &self.observed)
     }
 
-    /// Makes the steps of a plan.
-    pub(super) async fn apply(&mut self, plan: &Plan, wanted: &Wanted) -> Vec<Failure> {
+    /// Makes the steps of a plan; `repairs` what others had changed.
+    pub(super) async fn apply(&mut self, plan: &Plan, wanted: &Wanted, repairs: bool) -> Vec<Failure> {
         let means = apply::Means {
             kernel: &mut self.kernel,
             tuns: &self.tuns,
@@ -298,19 +333,32 @@ impl Session {
         let failures = apply::apply(plan, &self.observed, means).await;
         let is_filter = |step: &Step| step.part() == Part::Filter;
         if plan.steps.iter().any(is_filter) && !failures.iter().any(|failure| is_filter(&failure.step)) {
-            self.forget_connections(wanted).await;
+            let why = if repairs { Remade::Gone } else { Remade::Meant };
+            self.remade = self.remade.max(Some(why));
         }
         failures
     }
 
-    /// A sender of UDP would go on to where it led before, for as long as it sends.
-    async fn forget_connections(&mut self, wanted: &Wanted) {
-        let stale = Stale::between(self.enforced.as_ref(), wanted.filter.as_ref());
+    /// Forgets the connections that a filter which was made since the last call leads elsewhere, or that began without
+    /// it: a sender of UDP would go on to where it led before, for as long as it sends. Not in the way of a repair.
+    pub(super) async fn forget_connections(&mut self, wanted: &Wanted) {
+        let Some(why) = self.remade.take() else {
+            return;
+        };
+        let mut stale = Stale::between(self.enforced.as_ref(), wanted.filter.as_ref());
+        if let (Remade::Gone, Some(filter)) = (why, &wanted.filter) {
+            let own = self.observed.addresses.iter().map(|address| address.ip);
+            stale.gap = Gap::of(filter, own.collect());
+        }
         self.enforced.clone_from(&wanted.filter);
-        if let Some(conntrack) = &mut self.conntrack
-            && let Err(error) = conntrack.flush(&stale).await
-        {
-            tracing::warn!(error = chain(&error), "connections of a former forward may go on");
+        if let Some(conntrack) = &mut self.conntrack {
+            match conntrack.flush(&stale).await {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "connections begin anew"),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "connections of a former forward may go on");
+                }
+            }
         }
     }
 }

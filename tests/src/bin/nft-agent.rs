@@ -145,6 +145,7 @@ async fn command(nft: &mut Nft, filter: &mut Filter, words: &[&str]) -> Result<S
             let stale = Stale {
                 forwards: filter.forwards.clone(),
                 guests: guests.iter().map(|ip| ip.parse()).collect::<Result<_, _>>()?,
+                ..Stale::default()
             };
             let removed = Conntrack::over(open()?)?.flush(&stale).await?;
             format!("removed {removed}")

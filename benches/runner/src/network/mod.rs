@@ -5,6 +5,7 @@
 
 mod agent;
 mod change;
+mod containers;
 mod ground;
 mod guests;
 mod keep;
@@ -15,6 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use self::containers::Tool;
 use crate::report::{Report, Row, Target};
 use crate::samples::{Samples, paired};
 
@@ -23,6 +25,8 @@ pub(crate) const VERB: &str = "run-network";
 /// Rounds of ours and of the bare loop, and of a peer that starts programs.
 const ROUNDS: usize = 1_000;
 const PEER_ROUNDS: usize = 200;
+/// Times that a peer sets up its containers.
+const CONTAINER_ROUNDS: usize = 3;
 /// Turns that they are made in.
 const TURNS: usize = 20;
 /// Microseconds.
@@ -101,6 +105,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     ground::check()?;
     match words {
         ["guests"] => guests::run(),
+        ["containers", tool] => containers::run(Tool::of(tool).context("no such tool")?),
         _ => keep::run(words),
     }
 }
@@ -113,11 +118,19 @@ pub(crate) fn measure(report: &mut Report) {
         report.part(&what, loaded(change));
     }
     report.part("network: iptables-restore", iptables());
-    report.part("network: guests", many());
-    report.skip(
-        "network: netavark, CNI",
-        "they set a container's network up once and watch nothing: there is no repair to compare".to_owned(),
-    );
+    let figures = guests();
+    let added = figures
+        .as_ref()
+        .map(|figures| figures.added.clone())
+        .unwrap_or_default();
+    report.part("network: guests", figures.map(|figures| many(&figures)));
+    for tool in Tool::ALL {
+        let what = format!("network: {}", tool.word());
+        match tool.missing() {
+            None => report.part(&what, containers(tool, &added)),
+            Some(why) => report.skip(&what, why),
+        }
+    }
 }
 
 fn named(change: &str) -> &'static str {
@@ -188,15 +201,41 @@ fn iptables() -> Result<Vec<Row>> {
     )])
 }
 
-fn many() -> Result<Vec<Row>> {
+fn samples(values: &[f64]) -> Samples {
+    let mut samples = Samples::default();
+    values.iter().for_each(|value| samples.value(*value));
+    samples
+}
+
+/// From the spec sent to the event.
+const CAME: &str = "from the spec sent to the event Ready: TAPs marked, in the bridge, up, with their filter; looked at again";
+
+fn guests() -> Result<guests::Figures> {
     let output = apart(&["guests"])?.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let figures: guests::Figures = serde_json::from_str(&said).context("it ended")?;
-    let samples = |values: &[f64]| {
-        let mut samples = Samples::default();
-        values.iter().for_each(|value| samples.value(*value));
-        samples
-    };
+    serde_json::from_str(&said).context("it ended")
+}
+
+/// Ours were measured before: programs that start others fill the machine's caches with theirs.
+fn containers(tool: Tool, added: &[f64]) -> Result<Vec<Row>> {
+    let mut times = Vec::new();
+    for _ in 0..CONTAINER_ROUNDS {
+        let output = apart(&["containers", tool.word()])?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let took: Vec<f64> = serde_json::from_str(&said).context("it ended")?;
+        times.extend(took);
+    }
+    let (ours, peer) = (samples(added), samples(&times));
+    let ratio = ours.median() / peer.median();
+    let what = format!("{} guests added at once", guests::MANY);
+    Ok(vec![Row::of(what, "ms", &ours, CAME).beside(
+        tool.title(),
+        &peer,
+        ratio,
+    )])
+}
+
+fn many(figures: &guests::Figures) -> Vec<Row> {
     let (added, batch, verify) = (
         samples(&figures.added),
         samples(&figures.batch),
@@ -204,9 +243,8 @@ fn many() -> Result<Vec<Row>> {
     );
     let verified =
         "between two looks at everything without a pause (resync = 0), as the agent's own log has them";
-    let came = "from the spec sent to the event Ready: TAPs marked, in the bridge, up, with their filter; looked at again";
     let what = format!("{} guests added at once", guests::MANY);
-    Ok(vec![
+    vec![
         Row::of(
             format!("full look and empty plan, {} guests", guests::MANY),
             "ms",
@@ -214,11 +252,11 @@ fn many() -> Result<Vec<Row>> {
             verified,
         )
         .target(Target::AtMost(20.0)),
-        Row::of(what.clone(), "ms", &added, came).target(Target::AtMost(150.0)),
-        Row::of(what, "ms", &added, came).beside(
+        Row::of(what.clone(), "ms", &added, CAME).target(Target::AtMost(150.0)),
+        Row::of(what, "ms", &added, CAME).beside(
             "ip -batch: TAPs in a bridge, no filter",
             &batch,
             paired(&figures.added, &figures.batch),
         ),
-    ])
+    ]
 }
