@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::{Request, stopping};
-use crate::forward;
+use crate::{forward, splice};
 
 /// Where feed and journal stand.
 type News = (Cursor, Cursor);
@@ -68,7 +68,7 @@ async fn client(
     match session.channel {
         Channel::Control => rpc(stream, Server { requests, news }).await,
         Channel::Bulk => {
-            let _ = splice(stream, &requests).await; // ctl sees the end of its stream
+            let _ = lead(stream, &requests).await; // ctl sees the end of its stream
         }
         Channel::Guest => {}
     }
@@ -85,7 +85,7 @@ async fn rpc(stream: UnixStream, server: Server) {
 }
 
 /// Leads a bulk stream of ctl to a guest, byte for byte.
-async fn splice(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
+async fn lead(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io::Result<()> {
     let opened = match tokio::time::timeout(BULK_OPEN, bulk::read_message(&mut stream)).await?? {
         Open::Guest { guest, open } => {
             let target = ask(requests, |reply| Request::Target(guest.clone(), reply))
@@ -102,11 +102,9 @@ async fn splice(mut stream: UnixStream, requests: &mpsc::Sender<Request>) -> io:
         Open::Tcp { .. } | Open::Exec { .. } => Err(io::ErrorKind::Unsupported.into()),
     };
     match opened {
-        Ok(mut guest) => {
+        Ok(guest) => {
             bulk::write_message(&mut stream, &Answer::Opened).await?;
-            tokio::io::copy_bidirectional(&mut stream, &mut guest)
-                .await
-                .map(drop)
+            splice::splice(stream, guest).await
         }
         Err(error) => {
             let reason = error.to_string();

@@ -25,6 +25,7 @@ pub mod resolver;
 pub mod secrets;
 pub mod shared_ports;
 pub mod shim;
+mod splice;
 pub mod store;
 pub mod timekeeper;
 pub mod vsock;

@@ -129,7 +129,19 @@ impl Instance {
     /// When the binaries were not built (`make build`).
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.seat.command("sovereign");
+        self.words(self.seat.command("sovereign"), arguments)
+    }
+
+    /// The same where the tests run, whatever machine the instance is on: for what only prepares.
+    ///
+    /// # Panics
+    /// As [`Self::command`].
+    #[must_use]
+    pub fn outside(&self, arguments: &[&str]) -> Command {
+        self.words(Command::new(binaries().join("sovereign")), arguments)
+    }
+
+    fn words(&self, mut command: Command, arguments: &[&str]) -> Command {
         command
             .arg("--config")
             .arg(self.path("sovereign.toml"))

@@ -4,12 +4,15 @@
 //! only the image cache. It ends what it started, by pid, and nothing else.
 
 pub mod android;
+pub mod client;
 pub mod guard;
 pub mod instance;
 pub mod lan;
+pub mod machine;
 pub mod net;
 pub mod seat;
 pub mod space;
+pub mod storm;
 
 pub use instance::Instance;
 pub use seat::Who;

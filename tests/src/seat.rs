@@ -59,7 +59,11 @@ impl Seat {
             return Ok(seat);
         }
         if who == Who::OurselvesOnAnotherMachine {
-            let script = format!("{}; ip link set lo up", open_tun("0600"));
+            // The programs of iptables lock a file in /run.
+            let script = format!(
+                "{}; mount -t tmpfs none /run; ip link set lo up",
+                open_tun("0600")
+            );
             let spaces = ["--net", "--mount"];
             seat.enter(hold(&spaces, &dir.join("dev"), &script)?, &spaces);
             return Ok(seat);

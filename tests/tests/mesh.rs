@@ -1,12 +1,12 @@
 //! Floor 3: two real guests, of which one needs the other: Miniflux and its PostgreSQL on a bridge of their own.
 
-use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sovereign_tests::Instance;
+use sovereign_tests::client::http;
 use sovereign_tests::net::can_run;
 
 /// What takes a probe or two, emulated.
@@ -95,19 +95,10 @@ impl Mesh<'_> {
     }
 
     /// What Miniflux answers through the forward.
-    fn get(&self, path: &str, authorization: Option<&str>) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+    fn get(&self, path: &str, basic: Option<&str>) -> Result<String> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(SOON))?;
-        let authorization =
-            authorization.map_or_else(String::new, |basic| format!("Authorization: Basic {basic}\r\n"));
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}\r\n");
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        ensure!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
-        Ok(answer)
+        http::get(stream, path, basic)
     }
 
     fn the_edge_is_shown(&self, web: &Value) -> Result<()> {
@@ -147,8 +138,7 @@ impl Mesh<'_> {
 
     fn its_first_account_can_log_in(&self) -> Result<()> {
         let password = self.instance.ok(&["secret", "web/miniflux"])?;
-        let basic = base64(format!("admin:{}", password.trim()).as_bytes());
-        let me = self.get("/v1/me", Some(&basic))?;
+        let me = self.get("/v1/me", Some(&format!("admin:{}", password.trim())))?;
         ensure!(me.contains("\"username\":\"admin\""), "{me}");
         Ok(())
     }
@@ -320,19 +310,4 @@ fn condition(guest: &Value, subject: &str) -> Result<Value> {
     Ok(found
         .with_context(|| format!("no {subject} in {guest:#}"))?
         .clone())
-}
-
-/// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * at)) as usize & 63];
-            text.push(if at <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
 }

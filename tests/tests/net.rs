@@ -78,6 +78,20 @@ fn a_vmm_has_carrier_as_long_as_it_lives_and_frames_pass() -> Result<()> {
     })
 }
 
+/// What holds it a moment longer is a VMM that ends, or a child of the agent that does not run its program yet.
+#[test]
+fn a_tap_that_is_held_a_moment_longer_is_waited_for() -> Result<()> {
+    for_both("a_tap_that_is_held", |user| {
+        let (world, _) = world(AGENT, user)?;
+        let mut agent = world.agent(WANT)?;
+        agent.expect("ready")?;
+        agent.say("hold sql")?;
+        agent.expect("holds sql")?;
+        agent.say("open sql")?;
+        agent.expect("opened sql").map(drop)
+    })
+}
+
 #[test]
 fn sixty_four_guests_have_their_taps() -> Result<()> {
     for_both("sixty_four_guests", |user| {

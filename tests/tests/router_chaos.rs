@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use sovereign_tests::lan::{Lan, Nic, Way};
+use sovereign_tests::lan::{Forwarded, Lan, Nic, Way};
 use sovereign_tests::net::{Filter, Hosted, Router, can_run, left_by_the_kernel, signal};
 use sovereign_tests::space::ANSWER;
 
@@ -203,53 +203,75 @@ fn lost_news_are_made_up_for() -> Result<()> {
     Ok(())
 }
 
-/// Kills the agent at each request of its first plan, or at each `stride`th.
-fn killed_at_any_step(filter: Filter, stride: usize) -> Result<()> {
+/// Software of others that has something of each kind, where ours will be.
+fn foreign(lan: &Lan) -> Result<()> {
+    lan.firewalld_reload(Forwarded::Accepted)?;
+    lan.machine().sh(
+        "nft add table inet theirs; nft add chain inet theirs c; nft add rule inet theirs c counter; \
+         iptables -A FORWARD -s 203.0.113.7 -j DROP; iptables -t nat -A PREROUTING -s 203.0.113.7 -p tcp -j RETURN; \
+         ip rule add priority 9000 iif eth1 lookup 77; ip route add 10.9.0.0/16 dev eth1 table 77",
+    )?;
+    lan.machine().set_sysctl("net.ipv4.conf.eth1.rp_filter", "1")
+}
+
+/// Kills the agent when it makes one of these calls for the `step`th time, while it carries out its plans; false when it makes
+/// fewer. The next agent goes on and ends.
+fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usize) -> Result<bool> {
+    let (trace, inject) = (
+        format!("trace={calls}"),
+        format!("inject={calls}:signal=KILL:when={step}"),
+    );
+    // Calls are counted for each process, so programs that it starts are left out.
+    let threads: &[&str] = if filter == Filter::Iptables { &[] } else { &["-f"] };
+    let over = ["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    let over = [&over[..], threads].concat();
+    let mut first = hosted.start_under(lan.machine(), &over, "-", WANT)?;
+    let mut survived = first.expect("works Filter").is_ok();
+    if survived && filter != Filter::Iptables {
+        survived = first.say("end").is_ok() && first.expect("ended").is_ok(); // the plan that takes all away
+    }
+    if survived {
+        first.restart_ends()?;
+    } else {
+        first.ends()?;
+    }
+    let mut next = hosted.up(lan.machine(), WANT)?;
+    if step % 8 == 0 {
+        lan.plug(&hosted.bridge())?;
+        lan.answers(Way::TcpOut)?;
+    }
+    next.say("end")?;
+    next.expect("ended")?;
+    next.restart_ends()?;
+    Ok(!survived)
+}
+
+/// Kills the agent at each step of its first plan, and of the one that takes all away: what it says to the kernel, what it
+/// writes on disk, and what it starts and says to programs (with iptables of the first plan only: that takes long).
+fn killed_at_any_step(filter: Filter) -> Result<()> {
     if !can_run("killed_at_any_step") {
         return Ok(());
     }
     let (lan, hosted) = (Lan::new()?, Hosted::new(AGENT, filter)?);
+    foreign(&lan)?;
     let clean = lan.foreign_state(left_by_the_kernel)?;
-    for step in (1..).step_by(stride) {
-        let inject = format!("inject=sendto,sendmsg,ioctl,rename:signal=KILL:when={step}");
-        let over = [
-            "strace",
-            "-f",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=sendto,sendmsg,ioctl,rename",
-            "-e",
-            &inject,
-        ];
-        let mut first = hosted.start_under(lan.machine(), &over, "-", WANT)?;
-        let survived = first.expect("works Filter").is_ok();
-        if survived {
-            first.restart_ends()?;
-        } else {
-            first.ends()?;
+    let mut told = Vec::new();
+    let programs: &[&str] = match filter {
+        Filter::Iptables => &["clone,clone3,vfork", "write"],
+        Filter::Owned | Filter::Plain => &[],
+    };
+    for calls in [&["sendto", "sendmsg", "ioctl", "rename"], programs].concat() {
+        let mut steps = 0;
+        while killed_at(&lan, &hosted, filter, calls, steps + 1)
+            .with_context(|| format!("killed at {calls} {}: {}", steps + 1, hosted.log()))?
+        {
+            steps += 1;
         }
-        let mut next = hosted
-            .up(lan.machine(), WANT)
-            .with_context(|| format!("killed at step {step}"))?;
-        if step % 8 == 0 {
-            lan.plug(&hosted.bridge())?;
-            lan.answers(Way::TcpOut)?;
-        }
-        next.say("end")?;
-        next.expect("ended")
-            .with_context(|| format!("killed at step {step}"))?;
-        next.restart_ends()?;
-        if survived {
-            ensure!(step > 20, "only {step} steps were seen");
-            eprintln!(
-                "{filter:?}: killed at {} of {} steps",
-                (step - 1) / stride,
-                step - 1
-            );
-            break;
-        }
+        told.push((calls, steps));
     }
+    let all: usize = told.iter().map(|(_, steps)| steps).sum();
+    eprintln!("{filter:?}: killed at each of {all} steps: {told:?}");
+    ensure!(all > 20, "only {told:?} were seen");
     ensure!(hosted.leftovers(lan.machine())?.is_empty() && !hosted.record().exists());
     let left = clean.difference(&lan.foreign_state(left_by_the_kernel)?);
     ensure!(left.is_empty(), "{left:#?}");
@@ -258,7 +280,17 @@ fn killed_at_any_step(filter: Filter, stride: usize) -> Result<()> {
 
 #[test]
 fn killed_at_any_step_the_next_agent_goes_on_with_owned_tables() -> Result<()> {
-    killed_at_any_step(Filter::Owned, 1)
+    killed_at_any_step(Filter::Owned)
+}
+
+#[test]
+fn killed_at_any_step_the_next_agent_goes_on_with_plain_tables() -> Result<()> {
+    killed_at_any_step(Filter::Plain)
+}
+
+#[test]
+fn killed_at_any_step_the_next_agent_goes_on_with_iptables() -> Result<()> {
+    killed_at_any_step(Filter::Iptables)
 }
 
 #[test]

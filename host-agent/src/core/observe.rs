@@ -118,6 +118,10 @@ impl World {
                 self.feed.observe(key, verdict, CLOCK_VALID_MS, now_ms);
             }
             Event::Forward(name, forward, verdict) => {
+                let known = self.translated(&name, &forward);
+                let verdict = known
+                    .filter(|_| verdict.status == Status::Unknown)
+                    .unwrap_or(verdict);
                 self.set(Layer::Forward, &name, &forward, verdict, now_ms)
             }
             Event::Started(evidence) => {

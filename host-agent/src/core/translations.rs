@@ -90,6 +90,16 @@ impl World {
         translations
     }
 
+    /// What is to be said of a forward of a guest that is ready: where it is asked for again nothing changes in the kernel's
+    /// tables, so nobody would tell of it.
+    pub(super) fn translated(&self, guest: &Name, forward: &str) -> Option<Verdict> {
+        let state = self.guests.get(guest).filter(|state| state.serving)?;
+        let mut forwards = state.config.forwards.iter();
+        let forward = forwards.find(|wanted| wanted.name.as_str() == forward)?;
+        let translation = translation(&state.config, forward)?;
+        Some(self.network.judge_translation(&translation))
+    }
+
     /// Brings the conditions of the kernel's forwards up to date.
     pub(super) fn judge_translations(&mut self, now_ms: u64) {
         for ((guest, name), forward) in self.translations() {

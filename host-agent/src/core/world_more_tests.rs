@@ -312,6 +312,68 @@ fn a_guest_that_booted_before_its_network_says_so() {
 }
 
 #[test]
+fn a_forward_of_the_kernel_that_is_asked_for_again_stays_as_it_is() {
+    let mut carded = networked("10.0.0.1/24");
+    let guest = carded.guests.get_mut(&sql()).unwrap();
+    guest.interface = Some(sovereign_protocol::interface::InterfaceSpec {
+        addresses: vec!["10.0.0.2/24".parse().unwrap()],
+        ..Default::default()
+    });
+    guest.forwards[0].translated = Some(sovereign_protocol::spec::Translated::default());
+    let mut world = World::new(1);
+    for event in [
+        Event::Applied(carded.clone()),
+        Event::NetworkMode(NetworkMode::Off("no card".into())),
+        booted(),
+        Event::SessionUp(sql(), "hello".into()),
+        Event::SpecApplied(sql(), edition(1, 0)),
+        service(Status::True, 1_000),
+    ] {
+        world.step(event, 0);
+    }
+    let works = |there: bool| {
+        let forwards = world.translations().into_values().filter(|_| there).collect();
+        Event::Network(NetworkEvent::Works {
+            part: crate::net::Part::Filter,
+            how: None,
+            forwards,
+            refused: BTreeMap::new(),
+        })
+    };
+    let (there, gone) = (works(true), works(false));
+    let told = || {
+        let told = Verdict::unknown("Translating", "the kernel is told");
+        Event::Forward(sql(), "postgres".to_owned(), told)
+    };
+    let reason = |world: &World| {
+        let key = host_key(Layer::Forward, &sql(), "postgres");
+        world.feed.verdict(&key).unwrap().reason.clone()
+    };
+    world.step(told(), 1);
+    assert_eq!(reason(&world), "Translating");
+    world.step(there.clone(), 2);
+    assert_eq!(reason(&world), "Translated");
+    let before = whole_journal(&world).len();
+    world.step(Event::Applied(carded), 3);
+    world.step(told(), 3);
+    assert_eq!(reason(&world), "Translated", "nobody tells of it a second time");
+    assert_eq!(whole_journal(&world).len(), before);
+    // The network may be quicker than who asks it.
+    world.step(gone, 4);
+    assert_eq!(reason(&world), "Translating");
+    world.step(there, 5);
+    world.step(told(), 5);
+    assert_eq!(reason(&world), "Translated");
+    // No port, or no guest that is ready, is no matter of the kernel.
+    let taken = Verdict::no("PortUnavailable", "");
+    world.step(Event::Forward(sql(), "postgres".to_owned(), taken), 6);
+    assert_eq!(reason(&world), "PortUnavailable");
+    world.step(service(Status::False, 1_000), 7);
+    world.step(told(), 7);
+    assert_eq!(reason(&world), "Translating");
+}
+
+#[test]
 fn a_guest_wanted_again_while_it_stops_starts_after_its_end() {
     let mut world = ready_world();
     let nobody = HostSpec {

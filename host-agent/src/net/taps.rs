@@ -2,12 +2,20 @@
 
 use std::io;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::fd::OwnedFd;
+use tokio::time::{Instant, sleep};
 
 use super::names::LinkName;
 use super::tun;
 use crate::netns::{HelperConfig, Set, Stage, StageFailure, take};
+
+/// A TAP that another process holds is asked for again for so long: a VMM that was killed holds it until its memory is
+/// freed, and a child of ours until it runs its program. A guest whose card was not there boots without one for good.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Why a guest's TAP cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,19 +79,25 @@ impl TunPool {
             .ok_or_else(|| StageFailure::new(Stage::OpenTun, "the helper passed none"))
     }
 
-    /// Opens a persistent TAP for a VMM. Cancel safe.
+    /// Opens a persistent TAP for a VMM, as soon as nobody holds it any more. Cancel safe.
     pub(super) async fn open(&self, name: &LinkName) -> Result<OwnedFd, TapError> {
         let tun = self.take().await?;
-        let Err(error) = tun::attach(&tun, name) else {
-            return Ok(tun);
-        };
-        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(rustix::io::Errno::BUSY) => {
-                self.put_back(vec![tun]); // still unattached
-                Err(TapError::Busy(name.clone()))
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let Err(error) = tun::attach(&tun, name) else {
+                return Ok(tun);
+            };
+            match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+                Some(rustix::io::Errno::BUSY) if Instant::now() < until => sleep(AGAIN).await,
+                Some(rustix::io::Errno::BUSY) => {
+                    self.put_back(vec![tun]); // still unattached
+                    return Err(TapError::Busy(name.clone()));
+                }
+                None if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(TapError::Missing(name.clone()));
+                }
+                _ => return Err(TapError::Io(name.clone(), error)),
             }
-            None if error.kind() == io::ErrorKind::NotFound => Err(TapError::Missing(name.clone())),
-            _ => Err(TapError::Io(name.clone(), error)),
         }
     }
 

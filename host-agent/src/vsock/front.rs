@@ -68,16 +68,18 @@ async fn serve_client(device: Device, mut client: UnixStream) {
     }
 }
 
-/// Copies both ways and passes half-closes on, until both directions have ended, one has failed,
-/// or the client is gone altogether: a guest that ignores a half-close must not keep a stream.
+/// Copies both ways and passes half-closes on, until both directions have ended, the one from the guest has failed, or the
+/// client is gone altogether: a guest that ignores a half-close must not keep a stream. One that hears no more may have
+/// said something before it closed, which is passed.
 async fn copy(mut client: UnixStream, stream: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
     let (from_client, mut to_client) = client.split();
     let (from_guest, mut to_guest) = tokio::io::split(stream);
     let up = async {
         let mut from_client = BufReader::with_capacity(COPY_BYTES, from_client);
-        copy_buf(&mut from_client, &mut to_guest).await?;
-        to_guest.shutdown().await?;
-        std::io::Result::Ok(from_client.into_inner())
+        if copy_buf(&mut from_client, &mut to_guest).await.is_ok() {
+            let _ = to_guest.shutdown().await; // see above
+        }
+        from_client.into_inner()
     };
     let down = async {
         let mut from_guest = BufReader::with_capacity(COPY_BYTES, from_guest);
@@ -87,8 +89,7 @@ async fn copy(mut client: UnixStream, stream: impl AsyncRead + AsyncWrite) -> st
     let (mut up, mut down) = (pin!(up), pin!(down));
     // The loser of the first race is awaited on; the loser of the second is no longer wanted.
     tokio::select! {
-        ended = &mut up => {
-            let from_client = ended?;
+        from_client = &mut up => {
             tokio::select! {
                 ended = down => ended,
                 () = gone(&from_client) => Ok(()),
@@ -96,7 +97,8 @@ async fn copy(mut client: UnixStream, stream: impl AsyncRead + AsyncWrite) -> st
         }
         ended = &mut down => {
             ended?;
-            up.await.map(|_| ())
+            up.await;
+            Ok(())
         }
     }
 }
@@ -199,6 +201,24 @@ mod tests {
         client.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"answer");
         copying.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_said_before_it_closed_is_passed_also_when_it_takes_nothing_any_more() {
+        // Which direction is looked at first is up to chance.
+        for _ in 0..64 {
+            let (mut client, served) = UnixStream::pair().unwrap();
+            let (mut guest, stream) = tokio::io::duplex(64);
+            guest.write_all(b"exit code 7").await.unwrap();
+            drop(guest);
+            client.write_all(b"input that nobody reads").await.unwrap();
+            let copying = tokio::spawn(copy(served, stream));
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, b"exit code 7");
+            drop(client);
+            copying.await.unwrap().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -30,6 +30,9 @@ use tokio::net::unix::pipe;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 
+/// How long `hold` holds a TAP.
+const MOMENT: Duration = Duration::from_millis(500);
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -166,6 +169,14 @@ async fn run(config: NetworkConfig) -> Result<()> {
                             Ok(tap) => { open.insert(guest.clone(), tap); say(&format!("opened {guest}"))?; }
                             Err(error) => say(&format!("not opened: {error}"))?,
                         }
+                    }
+                    Some(("hold", guest)) => {
+                        let tap = running.open_tap(&Name::parse(guest)?).await?;
+                        say(&format!("holds {guest}"))?;
+                        tokio::spawn(async move {
+                            tokio::time::sleep(MOMENT).await; // as a VMM that is killed does
+                            drop(tap);
+                        });
                     }
                     Some(("arp", guest)) => {
                         let tap = running.open_tap(&Name::parse(guest)?).await?;
