@@ -12,6 +12,7 @@ use sovereign_protocol::spec::HostSpec;
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::transport::bind_unix;
 use sovereign_protocol::v1::{Applied, Changes, Cursor, Document, Events, Refusal, Start};
+use sovereign_reconcile::finding::FindingsView;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel as _};
@@ -114,6 +115,18 @@ impl Host for FakeHost {
     async fn stop(self, _: Context) -> Result<(), Refusal> {
         self.state().stopped = true;
         Ok(())
+    }
+
+    async fn findings(self, _: Context) -> Result<Document, Refusal> {
+        let view = FindingsView::default();
+        Ok(Document::from(serde_json::to_vec(&view).unwrap_or_default()))
+    }
+
+    async fn remove_leftovers(self, _: Context, names: Document, _: bool) -> Result<Document, Refusal> {
+        let names: Vec<String> = serde_json::from_slice(&names).unwrap_or_default();
+        Err(Refusal::Conflict(format!(
+            "there is no leftover {names:?} here; there is none"
+        )))
     }
 
     async fn network(self, _: Context) -> Document {

@@ -10,11 +10,12 @@ use sovereign_protocol::spec::{Forward, GuestConfig, HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::finding::Code;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::world::{Guest, LASTING_MS, World, host_key};
-use crate::net::{NetworkEvent, Part};
+use crate::net::{NetworkEvent, Part, Stop};
 
 /// A guest waits so long for its network, and then boots without a card: vsock needs none.
 const PATIENCE_MS: u64 = 5_000;
@@ -65,6 +66,10 @@ pub(super) struct Network {
     pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
     failed: BTreeMap<Part, String>,
+    /// What of others surely stops guests' packets, as of the last look.
+    stopped: BTreeMap<Part, (Code, String)>,
+    /// By what packets are filtered, if they are.
+    filtered: Option<String>,
     exits: BTreeMap<Family, Exit>,
     carriers: BTreeMap<Name, bool>,
     /// Guests that run already, to be adopted: they have their card, or none.
@@ -177,7 +182,8 @@ impl World {
                 self.network.failed.remove(&part);
                 match part {
                     Part::Filter => {
-                        self.judge_filter(how, now_ms);
+                        self.network.filtered = how;
+                        self.judge_filter(now_ms);
                         self.judge_translations(&forwards, now_ms);
                     }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
@@ -186,7 +192,10 @@ impl World {
             NetworkEvent::Failed { part, step, evidence } if part != Part::Links => {
                 self.network.failed.insert(part, format!("{step}: {evidence}"));
                 match part {
-                    Part::Filter => self.judge_filter(None, now_ms),
+                    Part::Filter => {
+                        self.network.filtered = None;
+                        self.judge_filter(now_ms);
+                    }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
                 }
             }
@@ -203,6 +212,16 @@ impl World {
             NetworkEvent::Exits { exits } => {
                 self.network.exits = exits;
                 self.judge_routing(now_ms);
+            }
+            NetworkEvent::Stopped { by } => {
+                let cause = |stop: Stop| (stop.part, (stop.code, stop.evidence));
+                self.network.stopped = by.into_iter().map(cause).collect();
+                self.judge_routing(now_ms);
+                self.judge_filter(now_ms);
+            }
+            NetworkEvent::Removed { what } => {
+                let verdict = Verdict::yes("LeftoverRemoved", what.join("; "));
+                self.feed.journal_mut().append(key, None, Some(verdict), now_ms);
             }
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
@@ -223,18 +242,24 @@ impl World {
     }
 
     fn judge_routing(&mut self, now_ms: u64) {
-        let verdict = match self.network.failed.get(&Part::Routing) {
-            Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
-            None => judge_exits(&self.network.exits),
+        let failed = self.network.failed.get(&Part::Routing);
+        let verdict = match (failed, self.network.stopped.get(&Part::Routing)) {
+            (Some(failed), _) => Some(Verdict::no("RoutingFailed", failed.as_str())),
+            (None, Some((code, evidence))) => Some(Verdict::no(code.as_str(), evidence.as_str())),
+            (None, None) => judge_exits(&self.network.exits),
         };
         self.tell_network(Layer::Routing, verdict, now_ms);
     }
 
-    /// `how` it is enforced, if there is a filter.
-    fn judge_filter(&mut self, how: Option<String>, now_ms: u64) {
-        let verdict = match self.network.failed.get(&Part::Filter) {
-            Some(failed) => Some(Verdict::no("FilterFailed", failed.as_str())),
-            None => how.map(|how| Verdict::yes("Filtered", how)),
+    fn judge_filter(&mut self, now_ms: u64) {
+        let failed = self.network.failed.get(&Part::Filter);
+        let verdict = match (failed, self.network.stopped.get(&Part::Filter)) {
+            (Some(failed), _) => Some(Verdict::no("FilterFailed", failed.as_str())),
+            (None, Some((code, evidence))) => Some(Verdict::no(code.as_str(), evidence.as_str())),
+            (None, None) => {
+                let how = self.network.filtered.as_deref();
+                how.map(|how| Verdict::yes("Filtered", how))
+            }
         };
         self.tell_network(Layer::Nat, verdict, now_ms);
     }

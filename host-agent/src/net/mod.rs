@@ -14,6 +14,7 @@
 mod apply;
 pub mod card;
 pub mod conntrack;
+mod examine;
 mod filter;
 pub mod gc;
 mod ground;
@@ -31,6 +32,7 @@ mod switches;
 mod taps;
 pub(crate) mod tun;
 
+pub use examine::{ExamineError, Mode as RemoveMode, Removal, Stop};
 pub use filter::Choice as FilterChoice;
 pub use ground::Ground;
 pub use network::{Network, NetworkConfig};

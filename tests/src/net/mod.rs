@@ -15,6 +15,7 @@ use crate::instance::{command_line, kill};
 use crate::seat::{self, NOBODY};
 
 mod agent;
+mod findings;
 mod hosted;
 mod lan;
 mod links;
@@ -22,6 +23,7 @@ mod picture;
 mod router;
 
 pub use agent::Agent;
+pub use findings::{Findings, until_stopped_by};
 pub use hosted::{Filter, Hosted};
 pub use lan::{Lan, Place, TAG};
 pub use links::{Links, WANT, world};
