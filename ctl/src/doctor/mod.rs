@@ -23,3 +23,5 @@ pub(crate) use report::Diagnosis;
 mod examples;
 #[cfg(test)]
 mod host_tests;
+#[cfg(test)]
+mod network_tests;
