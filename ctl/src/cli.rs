@@ -83,10 +83,11 @@ They are found by their marks; nothing else is touched. Switches that are still 
     Status(Status),
     /// Explain what is broken: evidence, a counter-test and the next command
     #[command(
-        after_help = "Examples:\n  sovereign doctor\n  sovereign doctor --json | jq '.findings[] | {layer, code, fix}'\n\n\
-It changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with a finding."
+        after_help = "Examples:\n  sovereign doctor\n  sovereign doctor --json | jq '.findings[] | {layer, code, fix}'\n  \
+sovereign doctor --fix=rule-lookup-main --dry-run\n\n\
+Without --fix it changes nothing and exits 0 whatever it finds; `sovereign test` exits 1 with a finding."
     )]
-    Doctor,
+    Doctor(Doctor),
     /// As doctor, but exit 1 with a finding
     #[command(after_help = "Example:\n  sovereign test > /dev/null && echo healthy")]
     Test,
@@ -254,6 +255,17 @@ pub(crate) struct Gc {
     pub(crate) all: bool,
     /// Print what would be removed, and change nothing
     #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Apply the fixes that are automatic; with a NAME, remove this leftover of a script instead (a finding tells its name)
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) fix: Vec<String>,
+    /// Print what --fix would do, and change nothing
+    #[arg(long, requires = "fix")]
     pub(crate) dry_run: bool,
 }
 

@@ -1,5 +1,6 @@
 //! For tests: a host agent that keeps what it is asked for, and says of each forward what the test wants.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::StreamExt;
@@ -12,6 +13,8 @@ use sovereign_protocol::spec::HostSpec;
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::transport::bind_unix;
 use sovereign_protocol::v1::{Applied, Changes, Cursor, Document, Events, Refusal, Start};
+use sovereign_reconcile::finding::FindingsView;
+use sovereign_reconcile::finding::leftover::Removal;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel as _};
@@ -31,6 +34,8 @@ pub(crate) struct State {
     pub(crate) untranslated: bool,
     /// It was told to stop all guests and end.
     pub(crate) stopped: bool,
+    /// What scripts left.
+    pub(crate) leftovers: BTreeSet<String>,
     /// Why there is no network.
     pub(crate) no_network: Option<String>,
 }
@@ -44,8 +49,14 @@ pub(crate) struct FakeHost {
 impl FakeHost {
     /// Listens at the control socket of a layout.
     pub(crate) fn start(layout: &Layout, spec: HostSpec) -> Self {
-        let host = Self::default();
+        let host = Self::start_empty(layout);
         host.state().spec = Some(spec);
+        host
+    }
+
+    /// The same with nothing wanted.
+    pub(crate) fn start_empty(layout: &Layout) -> Self {
+        let host = Self::default();
         let listener = bind_unix(&layout.control()).expect("a socket in the test's directory");
         let (server, identity) = (host.clone(), layout.control_identity());
         tokio::spawn(async move {
@@ -116,6 +127,29 @@ impl Host for FakeHost {
     async fn stop(self, _: Context) -> Result<(), Refusal> {
         self.state().stopped = true;
         Ok(())
+    }
+
+    async fn findings(self, _: Context) -> Result<Document, Refusal> {
+        let view = FindingsView::default();
+        Ok(Document::from(serde_json::to_vec(&view).unwrap_or_default()))
+    }
+
+    async fn remove_leftovers(self, _: Context, names: Document, dry: bool) -> Result<Document, Refusal> {
+        let names: Vec<String> = serde_json::from_slice(&names).unwrap_or_default();
+        let mut state = self.state();
+        if let Some(name) = names.iter().find(|name| !state.leftovers.contains(*name)) {
+            let there = &state.leftovers;
+            let said = format!("there is no leftover {name:?} here; there is {there:?}");
+            return Err(Refusal::Conflict(said));
+        }
+        if !dry {
+            state.leftovers.retain(|name| !names.contains(name));
+        }
+        let removal = Removal {
+            removed: names,
+            failed: Vec::new(),
+        };
+        Ok(Document::from(serde_json::to_vec(&removal).unwrap_or_default()))
     }
 
     async fn network(self, _: Context) -> Document {

@@ -13,10 +13,15 @@ use sovereign_protocol::spec::HostSpec;
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::transport::{self, Address, BoxStream, DialError};
 use sovereign_protocol::v1::{Changes, Cursor, Document, Refusal};
+use sovereign_reconcile::finding::FindingsView;
+use sovereign_reconcile::finding::leftover::Removal;
 use sovereign_reconcile::view::NetworkView;
 use tarpc::client::RpcError;
 
 use crate::error::{CommandError, Kind};
+
+/// A look at the whole network: programs of iptables may have 10 s each.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A connection for calls.
 pub(crate) struct Link {
@@ -142,6 +147,35 @@ impl Link {
         Ok(serde_json::from_slice(&document).ok())
     }
 
+    /// What others did to the network, looked at anew.
+    ///
+    /// # Errors
+    /// `Refused` when it cannot be looked at, or the link's own, also for an agent that does not know the question.
+    pub(crate) async fn findings(&self) -> Result<FindingsView, CommandError> {
+        let answer = within("findings", LOOK, self.client.findings(context(LOOK))).await?;
+        let document = answer.map_err(|refusal| refused("the question for findings", &refusal))?;
+        serde_json::from_slice(&document).map_err(|error| unreadable("findings").because(error))
+    }
+
+    /// Removes leftovers of scripts by name, or with `dry` tells what that would be.
+    ///
+    /// # Errors
+    /// `Refused` with the names that there are, or the link's own.
+    pub(crate) async fn remove_leftovers(
+        &self,
+        names: &[String],
+        dry: bool,
+    ) -> Result<Removal, CommandError> {
+        let names = serde_json::to_vec(names).map_err(|error| unreadable("names").because(error))?;
+        let answer = self
+            .client
+            .remove_leftovers(context(LOOK), Document::from(names), dry);
+        let document = within("remove_leftovers", LOOK, answer)
+            .await?
+            .map_err(|refusal| refused("to remove anything", &refusal).next("sovereign doctor"))?;
+        serde_json::from_slice(&document).map_err(|error| unreadable("removal").because(error))
+    }
+
     /// Begins the orderly stop of all guests and the agent.
     ///
     /// # Errors
@@ -257,6 +291,11 @@ fn lost(what: &str) -> CommandError {
         LOST,
         format!("the host agent went away during {what}"),
     )
+}
+
+fn unreadable(what: &str) -> CommandError {
+    let text = format!("the host agent's {what} cannot be read");
+    CommandError::new(Kind::Internal, "Protocol", text)
 }
 
 fn refused(what: &str, refusal: &Refusal) -> CommandError {

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::{Request, stopping};
+use crate::net::RemoveMode;
 use crate::{forward, splice};
 
 /// Where feed and journal stand.
@@ -158,6 +159,24 @@ impl Host for Server {
 
     async fn network(self, _: Context) -> Document {
         document(ask(&self.requests, Request::Network).await)
+    }
+
+    async fn findings(self, _: Context) -> Result<Document, Refusal> {
+        let view = ask(&self.requests, Request::Findings)
+            .await
+            .ok_or_else(stopping)??;
+        Ok(document(Some(view)))
+    }
+
+    async fn remove_leftovers(self, _: Context, names: Document, dry: bool) -> Result<Document, Refusal> {
+        let names: Vec<String> =
+            serde_json::from_slice(&names).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let mode = if dry { RemoveMode::Dry } else { RemoveMode::Remove };
+        let removed = ask(&self.requests, |reply| {
+            Request::RemoveLeftovers(names, mode, reply)
+        })
+        .await;
+        Ok(document(Some(removed.ok_or_else(stopping)??)))
     }
 
     async fn stop(self, _: Context) -> Result<(), Refusal> {

@@ -15,6 +15,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{Exposed, GuestConfig, HostSpec, Service};
 use sovereign_protocol::status::StatusReport;
 use sovereign_protocol::v1::{Applied, Refusal};
+use sovereign_reconcile::finding::FindingsView;
 use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::view::NetworkView;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +26,7 @@ use crate::document;
 use crate::forward::{Claim, Forward};
 use crate::guest;
 use crate::link::{Target, Wanted};
-use crate::net::{Network, NetworkSpec, names};
+use crate::net::{Network, NetworkSpec, Removal, RemoveMode, names};
 use crate::secrets::Secrets;
 use crate::shim::contract::{Card, Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
@@ -56,6 +57,10 @@ pub enum Request {
     Target(Name, oneshot::Sender<Option<Target>>),
     /// What is there of the network.
     Network(oneshot::Sender<NetworkView>),
+    /// What others did to it.
+    Findings(oneshot::Sender<Result<FindingsView, Refusal>>),
+    /// Remove leftovers of these names.
+    RemoveLeftovers(Vec<String>, RemoveMode, oneshot::Sender<Result<Removal, Refusal>>),
     /// Stop all guests and end.
     Stop,
 }
@@ -280,6 +285,8 @@ impl Engine {
                 let _ = reply.send(target);
             }
             Request::Network(reply) => self.network_view(reply),
+            Request::Findings(reply) => self.findings(reply),
+            Request::RemoveLeftovers(names, mode, reply) => self.remove_leftovers(names, mode, reply),
             Request::Stop => self.take(Event::StopAll).await,
         }
     }

@@ -28,6 +28,9 @@ pub struct Finding {
     pub automatic: bool,
     /// What the fix may cost.
     pub risk: String,
+    /// The leftover of a script that `doctor --fix=NAME` removes, where it is one.
+    #[serde(default)]
+    pub leftover: Option<String>,
 }
 
 /// Something that was seen.
@@ -75,6 +78,7 @@ mod tests {
             fix: "sovereign logs sql".into(),
             automatic: true,
             risk: "none".into(),
+            leftover: None,
         };
         let text = serde_json::to_string(&finding).unwrap();
         assert!(

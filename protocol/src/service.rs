@@ -40,4 +40,10 @@ pub trait Host {
     async fn stop() -> Result<(), Refusal>;
     /// What was last seen of the instance's network, as JSON: `sovereign_reconcile::view::NetworkView`.
     async fn network() -> Document;
+    /// What others did to the network that harms guests, and where the kernel would send packets, looked at anew for this
+    /// question, as JSON: `sovereign_reconcile::finding::FindingsView`.
+    async fn findings() -> Result<Document, Refusal>;
+    /// Removes leftovers of scripts by their names (a list, as JSON), or with `dry` says what that would be, as JSON:
+    /// `sovereign_reconcile::finding::leftover::Removal`. All names must be there, or nothing is done.
+    async fn remove_leftovers(names: Document, dry: bool) -> Result<Document, Refusal>;
 }

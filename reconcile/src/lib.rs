@@ -6,6 +6,7 @@
 pub mod conflict;
 pub mod family;
 pub mod filter;
+pub mod finding;
 pub mod interface;
 pub mod iptables;
 pub mod leftovers;

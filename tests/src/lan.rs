@@ -138,6 +138,11 @@ impl Lan {
         &self.machine
     }
 
+    /// The machine, to change what programs it has.
+    pub fn machine_mut(&mut self) -> &mut Space {
+        &mut self.machine
+    }
+
     /// The guest.
     #[must_use]
     pub fn guest(&self) -> &Guest {

@@ -8,6 +8,7 @@ use sovereign_protocol::status::Phase;
 
 use super::evidence;
 use super::facts::Facts;
+use super::network;
 use super::observed::{self, Guest, HOST_AGENT, Observation};
 use super::report::{self, Diagnosis};
 use super::table::{self, Kind};
@@ -24,6 +25,7 @@ pub(crate) fn diagnose(facts: &Facts) -> Diagnosis {
     if host.status != Status::True && !explained {
         findings.push(finding(facts, None, &host));
     }
+    findings.extend(network::findings(facts));
     let mut guests = Vec::new();
     let mut roots: Vec<Elsewhere> = Vec::new();
     for mut guest in needed_first(observed::guests(facts)) {
@@ -221,7 +223,7 @@ fn unsaid(facts: &Facts, guest: &Guest) -> Observation {
     Observation::new(layer, subject, Verdict::unknown(reason, text), HOST_AGENT)
 }
 
-fn finding(facts: &Facts, guest: Option<&Name>, about: &Observation) -> Finding {
+pub(super) fn finding(facts: &Facts, guest: Option<&Name>, about: &Observation) -> Finding {
     let entry = table::of(about.level, &about.reason);
     let fill = |text: &str| fill(text, facts, guest, about);
     Finding {
@@ -238,6 +240,7 @@ fn finding(facts: &Facts, guest: Option<&Name>, about: &Observation) -> Finding 
         fix: fill(entry.fix.run),
         automatic: entry.fix.automatic,
         risk: fill(entry.fix.risk),
+        leftover: None,
     }
 }
 

@@ -8,6 +8,8 @@ use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::status::{ConditionStatus, GuestStatus, StatusReport};
 
+use sovereign_reconcile::finding::FindingsView;
+
 use super::facts::{Agent, Configuration, Facts};
 use super::report::{Diagnosis, LayerPicture};
 use crate::picture::examples as pictures;
@@ -101,6 +103,7 @@ pub(super) fn healthy() -> Facts {
         },
         agent: Agent::Answered(report(vec![status()])),
         inspection: Ok(inspection(vec![seen()])),
+        network: Ok(FindingsView::default()),
         ends: Vec::new(),
     }
 }

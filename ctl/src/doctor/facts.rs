@@ -8,6 +8,7 @@ use sovereign_protocol::layout::Layout;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::record::Record;
 use sovereign_protocol::status::{GuestStatus, StatusReport};
+use sovereign_reconcile::finding::FindingsView;
 
 /// What was gathered, all within the last seconds.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Facts {
     pub(crate) agent: Agent,
     /// What shows without it, or why nothing does.
     pub(crate) inspection: Result<Inspection, Failure>,
+    /// What the host agent found that others did to the network.
+    pub(crate) network: Result<FindingsView, Failure>,
     /// The last ends of virtual machines in the host's journal, oldest first, with their age in milliseconds.
     pub(crate) ends: Vec<(Record, u64)>,
 }

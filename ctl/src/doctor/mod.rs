@@ -6,6 +6,7 @@
 mod diagnose;
 mod evidence;
 mod facts;
+mod network;
 mod observed;
 mod picture;
 mod report;
@@ -16,8 +17,11 @@ pub(crate) use diagnose::diagnose;
 pub(crate) use facts::{Agent, Configuration, Facts, Failure};
 pub(crate) use observed::contradicts;
 pub(crate) use picture::picture;
+pub(crate) use report::Diagnosis;
 
 #[cfg(test)]
 mod examples;
 #[cfg(test)]
 mod host_tests;
+#[cfg(test)]
+mod network_tests;

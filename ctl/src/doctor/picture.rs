@@ -26,6 +26,9 @@ pub(crate) fn picture(diagnosis: &Diagnosis) -> String {
     for guest in &diagnosis.guests {
         lines.extend(layers(guest));
     }
+    for unseen in &diagnosis.network.unseen {
+        lines.push(line(&format!("of the network not looked at: {unseen}")));
+    }
     lines.push(String::new());
     match diagnosis.findings.len() {
         0 => lines.push("no finding".to_owned()),

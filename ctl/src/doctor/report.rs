@@ -6,6 +6,8 @@ use sovereign_protocol::finding::Finding;
 use sovereign_protocol::layers::{Explanation, Level};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::status::Phase;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::finding::probe::Way;
 
 use super::diagnose::{Elsewhere, Node};
 use super::facts::{Configuration, Facts};
@@ -28,6 +30,61 @@ pub(crate) struct Diagnosis {
     pub(crate) guests: Vec<GuestPicture>,
     /// Lowest level first, then by guest.
     pub(crate) findings: Vec<Finding>,
+    pub(crate) network: Network,
+}
+
+/// What was seen of the host's network for this diagnosis.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Network {
+    /// Where the kernel would send packets of guests and for them, and which rule decides that.
+    pub(crate) probes: Vec<ProbePicture>,
+    /// What `doctor --fix=NAME` would remove.
+    pub(crate) leftovers: Vec<LeftoverPicture>,
+    /// What could not be looked at, and why.
+    pub(crate) unseen: Vec<String>,
+}
+
+/// One question to the kernel, with its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ProbePicture {
+    pub(crate) family: Family,
+    pub(crate) way: Way,
+    pub(crate) text: String,
+}
+
+/// A leftover of a script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LeftoverPicture {
+    pub(crate) name: String,
+    pub(crate) items: Vec<String>,
+}
+
+impl Network {
+    fn of(facts: &Facts) -> Self {
+        let view = match &facts.network {
+            Ok(view) => view,
+            Err(failure) => {
+                return Self {
+                    unseen: vec![format!("{}: {}", failure.reason, failure.evidence)],
+                    ..Self::default()
+                };
+            }
+        };
+        let probes = view.probes.iter().map(|probe| ProbePicture {
+            family: probe.question.family,
+            way: probe.question.way,
+            text: probe.text.clone(),
+        });
+        let leftovers = view.leftovers.iter().map(|leftover| LeftoverPicture {
+            name: leftover.name.to_string(),
+            items: leftover.items.iter().map(|(_, text)| text.clone()).collect(),
+        });
+        Self {
+            probes: probes.collect(),
+            leftovers: leftovers.collect(),
+            unseen: view.unseen.clone(),
+        }
+    }
 }
 
 /// Somebody who was asked.
@@ -100,6 +157,7 @@ pub(super) fn diagnosis(
         ok: findings.is_empty(),
         sources: sources(facts, host),
         guests,
+        network: Network::of(facts),
         findings,
     }
 }

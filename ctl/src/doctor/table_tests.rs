@@ -71,6 +71,11 @@ const COMPUTED: &[(&str, &str, Codes)] = &[
         Codes::Variants("host-agent/src/shim/contract.rs", "enum ExitReason"),
     ),
     (
+        "host-agent/src/core/network.rs",
+        "code.as_str()",
+        Codes::Variants("reconcile/src/finding/code.rs", "enum Code"),
+    ),
+    (
         "guest-agent/src/core/net.rs",
         "reason",
         Codes::Words("guest-agent/src/core/net.rs"),
@@ -130,7 +135,7 @@ fn layers(file: &str) -> &'static [Layer] {
         | "host-agent/src/core/mesh.rs" => &[Service],
         "guest-agent/src/core/clock.rs" | "host-agent/src/offset.rs" => &[Clock],
         "guest-agent/src/core/world.rs" | "guest-agent/src/core/apply.rs" => &[Clock, Service],
-        "host-agent/src/core/network.rs" => &[Tap, Routing, Nat],
+        "host-agent/src/core/network.rs" | "reconcile/src/finding/code.rs" => &[Tap, Routing, Nat],
         "host-agent/src/core/surroundings.rs" => &[Routing],
         "host-agent/src/core/translations.rs" => &[Forward],
         "guest-agent/src/observe.rs" => &[Loopback, Disk, Kernel],
@@ -155,9 +160,14 @@ fn root() -> PathBuf {
 
 /// The sources of the agents, without their tests.
 fn sources() -> BTreeMap<String, String> {
-    let mut open = ["guest-agent/src", "host-agent/src", "protocol/src"]
-        .map(|d| root().join(d))
-        .to_vec();
+    let mut open = [
+        "guest-agent/src",
+        "host-agent/src",
+        "protocol/src",
+        "reconcile/src",
+    ]
+    .map(|d| root().join(d))
+    .to_vec();
     let mut found = BTreeMap::new();
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -336,6 +346,18 @@ fn every_entry_is_whole_and_each_code_is_there_once() {
                 assert!(words::known(word), "{name}: {{{word}}} is no placeholder");
             }
         }
+    }
+}
+
+/// What findings about others mean is told where people look for it.
+#[test]
+fn the_networking_document_names_every_finding_and_every_leftover() {
+    use sovereign_reconcile::finding::{Code, LeftoverName};
+    let text = std::fs::read_to_string(root().join("docs/networking.md")).unwrap();
+    let codes = Code::ALL.iter().map(|code| format!("| `{code}` |"));
+    let leftovers = LeftoverName::ALL.iter().map(|name| format!("--fix={name}"));
+    for wanted in codes.chain(leftovers) {
+        assert!(text.contains(&wanted), "docs/networking.md lacks {wanted}");
     }
 }
 

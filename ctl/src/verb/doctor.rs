@@ -7,12 +7,13 @@ use sovereign_protocol::condition::{Layer, Status};
 use sovereign_protocol::event::Start;
 use sovereign_protocol::inspection::Inspection;
 use sovereign_protocol::record::Record;
+use sovereign_reconcile::finding::FindingsView;
 
 use crate::agent::Binaries;
 use crate::clock::rfc3339;
 use crate::config;
-use crate::context::{Context, data, data_json, escaped};
-use crate::doctor::{self, Agent, Configuration, Facts, Failure};
+use crate::context::{Context, data, data_json, escaped, talk};
+use crate::doctor::{self, Agent, Configuration, Diagnosis, Facts, Failure};
 use crate::error::{CommandError, Kind};
 use crate::link::{Link, NOT_RUNNING};
 
@@ -35,6 +36,67 @@ pub(super) enum Mode {
 }
 
 pub(super) async fn run(context: &Context, mode: Mode) -> Result<u8, CommandError> {
+    let diagnosis = diagnosis(context).await;
+    tell(context, &diagnosis)?;
+    Ok(match mode {
+        Mode::Test if !diagnosis.ok => Kind::NotReached.exit_code(),
+        Mode::Test | Mode::Tell => 0,
+    })
+}
+
+/// Applies the fixes that are automatic and change something, which is `up`; then looks again and tells what is left.
+pub(super) async fn fix(context: &Context, dry_run: bool) -> Result<u8, CommandError> {
+    let found = diagnosis(context).await;
+    let up = context.spell("sovereign up");
+    let is_fixed = found
+        .findings
+        .iter()
+        .any(|finding| finding.automatic && finding.fix == up);
+    match (is_fixed, dry_run) {
+        (false, _) => talk("no finding has an automatic fix"),
+        (true, true) => talk(&format!("would run: {up}")),
+        (true, false) => {
+            talk(&format!("running: {up}"));
+            bring_up(context).await?;
+        }
+    }
+    let left = match is_fixed && !dry_run {
+        true => diagnosis(context).await,
+        false => found,
+    };
+    tell(context, &left)?;
+    Ok(0)
+}
+
+/// A process of its own: stdout is the diagnosis'.
+async fn bring_up(context: &Context) -> Result<(), CommandError> {
+    let failed = |error| {
+        let message = "the automatic fix cannot be run";
+        CommandError::new(Kind::Internal, "NotRun", message).because(error)
+    };
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(["--instance", context.layout.instance.as_str()]);
+    if let Some(config) = &context.config {
+        command.arg("--config").arg(config);
+    }
+    let command = command.arg("up").stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.kill_on_drop(true).status().await.map_err(failed)?;
+    if !status.success() {
+        talk(&format!("{status}: what is left is told below"));
+    }
+    Ok(())
+}
+
+fn tell(context: &Context, diagnosis: &Diagnosis) -> Result<(), CommandError> {
+    if context.wants_data() {
+        data_json(diagnosis)
+    } else {
+        data(&doctor::picture(diagnosis))
+    }
+}
+
+async fn diagnosis(context: &Context) -> Diagnosis {
     let mut facts = gather(context).await;
     for _ in 1..LOOKS {
         if !doctor::contradicts(&facts) {
@@ -42,21 +104,13 @@ pub(super) async fn run(context: &Context, mode: Mode) -> Result<u8, CommandErro
         }
         facts = gather(context).await;
     }
-    let diagnosis = doctor::diagnose(&facts);
-    if context.wants_data() {
-        data_json(&diagnosis)?;
-    } else {
-        data(&doctor::picture(&diagnosis))?;
-    }
-    Ok(match mode {
-        Mode::Test if !diagnosis.ok => Kind::NotReached.exit_code(),
-        Mode::Test | Mode::Tell => 0,
-    })
+    doctor::diagnose(&facts)
 }
 
 /// Asks everybody; whoever does not answer is a fact, too.
 async fn gather(context: &Context) -> Facts {
-    let ((agent, ends), inspection) = tokio::join!(ask_agent(context), inspect(context));
+    let ((agent, ends), inspection, network) =
+        tokio::join!(ask_agent(context), inspect(context), ask_for_findings(context));
     Facts {
         layout: context.layout.clone(),
         sovereign: context.spell("sovereign ").trim_end().to_owned(),
@@ -64,7 +118,17 @@ async fn gather(context: &Context) -> Facts {
         configuration: configuration(context),
         agent,
         inspection,
+        network,
         ends,
+    }
+}
+
+/// Over a link of its own: an agent of another build ends the one over which it hears a question that it does not know.
+async fn ask_for_findings(context: &Context) -> Result<FindingsView, Failure> {
+    let asked = async { Link::connect(&context.layout).await?.findings().await };
+    match asked.await {
+        Err(error) if error.reason == NOT_RUNNING => Ok(FindingsView::default()), // nobody keeps a network
+        other => other.map_err(|error| failure(&error)),
     }
 }
 

@@ -16,6 +16,7 @@ mod forward;
 mod gc;
 mod host;
 mod init;
+mod leftover;
 mod logs;
 mod plan;
 mod psql;
@@ -35,7 +36,11 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<u8, CommandErro
         Verb::Gc(args) => gc::run(context, &args).await.map(done),
         Verb::Destroy(args) => destroy::run(context, &args).await.map(done),
         Verb::Status(args) => status::run(context, &args).await,
-        Verb::Doctor => doctor::run(context, doctor::Mode::Tell).await,
+        Verb::Doctor(args) if args.fix.iter().any(|name| !name.is_empty()) => {
+            leftover::run(context, &args).await.map(done)
+        }
+        Verb::Doctor(args) if !args.fix.is_empty() => doctor::fix(context, args.dry_run).await,
+        Verb::Doctor(_) => doctor::run(context, doctor::Mode::Tell).await,
         Verb::Test => doctor::run(context, doctor::Mode::Test).await,
         Verb::Watch => watch::run(context).await.map(done),
         Verb::Events(args) => events::run(context, &args).await.map(done),

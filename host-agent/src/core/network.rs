@@ -10,13 +10,14 @@ use sovereign_protocol::spec::{HostSpec, Namespace};
 use sovereign_protocol::status::Phase;
 use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::finding::Code;
 use sovereign_reconcile::resolver::HostResolver;
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
 use super::translations::Translated;
 use super::world::{Guest, LASTING_MS, World, host_key};
-use crate::net::{NetworkEvent, Part, UNFILTERED};
+use crate::net::{NetworkEvent, Part, Stop, UNFILTERED};
 
 /// A guest waits so long for its network, and then boots without a card: vsock needs none.
 const PATIENCE_MS: u64 = 5_000;
@@ -60,6 +61,10 @@ pub(super) struct Network {
     pub(super) mode: NetworkMode,
     ready: BTreeSet<Name>,
     pub(super) failed: BTreeMap<Part, String>,
+    /// What of others surely stops guests' packets, as of the last look.
+    stopped: BTreeMap<Part, (Code, String)>,
+    /// By what packets are filtered, if they are.
+    filtered: Option<String>,
     /// Families in which the host has no address.
     lacking: BTreeMap<Family, String>,
     pub(super) translated: Translated,
@@ -208,7 +213,8 @@ impl World {
                 self.network.failed.remove(&part);
                 match part {
                     Part::Filter => {
-                        self.judge_filter(how, now_ms);
+                        self.network.filtered = how;
+                        self.judge_filter(now_ms);
                         self.network.translated = Translated { there, refused };
                     }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
@@ -217,7 +223,10 @@ impl World {
             NetworkEvent::Failed { part, step, evidence } if part != Part::Links => {
                 self.network.failed.insert(part, format!("{step}: {evidence}"));
                 match part {
-                    Part::Filter => self.judge_filter(None, now_ms),
+                    Part::Filter => {
+                        self.network.filtered = None;
+                        self.judge_filter(now_ms);
+                    }
                     Part::Links | Part::Routing => self.judge_routing(now_ms),
                 }
             }
@@ -237,6 +246,16 @@ impl World {
                 self.judge_routing(now_ms);
             }
             NetworkEvent::Ways { ways } => self.network.ways = ways,
+            NetworkEvent::Stopped { by } => {
+                let cause = |stop: Stop| (stop.part, (stop.code, stop.evidence));
+                self.network.stopped = by.into_iter().map(cause).collect();
+                self.judge_routing(now_ms);
+                self.judge_filter(now_ms);
+            }
+            NetworkEvent::Removed { what } => {
+                let verdict = Verdict::yes("LeftoverRemoved", what.join("; "));
+                self.feed.journal_mut().append(key, None, Some(verdict), now_ms);
+            }
             NetworkEvent::Repaired { what } => {
                 let verdict = Verdict::yes("Repaired", what.join("; "));
                 self.feed
@@ -272,9 +291,11 @@ impl World {
     }
 
     fn judge_routing(&mut self, now_ms: u64) {
-        let verdict = match self.network.failed.get(&Part::Routing) {
-            Some(failed) => Some(Verdict::no("RoutingFailed", failed.as_str())),
-            None => {
+        let failed = self.network.failed.get(&Part::Routing);
+        let verdict = match (failed, self.network.stopped.get(&Part::Routing)) {
+            (Some(failed), _) => Some(Verdict::no("RoutingFailed", failed.as_str())),
+            (None, Some((code, evidence))) => Some(Verdict::no(code.as_str(), evidence.as_str())),
+            (None, None) => {
                 let mut exits = self.network.exits.clone();
                 exits.retain(|family, _| !self.network.lacking.contains_key(family));
                 judge_exits(&self.network.mode, &exits)
@@ -283,14 +304,19 @@ impl World {
         self.tell_network(Layer::Routing, verdict, now_ms);
     }
 
-    /// `how` it is enforced, if there is a filter.
-    fn judge_filter(&mut self, how: Option<String>, now_ms: u64) {
-        let verdict = match self.network.failed.get(&Part::Filter) {
-            Some(failed) => Some(Verdict::no("FilterFailed", failed.as_str())),
-            None => how.map(|how| match how.strip_prefix(UNFILTERED) {
-                Some(why) => Verdict::yes("Unfiltered", format!("guests may take any address: {why}")),
-                None => Verdict::yes("Filtered", how),
-            }),
+    fn judge_filter(&mut self, now_ms: u64) {
+        let failed = self.network.failed.get(&Part::Filter);
+        let verdict = match (failed, self.network.stopped.get(&Part::Filter)) {
+            (Some(failed), _) => Some(Verdict::no("FilterFailed", failed.as_str())),
+            (None, Some((code, evidence))) => Some(Verdict::no(code.as_str(), evidence.as_str())),
+            (None, None) => self
+                .network
+                .filtered
+                .as_deref()
+                .map(|how| match how.strip_prefix(UNFILTERED) {
+                    Some(why) => Verdict::yes("Unfiltered", format!("guests may take any address: {why}")),
+                    None => Verdict::yes("Filtered", how),
+                }),
         };
         self.tell_network(Layer::Nat, verdict, now_ms);
     }

@@ -497,3 +497,72 @@ fn a_thousand_guests_have_room_and_one_takes_no_more_than_its_own() {
         assert_eq!(whole.count(), 1_000);
     }
 }
+
+#[test]
+fn what_others_stop_is_a_condition_until_they_do_so_no_more() {
+    use crate::net::{NetworkEvent, Part, Stop};
+    use sovereign_reconcile::finding::Code;
+
+    let mut world = ready_world();
+    let mut tell = |event| {
+        world.step(Event::Network(event), 1);
+        let report = world.report(&sql(), 1, |_| String::new());
+        let said = report.network.iter();
+        let said = said.map(|c| format!("{} {:?} {}: {}", c.layer, c.status, c.reason, c.evidence));
+        said.collect::<Vec<_>>()
+    };
+    let works = || NetworkEvent::Works {
+        part: Part::Filter,
+        how: Some("nf_tables".to_owned()),
+        forwards: [].into(),
+        refused: BTreeMap::new(),
+    };
+    let by = |part, code, evidence: &str| Stop {
+        part,
+        code,
+        evidence: evidence.to_owned(),
+    };
+    let well = ["nat True Filtered: nf_tables"];
+    assert_eq!(tell(works()), well);
+    let docker = || NetworkEvent::Stopped {
+        by: vec![by(Part::Filter, Code::ForwardDrop, "policy DROP")],
+    };
+    assert_eq!(tell(docker()), ["nat False ForwardDrop: policy DROP"]);
+    assert_eq!(
+        tell(works()),
+        ["nat False ForwardDrop: policy DROP"],
+        "ours being there is not enough"
+    );
+    assert_eq!(
+        tell(NetworkEvent::Failed {
+            part: Part::Filter,
+            step: "set".to_owned(),
+            evidence: "no".to_owned(),
+        }),
+        ["nat False FilterFailed: set: no"],
+        "what is ours comes first"
+    );
+    assert_eq!(tell(works()), ["nat False ForwardDrop: policy DROP"]);
+    let both = NetworkEvent::Stopped {
+        by: vec![
+            by(Part::Routing, Code::LookupMain, "rule 1"),
+            by(Part::Filter, Code::ForwardDrop, "policy DROP"),
+        ],
+    };
+    assert_eq!(
+        tell(both),
+        [
+            "routing False LookupMain: rule 1",
+            "nat False ForwardDrop: policy DROP"
+        ]
+    );
+    assert_eq!(tell(NetworkEvent::Stopped { by: vec![] }), well);
+    let what = vec!["IPv4 rule 1: remove".to_owned()];
+    tell(NetworkEvent::Removed { what });
+    let journal = whole_journal(&world);
+    let told = journal.last().and_then(|event| event.to.as_ref()).unwrap();
+    assert_eq!(
+        (told.reason.as_str(), told.evidence.as_str()),
+        ("LeftoverRemoved", "IPv4 rule 1: remove")
+    );
+}

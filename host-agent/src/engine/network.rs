@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink};
+use sovereign_protocol::v1::Refusal;
+use sovereign_reconcile::finding::FindingsView;
 use sovereign_reconcile::view::{NetworkMode, NetworkView};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Engine, OpenNetwork, QUEUE};
 use crate::core::Event;
-use crate::net::{Ground, Network, NetworkConfig, NetworkSpec, Observed, Place};
+use crate::net::{
+    ExamineError, Ground, Network, NetworkConfig, NetworkSpec, Observed, Place, Removal, RemoveMode,
+};
 use crate::netns::{self, HelperConfig, StageFailure};
 use crate::program;
 
@@ -27,6 +31,38 @@ impl Engine {
                 observed,
                 cards,
             }); // who asked may be gone
+        });
+    }
+
+    /// What others did that harms guests. Nothing is to be found where there is no network.
+    pub(super) fn findings(&self, reply: oneshot::Sender<Result<FindingsView, Refusal>>) {
+        let cards = self.world.holding_cards();
+        let looked = self.network.as_ref().map(|open| open.network.findings(cards));
+        tokio::spawn(async move {
+            let view = match looked {
+                Some(looked) => examined(looked).await,
+                None => Ok(FindingsView::default()),
+            };
+            let _ = reply.send(view); // who asked may be gone
+        });
+    }
+
+    pub(super) fn remove_leftovers(
+        &self,
+        names: Vec<String>,
+        mode: RemoveMode,
+        reply: oneshot::Sender<Result<Removal, Refusal>>,
+    ) {
+        let open = self.network.as_ref();
+        let removed = open.map(|open| open.network.remove_leftovers(names, mode));
+        tokio::spawn(async move {
+            let removal = match removed {
+                Some(removed) => examined(removed).await,
+                None => Err(Refusal::Conflict(
+                    "there is no network, and so no leftover".to_owned(),
+                )),
+            };
+            let _ = reply.send(removal); // who asked may be gone
         });
     }
 
@@ -151,4 +187,13 @@ impl Engine {
             });
         }
     }
+}
+
+/// The answer of who looks at the network.
+async fn examined<T>(answer: oneshot::Receiver<Result<T, ExamineError>>) -> Result<T, Refusal> {
+    let answer = answer.await.unwrap_or(Err(ExamineError::Ended));
+    answer.map_err(|error| match error {
+        ExamineError::NotThere { .. } => Refusal::Conflict(error.to_string()),
+        ExamineError::Look(_) | ExamineError::Ended => Refusal::Failed(error.to_string()),
+    })
 }

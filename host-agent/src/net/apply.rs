@@ -285,7 +285,7 @@ fn wanted_route(route: &WantedRoute, link: u32) -> RouteMessage {
     message
 }
 
-fn seen_route(route: &Route) -> RouteMessage {
+pub(super) fn seen_route(route: &Route) -> RouteMessage {
     let mut message = route_message(route.table, route.to, route.protocol);
     message.attributes.push(RouteAttribute::Priority(route.metric));
     message.attributes.extend(route.link.map(RouteAttribute::Oif));
@@ -312,7 +312,7 @@ fn route_message(table: u32, to: Prefix, protocol: u8) -> RouteMessage {
     message
 }
 
-fn rule_message(rule: &Rule) -> RuleMessage {
+pub(super) fn rule_message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(rule.family);
     let attributes = &mut message.attributes;

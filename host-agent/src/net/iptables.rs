@@ -231,6 +231,12 @@ impl Iptables {
         self.variant
     }
 
+    /// The program that says what is there.
+    #[must_use]
+    pub fn saves_by(&self, family: Family) -> String {
+        self.variant.program(family, "save")
+    }
+
     /// The tables that work for a family; none where it does not work at all.
     #[must_use]
     pub fn tables(&self, family: Family) -> BTreeSet<Table> {
@@ -259,17 +265,24 @@ impl Iptables {
     /// # Errors
     /// [`IptablesError`]; tables before the one that failed are changed, so look again.
     pub async fn apply(&self, family: Family, change: &Restore) -> Result<(), IptablesError> {
+        self.change(family, &change.to_string()).await
+    }
+
+    /// The same with a text for `iptables-restore --noflush`.
+    ///
+    /// # Errors
+    /// [`IptablesError`].
+    pub async fn change(&self, family: Family, text: &str) -> Result<(), IptablesError> {
         let side = self.side(family)?;
-        let text = change.to_string();
         for pause in PAUSES {
-            match side.restore(&text).await {
+            match side.restore(text).await {
                 Err(IptablesError::Failed { status, .. }) if status.code() == Some(RESOURCE_PROBLEM) => {
                     tokio::time::sleep(pause).await;
                 }
                 other => return other,
             }
         }
-        side.restore(&text).await
+        side.restore(text).await
     }
 
     fn side(&self, family: Family) -> Result<&Side, IptablesError> {

@@ -14,6 +14,7 @@
 mod apply;
 pub mod card;
 pub mod conntrack;
+mod examine;
 mod families;
 mod filter;
 pub mod gap;
@@ -38,6 +39,7 @@ mod wake;
 mod ways;
 mod work;
 
+pub use examine::{ExamineError, Mode as RemoveMode, Removal, Stop};
 pub use filter::{Choice as FilterChoice, UNFILTERED};
 pub use ground::Ground;
 pub use network::{Network, NetworkConfig};

@@ -1,5 +1,6 @@
 //! The network of an instance, for the engine.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,10 +8,12 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use sovereign_protocol::name::Name;
-use tokio::sync::{mpsc, oneshot, watch};
+use sovereign_reconcile::finding::FindingsView;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::examine::{Ask, ExamineError, Examiner, Mode as RemoveMode, Removal};
 use super::filter::Choice;
 use super::ground::Ground;
 use super::names;
@@ -72,6 +75,8 @@ pub struct Network {
     instance: Name,
     tuns: watch::Receiver<Option<Arc<TunPool>>>,
     ask: mpsc::Sender<oneshot::Sender<Observed>>,
+    examine: mpsc::Sender<Ask>,
+    examiner: JoinHandle<()>,
     task: JoinHandle<Reconciler>,
     stop: DropGuard,
 }
@@ -91,11 +96,24 @@ impl Network {
         let (ask, asked) = mpsc::channel(QUESTIONS);
         let stop = CancellationToken::new();
         let instance = config.instance.clone();
-        let reconciler = Reconciler::new(config, wanted, events, sender, asked);
+        let (examine, questions) = mpsc::channel(QUESTIONS);
+        let news = Arc::new(Notify::new());
+        let examiner = Examiner {
+            config: config.clone(),
+            spec: wanted.clone(),
+            asked: questions,
+            news: news.clone(),
+            events: events.clone(),
+            told: Vec::new(),
+        };
+        let examiner = tokio::spawn(examiner.run(stop.clone()));
+        let reconciler = Reconciler::new(config, wanted, events, sender, asked, news);
         Self {
             instance,
             tuns,
             ask,
+            examine,
+            examiner,
             task: tokio::spawn(reconciler.run(stop.clone())),
             stop: stop.drop_guard(),
         }
@@ -128,13 +146,36 @@ impl Network {
         Seat::new(&Ground::Private(helper.clone())).end().await
     }
 
+    /// What others did that harms guests, and where the kernel would send packets: looked at anew. `cards`: guests whose
+    /// VMM holds a card. The answer must not be waited for by who takes the network's events.
+    #[must_use]
+    pub fn findings(&self, cards: BTreeSet<Name>) -> oneshot::Receiver<Result<FindingsView, ExamineError>> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.examine.try_send(Ask::Look(cards, sender)); // too many ask: this one hears nothing
+        receiver
+    }
+
+    /// Removes leftovers of scripts by their names, or says what that would be; all of the names must be there. The
+    /// answer must not be waited for by who takes the network's events.
+    #[must_use]
+    pub fn remove_leftovers(
+        &self,
+        names: Vec<String>,
+        mode: RemoveMode,
+    ) -> oneshot::Receiver<Result<Removal, ExamineError>> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.examine.try_send(Ask::Remove(names, mode, sender));
+        receiver
+    }
+
     /// Takes away what is ours and ends the helper. A private namespace and all links in it are gone when the last
     /// VMM that holds a TAP has ended; nothing else of it is left anywhere.
     ///
     /// # Errors
     /// What could not be removed, or that the helper does not end.
     pub async fn end(self) -> Result<(), StageFailure> {
-        drop((self.stop, self.tuns));
+        drop((self.stop, self.tuns, self.examine));
+        let _ = self.examiner.await; // it has nothing to say
         let reconciler = self.task.await.map_err(|error| {
             let error = io::Error::from(error);
             StageFailure::new(Stage::Answer, error.to_string())

@@ -203,6 +203,11 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 /// `None` for one that does not matter, and for the cache's.
 fn route(message: &RouteMessage) -> Option<Route> {
+    any_route(message).filter(Route::matters)
+}
+
+/// A route, whether it matters or not; `None` for the cache's, which answers to questions are.
+pub(super) fn any_route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     if header.flags.contains(RouteFlags::Cloned) {
         return None;
@@ -235,11 +240,16 @@ fn route(message: &RouteMessage) -> Option<Route> {
         }
     }
     route.to = Prefix::new(to, header.destination_prefix_length)?;
-    route.matters().then_some(route)
+    Some(route)
 }
 
 /// `None` for one that does not matter.
 fn rule(message: &RuleMessage) -> Option<Rule> {
+    any_rule(message).filter(Rule::matters)
+}
+
+/// A rule, whether it matters or not.
+pub(super) fn any_rule(message: &RuleMessage) -> Option<Rule> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let mut rule = Rule::ours(family(header.family)?, 0, RuleAction::Other);
@@ -272,7 +282,7 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
         Verb::Unreachable => RuleAction::Unreachable,
         _ => RuleAction::Other,
     };
-    rule.matters().then_some(rule)
+    Some(rule)
 }
 
 fn family(family: AddressFamily) -> Option<Family> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::route::WantedRoute;
 use sovereign_reconcile::uplink::Exit;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +63,8 @@ pub(super) struct Reconciler {
     events: mpsc::Sender<NetworkEvent>,
     tuns: watch::Sender<Option<Arc<TunPool>>>,
     asked: mpsc::Receiver<oneshot::Sender<Observed>>,
+    /// Told after each turn: who looks at what others did waits for it.
+    news: Arc<Notify>,
     seat: Seat,
     /// Why there is no helper, when there is none.
     helper: Result<(), StageFailure>,
@@ -93,6 +95,7 @@ impl Reconciler {
         events: mpsc::Sender<NetworkEvent>,
         tuns: watch::Sender<Option<Arc<TunPool>>>,
         asked: mpsc::Receiver<oneshot::Sender<Observed>>,
+        news: Arc<Notify>,
     ) -> Self {
         let first_pause = config.first_pause;
         Self {
@@ -103,6 +106,7 @@ impl Reconciler {
             events,
             tuns,
             asked,
+            news,
             helper: Ok(()),
             session: None,
             wanted: None,
@@ -214,6 +218,9 @@ impl Reconciler {
             self.begin_anew();
         }
         let troubles = self.reconcile(wake).await.unwrap_or_else(|trouble| vec![trouble]);
+        if matches!(self.config.ground, Ground::Host) {
+            self.news.notify_one(); // in a namespace of our own nobody else is to be met
+        }
         if troubles.is_empty() {
             return;
         }

@@ -8,6 +8,7 @@ use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::PortForward;
 use sovereign_reconcile::uplink::Exit;
 
+use super::examine::Stop;
 use super::observed::Observed;
 use super::plan::Part;
 use super::wanted::Wanted;
@@ -72,6 +73,16 @@ pub enum NetworkEvent {
         what: Vec<String>,
         /// Repairs in the last ten seconds.
         repairs: usize,
+    },
+    /// Others stop guests' packets by something that is not ours, or nobody does any more.
+    Stopped {
+        /// By what, the first of each part; empty when nothing does.
+        by: Vec<Stop>,
+    },
+    /// Leftovers of scripts were removed, as somebody asked for by name.
+    Removed {
+        /// Each thing.
+        what: Vec<String>,
     },
 }
 

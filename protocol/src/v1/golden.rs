@@ -176,6 +176,14 @@ fn bytes_of_every_request_of_version_1() {
         (HostRequest::Status {}, "04000000"),
         (HostRequest::Stop {}, "05000000"),
         (HostRequest::Network {}, "06000000"),
+        (HostRequest::Findings {}, "07000000"),
+        (
+            HostRequest::RemoveLeftovers {
+                names: document(),
+                dry: true,
+            },
+            "0800000001000000000000000701",
+        ),
     ] {
         assert_eq!(hex(&request), golden, "{request:?}");
     }
@@ -244,6 +252,14 @@ fn bytes_of_every_response_of_version_1() {
         (
             HostResponse::Network(Document::from(vec![7])),
             "06000000010000000000000007".to_owned(),
+        ),
+        (
+            HostResponse::Findings(Ok(Document::from(vec![7]))),
+            "0700000000000000010000000000000007".to_owned(),
+        ),
+        (
+            HostResponse::RemoveLeftovers(Err(Refusal::Conflict("a".into()))),
+            "080000000100000001000000010000000000000061".to_owned(),
         ),
     ] {
         assert_eq!(hex(&response), golden, "{response:?}");

@@ -27,6 +27,7 @@ mod tests;
 pub use plan::{Change, Restore, plan, remove};
 pub use rule::Rule;
 pub use save::{Guide, Observed, parse, tags};
+pub(crate) use save::{records, rule_of};
 pub use wanted::{Family, ForwardLack, Hook, Jump, Lack, TagError, Wanted, wanted};
 
 use std::fmt;

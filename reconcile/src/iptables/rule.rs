@@ -15,7 +15,7 @@ impl Rule {
     }
 
     /// Reads the arguments; `None` when they could not be written again in one line.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         if text.chars().any(char::is_control) {
             return None;
         }
@@ -37,7 +37,7 @@ impl Rule {
     }
 
     /// A rule that no wanted one is equal to, for what cannot be read.
-    pub(super) fn unreadable() -> Self {
+    pub(crate) fn unreadable() -> Self {
         Self(Vec::new())
     }
 
@@ -48,13 +48,13 @@ impl Rule {
     }
 
     /// What follows an option.
-    pub(super) fn value(&self, option: &str) -> Option<&str> {
+    pub(crate) fn value(&self, option: &str) -> Option<&str> {
         let at = self.0.iter().position(|word| word == option)?;
         self.0.get(at + 1).map(String::as_str)
     }
 
     /// The chain that it leads to, or its target.
-    pub(super) fn target(&self) -> Option<&str> {
+    pub(crate) fn target(&self) -> Option<&str> {
         self.value("-j").or_else(|| self.value("-g"))
     }
 }

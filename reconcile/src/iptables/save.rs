@@ -176,7 +176,7 @@ fn is_plain(chain: &str) -> bool {
 }
 
 /// The chain and the arguments of `-A CHAIN ARGUMENTS`, with `[packets:bytes]` before it or not.
-fn rule_of(record: &str) -> Option<(&str, &str)> {
+pub(crate) fn rule_of(record: &str) -> Option<(&str, &str)> {
     let counted = record.strip_prefix('[').and_then(|rest| rest.split_once("] "));
     let record = counted.map_or(record, |(_, rest)| rest);
     let rest = record.strip_prefix("-A ")?;
@@ -184,7 +184,7 @@ fn rule_of(record: &str) -> Option<(&str, &str)> {
 }
 
 /// Lines, but for line ends within quotes: a comment may have them, and what follows there is no rule.
-fn records(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn records(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {

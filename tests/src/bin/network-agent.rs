@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::FdFlags;
 use sovereign_host_agent::net::names::Mac;
 use sovereign_host_agent::net::{
-    FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, card, gc, look, pasta,
+    ExamineError, FilterChoice, Ground, Network, NetworkConfig, NetworkEvent, NetworkSpec, Place, Removal,
+    RemoveMode, card, gc, look, pasta,
 };
 use sovereign_host_agent::netns::{self, HelperConfig, Origin};
 use sovereign_protocol::link_name::LinkName;
@@ -24,11 +25,12 @@ use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::spec::{Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
 use sovereign_reconcile::filter::PortForward;
+use sovereign_reconcile::finding::FindingsView;
 use sovereign_tests::guard;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How long `hold` holds a TAP.
 const MOMENT: Duration = Duration::from_millis(500);
@@ -156,8 +158,14 @@ async fn run(config: NetworkConfig) -> Result<()> {
     specs.send_replace(parse(&first)?);
     let mut network = Some(Network::start(config, spec, sender));
     let (mut open, mut vmms) = (BTreeMap::new(), BTreeMap::new());
+    // In the order in which they were asked; who takes events must not wait for an answer.
+    let mut asked: Vec<Asked> = Vec::new();
     loop {
         tokio::select! {
+            line = answer(asked.first_mut()) => {
+                asked.remove(0);
+                say(&line?)?;
+            }
             Some(event) = events.recv() => say(&shown(&event))?,
             line = lines.next_line() => {
                 let Some(line) = line? else { return Ok(()) };
@@ -190,6 +198,18 @@ async fn run(config: NetworkConfig) -> Result<()> {
                     }
                     Some(("kill", guest)) => drop(vmms.remove(&Name::parse(guest)?)),
                     Some(("close", guest)) => drop(open.remove(&Name::parse(guest)?)),
+                    Some(("findings", cards)) => {
+                        let cards = cards.split(' ').filter(|name| !name.is_empty()).map(Name::parse);
+                        asked.push(Asked::Findings(running.findings(cards.collect::<Result<_, _>>()?)));
+                    }
+                    Some(("remove", names)) => {
+                        let names = names.split(' ').map(str::to_owned).collect();
+                        asked.push(Asked::Removal(running.remove_leftovers(names, RemoveMode::Remove)));
+                    }
+                    Some(("remove-dry", names)) => {
+                        let names = names.split(' ').map(str::to_owned).collect();
+                        asked.push(Asked::Removal(running.remove_leftovers(names, RemoveMode::Dry)));
+                    }
                     Some(("want", _)) => drop(specs.send_replace(parse(&line)?)),
                     None if line == "end" => {
                         open.clear();
@@ -203,6 +223,27 @@ async fn run(config: NetworkConfig) -> Result<()> {
                 }
             }
         }
+    }
+}
+
+/// A question to who looks at what others did.
+enum Asked {
+    Findings(oneshot::Receiver<Result<FindingsView, ExamineError>>),
+    Removal(oneshot::Receiver<Result<Removal, ExamineError>>),
+}
+
+/// The answer to a question, as one line of JSON or with its error; for ever where there is none. Cancel safe.
+async fn answer(asked: Option<&mut Asked>) -> Result<String> {
+    match asked {
+        Some(Asked::Findings(answer)) => Ok(match answer.await? {
+            Ok(view) => format!("found {}", serde_json::to_string(&view)?),
+            Err(error) => format!("not-looked {error}"),
+        }),
+        Some(Asked::Removal(answer)) => Ok(match answer.await? {
+            Ok(removal) => format!("removal {}", serde_json::to_string(&removal)?),
+            Err(error) => format!("not-removed {error}"),
+        }),
+        None => std::future::pending().await,
     }
 }
 
@@ -338,6 +379,14 @@ fn shown(event: &NetworkEvent) -> String {
         NetworkEvent::Exits { exits, mtu } => format!("exits {exits:?} mtu {}", mtu.unwrap_or_default()),
         NetworkEvent::Repaired { what } => format!("repaired {}", what.join("; ")),
         NetworkEvent::Fight { what, repairs } => format!("fight {repairs} {}", what.join("; ")),
+        NetworkEvent::Stopped { by } => {
+            let by: Vec<String> = by
+                .iter()
+                .map(|stop| format!("{:?} {}: {}", stop.part, stop.code, stop.evidence))
+                .collect();
+            format!("stopped {}", by.join("; "))
+        }
+        NetworkEvent::Removed { what } => format!("removed {}", what.join("; ")),
     }
 }
 

@@ -83,6 +83,14 @@ impl Agent {
             .with_context(|| format!("no {begin:?}: {:#?}", self.seen))
     }
 
+    /// The last line so far that begins so, whether it was waited for or passed over.
+    #[must_use]
+    pub fn last(&mut self, begin: &str) -> Option<String> {
+        self.seen.extend(self.lines.try_iter());
+        let mut latest = self.seen.iter().rev();
+        latest.find(|line| line.starts_with(begin)).cloned()
+    }
+
     /// The lines that have come and were not waited for.
     #[must_use]
     pub fn rest(&mut self) -> Vec<String> {

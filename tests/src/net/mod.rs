@@ -18,6 +18,7 @@ use crate::seat::{self, NOBODY};
 use crate::space::Space;
 
 mod agent;
+mod findings;
 mod hosted;
 mod lan;
 mod links;
@@ -25,6 +26,7 @@ mod picture;
 mod router;
 
 pub use agent::Agent;
+pub use findings::{Findings, until_stopped_by};
 pub use hosted::{Filter, Hosted};
 pub use lan::{Lan, Place, TAG};
 pub use links::{Links, WANT, world};

@@ -8,6 +8,7 @@ use sovereign_protocol::layers::Level;
 
 mod guest;
 mod host;
+mod network;
 mod service;
 
 /// The code of the entry that speaks for all others of its level.
@@ -58,7 +59,7 @@ pub(crate) struct Entry {
 
 /// All entries, lowest level first.
 pub(crate) fn entries() -> impl Iterator<Item = &'static Entry> {
-    [host::ENTRIES, guest::ENTRIES, service::ENTRIES]
+    [host::ENTRIES, network::ENTRIES, guest::ENTRIES, service::ENTRIES]
         .into_iter()
         .flatten()
 }

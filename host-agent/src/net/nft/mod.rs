@@ -13,6 +13,7 @@ use sovereign_reconcile::nft::{Family, Tables, mark, marked};
 
 pub(crate) mod attributes;
 mod expressions;
+pub(crate) mod foreign;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod monitor;
@@ -111,7 +112,7 @@ impl Nft {
             let mut reading = Reading::new(&self.tag, self.ownership, self.requests.port());
             let mut steady = true;
             for head in &heads {
-                steady &= self.read(head, &mut reading).await?;
+                steady &= read(&mut self.requests, head, &mut reading).await?;
             }
             if heads.is_empty() || steady && self.heads(&all).await?.0 == generation {
                 return Ok(reading.finish());
@@ -306,28 +307,26 @@ impl Nft {
         }
         Ok((generation.ok_or(NftError::NoAnswer(None))?, heads))
     }
+}
 
-    /// Reads a table's chains and rules. Not when others changed them on the way.
-    async fn read(&mut self, head: &TableHead, reading: &mut Reading) -> Result<bool, NftError> {
-        let name = [head.name.as_bytes(), &[0]].concat();
-        let by_table: [(u16, &[u8]); 1] = [(1, &name)];
-        let family = head.family.number();
-        let what = || What::Table(format!("{} {}", head.family, head.name));
-        reading.table(head);
-        // Chains cannot be asked for by table; those of others in the family are passed over.
-        for (kind, attributes) in [(GET_CHAIN, &[][..]), (GET_RULE, &by_table[..])] {
-            let dumped = self
-                .requests
-                .dump(ask(kind, family, attributes), |message| reading.take(message));
-            match dumped.await? {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(refusal) if refusal.errno == Errno::NOENT => return Ok(false),
-                Err(refusal) => return Err(NftError::refused(what(), refusal)),
-            }
+/// Reads a table's chains and rules. Not when others changed them on the way.
+async fn read(requests: &mut Requests, head: &TableHead, reading: &mut Reading) -> Result<bool, NftError> {
+    let name = [head.name.as_bytes(), &[0]].concat();
+    let by_table: [(u16, &[u8]); 1] = [(1, &name)];
+    let family = head.family.number();
+    let what = || What::Table(format!("{} {}", head.family, head.name));
+    reading.table(head);
+    // Chains cannot be asked for by table; those of others in the family are passed over.
+    for (kind, attributes) in [(GET_CHAIN, &[][..]), (GET_RULE, &by_table[..])] {
+        let dumped = requests.dump(ask(kind, family, attributes), |message| reading.take(message));
+        match dumped.await? {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(refusal) if refusal.errno == Errno::NOENT => return Ok(false),
+            Err(refusal) => return Err(NftError::refused(what(), refusal)),
         }
-        Ok(true)
     }
+    Ok(true)
 }
 
 /// The messages that make some tables, numbered from `first` on: what a batch holds between its two frames. `None`

@@ -33,7 +33,7 @@ const BASE: u32 = 1;
 /// NFTNL_UDATA_TABLE_COMMENT and NFTNL_UDATA_RULE_COMMENT.
 const COMMENT: u8 = 0;
 /// What is read of a table that others filled.
-const RULES: usize = 1 << 16;
+pub(super) const RULES: usize = 1 << 16;
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
 pub(super) const NLM_F_ACK: u16 = 4;
