@@ -447,3 +447,29 @@ fn an_address_that_is_taken_away_takes_our_route_with_it_and_both_come_back() ->
         },
     )
 }
+
+/// Nothing tells of a flush of x_tables: they are looked at every ten seconds.
+#[test]
+fn who_flushes_all_chains_and_nothing_else_is_noticed_soon() -> Result<()> {
+    let want = format!("{FOUR} uplink=auto forward=tcp:15432:192.168.100.2:5432");
+    Seat::run(
+        AGENT,
+        "flush_chains",
+        Filter::Iptables,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            seat.forward_works("10.1.0.2:15432")?;
+            // What follows from changes that the kernel told of is over after some of them.
+            for _ in 0..4 {
+                seat.lan.machine().sh(
+                    "for program in iptables ip6tables; do for table in filter nat mangle; do \
+                     $program -t $table -F; done; done",
+                )?;
+                seat.agent()?.expect("repaired packet filter")?;
+            }
+            seat.leaves_by(Nic::Eth0)?;
+            seat.forward_works("10.1.0.2:15432")
+        },
+    )
+}

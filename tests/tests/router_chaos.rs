@@ -236,7 +236,7 @@ fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usiz
         first.ends()?;
     }
     let mut next = hosted.up(lan.machine(), WANT)?;
-    if step % 8 == 0 {
+    if step.is_multiple_of(8) {
         lan.plug(&hosted.bridge())?;
         lan.answers(Way::TcpOut)?;
     }

@@ -126,11 +126,15 @@ impl Enforcer {
         matches!(self, Self::None(_))
     }
 
-    /// Waits for news; for ever where there are none. Cancel safe.
+    /// Waits for news, or until it is to be looked at without any; for ever where there are none. Cancel safe.
     pub(super) async fn wait(&mut self) -> io::Result<()> {
         match self {
             Self::Tables(tables) => tables.wait().await,
-            Self::Chains(_) | Self::None(_) => std::future::pending().await,
+            Self::Chains(chains) => {
+                chains.wait().await;
+                Ok(())
+            }
+            Self::None(_) => std::future::pending().await,
         }
     }
 
