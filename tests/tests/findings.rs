@@ -13,6 +13,7 @@ use sovereign_tests::net::{
     Agent, Filter, Findings, Hosted, Router as Seat, SOON, can_run, left_by_the_kernel as stays,
     until_stopped_by,
 };
+use sovereign_tests::net::{WANT, for_both, world};
 use sovereign_tests::space::{Guest, SILENCE, State};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
@@ -632,4 +633,25 @@ fn phone_leftovers(phone: &Phone, hosted: &Hosted, agent: &mut Agent) -> Result<
     until_stopped_by(agent, |line| line == "stopped ")?;
     differs_by(&clean, &phone.foreign_state(|_| false)?, &[])?;
     phone.answers(PhoneWay::PingOut)
+}
+
+/// In a namespace of our own nobody else is to be met; it is looked at through its helper all the same.
+#[test]
+fn a_private_network_is_looked_at_through_its_helper() -> Result<()> {
+    for_both("private_findings", |user| {
+        let (world, links) = world(AGENT, user)?;
+        let mut agent = world.agent(WANT)?;
+        agent.expect("ready")?;
+        let found = Findings::until_with(&mut agent, "sql", "its TAP is named", |found| {
+            found.are(&["NoCarrier all"])
+        })?;
+        ensure!(found.text("NoCarrier")?.contains(&links.sql), "{:#}", found.0);
+        let by = format!(
+            "192.168.100.0/24 dev {} table main, by rule 32766: from all lookup main",
+            links.bridge
+        );
+        let probes = found.probes();
+        ensure!(probes.len() == 1 && probes[0].ends_with(&by), "{probes:#?}");
+        well(&mut agent).map(drop)
+    })
 }

@@ -1,6 +1,6 @@
 //! Chains of a packet filter, whoever made them, as steps for one packet; and what becomes of it there.
 //!
-//! A step whose condition cannot be told leaves both ends open from there on: then the answer is [`Fate::MayDrop`], never a
+//! A step whose condition cannot be told leaves both ends open from there on: then the answer is `Fate::MayDrop`, never a
 //! plain yes or no.
 
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ pub(super) enum Condition {
 
 /// The chains of one table, and the one where forwarded packets come in.
 #[derive(Clone)]
-pub struct Chains {
+pub(super) struct Chains {
     /// Who printed it: a program of iptables, or `nft`.
     pub(super) program: String,
     /// The table, such as `inet firewalld` or `ip filter`.

@@ -1,7 +1,7 @@
 //! What others did to this host's network that harms guests: from a look at everything to findings. Pure.
 //!
 //! [`judge`] knows nothing but a [`Look`]: what was dumped, what the kernel answered to questions about packets
-//! ([`probe`]), and foreign filters in words that can be followed ([`chain`]). One noun a file; each family is judged on
+//! ([`probe`]), and foreign filters in words that can be followed (`chain`). One noun a file; each family is judged on
 //! its own. Nothing foreign is ever changed because of a finding, unless somebody asks for a [`leftover`] by its name.
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::family::Family;
 mod address;
 mod bridged;
 mod carrier;
-pub mod chain;
+mod chain;
 mod code;
 mod drops;
 mod ladder;
