@@ -91,6 +91,12 @@ impl Agent {
         latest.find(|line| line.starts_with(begin)).cloned()
     }
 
+    /// The lines that were waited for or passed over.
+    #[must_use]
+    pub fn seen(&self) -> &[String] {
+        &self.seen
+    }
+
     /// The lines that have come and were not waited for.
     #[must_use]
     pub fn rest(&mut self) -> Vec<String> {
