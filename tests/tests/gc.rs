@@ -20,7 +20,7 @@ const THEIRS: &str = "ip link add up0 type veth peer name up1; \
     ip rule add priority 9000 iif up0 lookup 77; ip route add 10.9.0.0/16 dev up0 table 77; \
     nft add table inet theirs; nft add chain inet theirs c; nft add rule inet theirs c counter";
 /// All of it, as an independent observer sees it.
-const LOOK: &str = "ip -oneline link; ip rule; ip -6 rule; ip route show table all; nft list table inet theirs; \
+const LOOK: &str = "ip -oneline link; ip rule; ip -6 rule; ip route show table all | grep -v 'local fe80'; nft list table inet theirs; \
     cat /proc/sys/net/ipv4/ip_forward; iptables-save | grep -c sv || true";
 
 fn left_behind(filter: &str) -> Result<()> {

@@ -60,7 +60,7 @@ fn picture(state: &Observed, removed: &BTreeSet<String>, lost: &BTreeSet<String>
     // Those of links that are lost go with them, and of others not all have been looked at.
     let seen = |(sysctl, value): &(&Sysctl, &i64)| {
         let of_lost = sysctl.link().is_some_and(|link| lost.contains(link.as_str()));
-        !of_lost && !(sysctl.goes_with_our_link() && **value == sysctl.fresh())
+        !(of_lost || sysctl.goes_with_our_link() && **value == sysctl.fresh())
     };
     let sysctls = state.sysctls.iter().filter(seen);
     Picture {
