@@ -143,7 +143,7 @@ fn leaves(instance: &Instance) -> Result<()> {
     instance.wait("the network works", SOON, |_| {
         instance.status().is_ok_and(|status| network(&status))
     })?;
-    let out = format!("busybox nc -w 5 {OUTSIDE} 8080 </dev/null");
+    let out = format!("busybox timeout 3 busybox nc -w 5 {OUTSIDE} 8080 </dev/null"); // nc does not end with its peer
     until(instance, &out, |said| {
         said.starts_with("outside sees 203.0.113.2:")
     })?;
