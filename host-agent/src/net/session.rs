@@ -52,7 +52,7 @@ pub(super) enum Broken {
 #[derive(Debug)]
 pub(super) enum Seat {
     /// Of our own.
-    Private(Held),
+    Private(Box<Held>),
     /// The one that we are in.
     Host,
 }
@@ -80,12 +80,12 @@ pub(super) struct Held {
 impl Seat {
     pub(super) fn new(ground: &Ground) -> Self {
         match ground {
-            Ground::Private(config) => Self::Private(Held {
+            Ground::Private(config) => Self::Private(Box::new(Held {
                 pasta: Pasta::beside(config),
                 config: config.clone(),
                 helper: None,
                 kept: None,
-            }),
+            })),
             Ground::Host => Self::Host,
         }
     }
@@ -100,9 +100,10 @@ impl Seat {
 
     /// Waits until the helper that we know has ended, and forgets it, or until pasta has ended or is due. Cancel safe.
     pub(super) async fn changed(&mut self) -> Changed {
-        let Self::Private(Held { helper, pasta, .. }) = self else {
+        let Self::Private(held) = self else {
             return std::future::pending().await;
         };
+        let Held { helper, pasta, .. } = &mut **held;
         let ended = async {
             match &helper {
                 Some(helper) => helper.ended().await,

@@ -82,8 +82,8 @@ pub(super) fn find(path: Option<OsString>) -> Option<PathBuf> {
 pub(super) fn last_line(said: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(said);
     let lines = text.lines().map(str::trim);
-    let telling = lines.filter(|line| !line.is_empty() && !line.starts_with("Failed to send"));
-    telling.last().map(|line| line.chars().take(300).collect())
+    let mut telling = lines.filter(|line| !line.is_empty() && !line.starts_with("Failed to send"));
+    telling.next_back().map(|line| line.chars().take(300).collect())
 }
 
 #[cfg(test)]
