@@ -88,7 +88,14 @@ impl Stale {
             || ends.iter().any(|end| self.guests.contains(end))
     }
 
-    fn is_empty(&self) -> bool {
+    /// Takes another change in.
+    pub(super) fn add(&mut self, more: Self) {
+        self.forwards.extend(more.forwards);
+        self.guests.extend(more.guests);
+        self.gap.add(more.gap);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.guests.is_empty()
             && self.gap.is_empty()
             && !self

@@ -49,6 +49,13 @@ impl Gap {
             .any(|subnet| within(subnet, entry.source) && !within(subnet, entry.destination))
     }
 
+    /// Takes another gap in.
+    pub(super) fn add(&mut self, more: Self) {
+        self.forwards.extend(more.forwards);
+        self.masqueraded.extend(more.masqueraded);
+        self.own.extend(more.own);
+    }
+
     /// True when there is nothing that could be missing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

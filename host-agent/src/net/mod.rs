@@ -17,6 +17,7 @@ pub mod conntrack;
 mod examine;
 mod families;
 mod filter;
+mod forget;
 pub mod gap;
 pub mod gc;
 mod ground;

@@ -199,7 +199,8 @@ impl Reconciler {
             let nothing = Wanted::nothing(instance, session.switched(), &session.observed);
             let todo = session.plan(&nothing);
             if todo.is_done() {
-                session.forget_connections(&nothing).await;
+                session.forget_connections(&nothing);
+                session.close().await;
                 return Ok(());
             }
             let failures = session.apply(&todo, &nothing, false).await;
@@ -292,7 +293,7 @@ impl Reconciler {
             self.due = Instant::now() + Duration::from_millis(self.retry.failed());
         }
         self.report(&wanted, &left, (&troubles, lacking), enforced).await;
-        session.forget_connections(&wanted).await;
+        session.forget_connections(&wanted);
         self.session = Some(session);
         if turn.left.is_done() && troubles.is_empty() {
             self.settled = Some(followed(&wanted));

@@ -12,9 +12,9 @@ use sovereign_reconcile::wanted::Switched;
 use tokio::time::Instant;
 
 use super::apply::{self, Failure};
-use super::chain;
-use super::conntrack::{Conntrack, Stale};
+use super::conntrack::Stale;
 use super::filter::{Enforcer, FilterError};
+use super::forget::Forgetter;
 use super::gap::Gap;
 use super::ground::{self, Ground, Opened};
 use super::iptables;
@@ -169,7 +169,7 @@ impl Seat {
             notifications,
             switches,
             filter,
-            conntrack: set.conntrack.and_then(|socket| Conntrack::over(socket).ok()),
+            forgetter: set.conntrack.and_then(|socket| Forgetter::start(socket).ok()),
             enforced: None,
             remade: None,
             by: None,
@@ -260,7 +260,7 @@ pub(super) struct Session {
     /// What is filtered and translated.
     pub(super) filter: Enforcer,
     /// Absent where the kernel remembers no connections.
-    conntrack: Option<Conntrack>,
+    forgetter: Option<Forgetter>,
     /// The filter for which connections were looked at last.
     enforced: Option<Filter>,
     /// The filter was made since.
@@ -427,9 +427,9 @@ impl Session {
         failures
     }
 
-    /// Forgets the connections that a filter which was made since the last call leads elsewhere, or that began without
-    /// it: a sender of UDP would go on to where it led before, for as long as it sends. Not in the way of a repair.
-    pub(super) async fn forget_connections(&mut self, wanted: &Wanted) {
+    /// Has the connections forgotten that a filter which was made since the last call leads elsewhere, or that began
+    /// without it: a sender of UDP would go on to where it led before, for as long as it sends.
+    pub(super) fn forget_connections(&mut self, wanted: &Wanted) {
         let Some(why) = self.remade.take() else {
             return;
         };
@@ -439,14 +439,15 @@ impl Session {
             stale.gap = Gap::of(filter, own.collect());
         }
         self.enforced.clone_from(&wanted.filter);
-        if let Some(conntrack) = &mut self.conntrack {
-            match conntrack.flush(&stale).await {
-                Ok(0) => {}
-                Ok(removed) => tracing::info!(removed, "connections begin anew"),
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "connections of a former forward may go on");
-                }
-            }
+        if let Some(forgetter) = &self.forgetter {
+            forgetter.forget(stale);
+        }
+    }
+
+    /// Ends with the namespace as it is, and with what was asked for beside the loop done.
+    pub(super) async fn close(self) {
+        if let Some(forgetter) = self.forgetter {
+            forgetter.finish().await;
         }
     }
 }
