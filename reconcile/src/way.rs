@@ -168,6 +168,13 @@ impl ToldWays {
         news
     }
 
+    /// What is there now is another way although it looks the same: what led out ended, and was started again.
+    pub fn renew(&mut self, wall_s: u64) {
+        for told in self.told.values_mut() {
+            told.number = (told.number + 1).max(wall_s);
+        }
+    }
+
     /// When the next look is due, in the milliseconds of [`ToldWays::look`].
     #[must_use]
     pub fn due_ms(&self) -> Option<u64> {

@@ -279,10 +279,8 @@ fn a_wrong_clock(instance: &Instance) -> Result<()> {
     set(3_600)?;
     let diagnosis = until(instance, SHOWS, &[&["clock Ahead"]])?;
     is_whole(instance, &diagnosis)?;
-    ensure!(
-        evidence(&diagnosis, 0).contains("+3599") || evidence(&diagnosis, 0).contains("+3600"),
-        "{diagnosis:#}"
-    );
+    let text = evidence(&diagnosis, 0); // seconds are cut off, and the command takes a while
+    ensure!(text.contains("+359") || text.contains("+3600"), "{diagnosis:#}");
     ensure!(diagnosis["guests"][0]["ready"] == "True", "the clock is advisory");
     set(0)?;
     healthy(instance)
@@ -290,8 +288,7 @@ fn a_wrong_clock(instance: &Instance) -> Result<()> {
 
 fn a_stopped_host_agent(instance: &Instance) -> Result<()> {
     signal(host_agent(instance)?, Signal::STOP)?;
-    let diagnosis = instance.doctor()?;
-    ensure!(findings(&diagnosis) == ["host HostAgentStopped"], "{diagnosis:#}");
+    let diagnosis = until(instance, SHOWS, &[&["host HostAgentStopped"]])?;
     apply_fix(instance, &diagnosis, 0)?;
     healthy(instance)
 }

@@ -151,7 +151,7 @@ fn another_uplink(instance: &Instance) -> Result<()> {
     ensure!(after.from == "10.8.0.1", "by {}", after.from);
     goes_on(theirs)?;
     ensure!(after.lives()?, "what was opened by the new way");
-    ensure!(instance.guest()?["ready"] == "True", "{:#}", instance.guest()?);
+    instance.wait("the guest is ready", SOON, |guest| guest["ready"] == "True")?;
     after.command.kill()?; // the client; the guest goes down with what is left
     after.command.wait()?;
     instance.ok(&["down"]).map(drop)

@@ -175,13 +175,13 @@ impl Mesh<'_> {
             "sql",
             "kill -9 $(head -1 /var/lib/postgresql/17/main/postmaster.pid)",
         )?;
-        let (_, web) = self.until("web hears of it", |_, web| web["ready"] == "False")?;
-        let edge = condition(&web, "miniflux.requires")?;
-        let evidence = edge["evidence"].as_str().unwrap_or_default();
-        ensure!(
-            edge["reason"] == "WaitsFor" && evidence.starts_with("sql/postgres is False: "),
-            "{edge:#}"
-        );
+        self.until("web hears of it", |_, web| {
+            let waits = condition(web, "miniflux.requires").is_ok_and(|edge| {
+                let evidence = edge["evidence"].as_str().unwrap_or_default();
+                edge["reason"] == "WaitsFor" && evidence.starts_with("sql/postgres is False: ")
+            });
+            web["ready"] == "False" && waits
+        })?;
         self.until("both are ready again", |sql, web| {
             sql["ready"] == "True" && web["ready"] == "True"
         })?;
@@ -249,13 +249,14 @@ impl Mesh<'_> {
             "{edge:#}"
         );
         self.until("Miniflux is ready at the other address", |_, web| {
-            web["ready"] == "True"
+            let url = self.inside("web", &format!("grep -o '@[0-9.:]*' {RUN}/started.conf"));
+            web["ready"] == "True" && url.is_ok_and(|url| url == "@192.168.100.77:5432")
         })?;
-        let url = self.inside("web", &format!("grep -o '@[0-9.:]*' {RUN}/started.conf"))?;
-        ensure!(url == "@192.168.100.77:5432", "{url}");
         let connected = "select client_addr from pg_stat_activity where usename = 'web_miniflux' limit 1";
-        let from = self.instance.ok(&["psql", "sql", "--", "-Atc", connected])?;
-        ensure!(from.trim() == "192.168.100.30", "{from}");
+        self.until("Miniflux is connected there", |_, _| {
+            let from = self.instance.ok(&["psql", "sql", "--", "-Atc", connected]);
+            from.is_ok_and(|from| from.trim() == "192.168.100.30")
+        })?;
         self.its_first_account_can_log_in()
     }
 

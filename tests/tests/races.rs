@@ -12,7 +12,7 @@ use sovereign_tests::instance::{kill, signal};
 
 const AGAIN: Duration = Duration::from_secs(90);
 /// An interrupted command ends within this time.
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(20);
 
 fn start(instance: &Instance, arguments: &[&str]) -> Result<Child> {
     let mut command = instance.command(arguments);

@@ -11,7 +11,7 @@ use sovereign_protocol::status::Phase;
 use sovereign_protocol::ways::Ways;
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::finding::Code;
-use sovereign_reconcile::resolver::HostResolver;
+use sovereign_reconcile::resolver::{Advice, HostResolver};
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
@@ -74,6 +74,8 @@ pub(super) struct Network {
     pub(super) uplink_mtu: Option<u32>,
     /// What this host asks itself.
     pub(super) resolver: HostResolver,
+    /// What guests were told of it last.
+    pub(super) advised: Advice,
     /// The interface that each guest was last given.
     pub(super) told: BTreeMap<Name, InterfaceSpec>,
     carriers: BTreeMap<Name, bool>,
@@ -242,7 +244,12 @@ impl World {
                 self.network.carriers.insert(guest, attached);
             }
             NetworkEvent::Exits { exits, mtu } => {
-                (self.network.exits, self.network.uplink_mtu) = (exits, mtu);
+                // A way that is gone for a moment takes nothing away.
+                let unwanted = |exit: &Exit| matches!(exit, Exit::None(NoExit::Unwanted));
+                if mtu.is_some() || exits.values().all(unwanted) {
+                    self.network.uplink_mtu = mtu;
+                }
+                self.network.exits = exits;
                 self.judge_routing(now_ms);
             }
             NetworkEvent::Ways { ways } => self.network.ways = ways,

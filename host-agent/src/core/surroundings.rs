@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sovereign_protocol::condition::{Key, Layer, Verdict};
 use sovereign_protocol::interface::{InterfaceSpec, MTU, Prefix};
 use sovereign_protocol::name::Name;
-use sovereign_protocol::spec::{GuestConfig, Uplink};
+use sovereign_protocol::spec::{GuestConfig, Namespace, Uplink};
 use sovereign_reconcile::resolver::{Advice, HostResolver, NoResolver, Way, advise, complete};
 use sovereign_reconcile::view::NetworkMode;
 use sovereign_reconcile::wanted::DEFAULT_MTU;
@@ -29,23 +29,32 @@ impl World {
     pub fn advice(&self) -> Result<Advice, NoResolver> {
         let network = self.spec().and_then(|spec| spec.network.as_ref());
         let leaves = network.is_some_and(|network| network.uplink != Uplink::None);
+        // Guests that are adopted are told something before it is known whether there is a network.
+        let asked = network.is_some_and(|network| network.namespace == Namespace::Host);
         let way = match &self.network.mode {
-            NetworkMode::Private if leaves => Way::Pasta,
             NetworkMode::Host if leaves => Way::Host,
+            NetworkMode::Undecided if leaves && asked => Way::Host,
+            NetworkMode::Private | NetworkMode::Undecided if leaves => Way::Pasta,
             _ => Way::None,
         };
         advise(&self.network.resolver, way)
     }
 
+    /// What guests were told last of name servers: a file that is gone while somebody writes it takes nothing away.
+    #[must_use]
+    pub fn advised(&self) -> &Advice {
+        &self.network.advised
+    }
+
     /// A guest's interface with all that its configuration leaves to this host.
     #[must_use]
     pub fn interface(&self, config: &GuestConfig) -> Option<InterfaceSpec> {
-        let advice = self.advice().unwrap_or_default();
+        let advice = self.advised();
         let interface = config.interface.as_ref()?;
         let addresses = interface.addresses.iter().map(Prefix::address);
         Some(InterfaceSpec {
             ways: self.network.ways.of(addresses),
-            ..complete(interface, &advice, self.guest_mtu())
+            ..complete(interface, advice, self.guest_mtu())
         })
     }
 
@@ -58,6 +67,9 @@ impl World {
 
     /// Tells guests what changed around this host.
     pub(super) fn judge_surroundings(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        if let Ok(advice) = self.advice() {
+            self.network.advised = advice;
+        }
         let now: BTreeMap<Name, InterfaceSpec> = self
             .guests
             .iter()

@@ -170,7 +170,7 @@ impl Engine {
             vpn: network.map(|network| network.vpn).unwrap_or_default(),
             isolated: network.is_some_and(|network| network.isolated),
             forwards: self.translations(),
-            resolvers: self.world.advice().unwrap_or_default().forwarded,
+            resolvers: self.world.advised().forwarded.clone(),
             ..NetworkSpec::default()
         }
     }

@@ -74,6 +74,10 @@ pub(super) struct Reconciler {
     reporter: Reporter,
     pace: Pace,
     retry: Retry,
+    /// For a family that does not work beside one that does.
+    lacking: Retry,
+    /// The last turn took news in, or looked at everything.
+    heard: bool,
     began: Instant,
     /// The next turn, whatever happens.
     due: Instant,
@@ -113,6 +117,8 @@ impl Reconciler {
             reporter: Reporter::default(),
             pace: Pace::new(u64::try_from(first_pause.as_millis()).unwrap_or(u64::MAX >> 16)),
             retry: Retry::default(),
+            lacking: Retry::default(),
+            heard: true,
             began: Instant::now(),
             due: Instant::now(),
             held: false,
@@ -219,7 +225,7 @@ impl Reconciler {
             self.begin_anew();
         }
         let troubles = self.reconcile(wake).await.unwrap_or_else(|trouble| vec![trouble]);
-        if matches!(self.config.ground, Ground::Host) {
+        if matches!(self.config.ground, Ground::Host) && self.heard {
             self.news.notify_one(); // in a namespace of our own nobody else is to be met
         }
         if troubles.is_empty() {
@@ -238,6 +244,7 @@ impl Reconciler {
     /// Something else is wanted: what is known of the last attempts says nothing about it.
     fn begin_anew(&mut self) {
         self.retry.reset();
+        self.lacking.reset();
         self.settled = None;
         self.stuck = None;
         self.wanted = None;
@@ -272,9 +279,6 @@ impl Reconciler {
         self.tell(carriers).await;
         let exits = self.reporter.exits(&wanted, &session.observed);
         self.tell(exits).await;
-        let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
-        let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
-        self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         let enforced = session.enforced(&wanted);
         let polled = session.filter.due();
         let (mut troubles, mut lacking, mut left) = (Vec::new(), BTreeMap::new(), turn.left.clone());
@@ -287,21 +291,28 @@ impl Reconciler {
             troubles.push(Trouble::from(failure.clone())); // all is there, but the next agent could not find it
         }
         troubles.extend(led_out.err());
-        if !lacking.is_empty() {
-            // The other works; this one is tried again.
-            self.settled = None;
-            self.due = Instant::now() + Duration::from_millis(self.retry.failed());
-        }
+        let lacks = !lacking.is_empty();
         self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         session.forget_connections(&wanted);
+        let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
+        let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
+        self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
+        self.heard = session.heard();
         self.session = Some(session);
-        if turn.left.is_done() && troubles.is_empty() {
+        if left.is_done() && troubles.is_empty() && !turn.waits {
             self.settled = Some(followed(&wanted));
-            self.stuck = None;
             self.retry.reset();
             self.due = Instant::now() + self.config.resync;
-            if wake.is_news() {
+            if wake.is_news() && self.heard {
                 self.due = polled.map_or(self.due, |polled| polled.min(self.due));
+            }
+            if lacks {
+                // The other works; this one is tried again.
+                let pause = Duration::from_millis(self.lacking.failed());
+                self.due = self.due.min(Instant::now() + pause);
+            } else {
+                self.stuck = None;
+                self.lacking.reset();
             }
         }
         self.wanted = Some(wanted);
@@ -349,6 +360,9 @@ impl Reconciler {
             step: failure.step.to_owned(),
             evidence: failure.evidence,
         })?;
+        if started.is_some() {
+            self.ways.renew();
+        }
         if let (Wake::Uplink, Some(pid)) = (wake, started) {
             let what = vec![format!("pasta: start again as process {pid}")];
             self.tell([NetworkEvent::Repaired { what }]).await;

@@ -174,6 +174,7 @@ impl Seat {
             remade: None,
             by: None,
             doubtful: true,
+            heard: true,
             tuns: Arc::new(TunPool::new(source, set.tuns)),
             observed: Observed::default(),
         })
@@ -273,6 +274,8 @@ pub(super) struct Session {
     pub(super) observed: Observed,
     /// Links, addresses, routes, rules or switches may have changed since a plan of them was empty.
     doubtful: bool,
+    /// The last look was not for nothing: there were news, or everything was looked at.
+    heard: bool,
 }
 
 /// Why the filter was made.
@@ -323,6 +326,8 @@ impl Session {
         }
         let drained = self.notifications.drain(&mut self.observed)?;
         self.doubtful |= drained != Drained::Nothing;
+        // Where the filter tells of nothing it is looked at now and then for nothing.
+        self.heard = drained != Drained::Nothing || self.filter.due().is_none();
         match drained {
             Drained::Nothing => Ok(()),
             Drained::All => {
@@ -345,7 +350,7 @@ impl Session {
     /// come later are still there for the next turn.
     pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
         self.notifications.drain(&mut self.observed)?;
-        self.doubtful = true;
+        (self.doubtful, self.heard) = (true, true);
         self.observed = self.kernel.observe().await?;
         let observed = &self.observed;
         self.switches.forget_gone(|name| observed.link(name).is_some());
@@ -373,6 +378,11 @@ impl Session {
     /// only the filter was touched, neither is worked out again.
     pub(super) fn is_doubtful(&self) -> bool {
         self.doubtful
+    }
+
+    /// Whether the last look took anything in.
+    pub(super) fn heard(&self) -> bool {
+        self.heard
     }
 
     /// Something else is wanted.

@@ -54,21 +54,30 @@ impl Teller {
 
     /// Takes a look in; what is news to guests. It is on disk before.
     pub(super) fn look(&mut self, now: BTreeMap<Family, Way>, now_ms: u64) -> Option<Ways> {
-        let wall_s = u64::try_from(wall_ns() / 1_000_000_000).unwrap_or(0);
-        if self.told.look(now, now_ms, wall_s) {
-            let kept = serde_json::to_vec(&self.told).map_err(anyhow::Error::from);
-            let kept = kept.and_then(|text| files::replace(&self.record, &text));
-            if let Err(error) = kept {
-                // The next number is greater in any case, but an agent that starts now would tell of a move again.
-                let error = format!("{error:#}");
-                tracing::warn!(error, "what guests are told of their way out is not kept");
-            }
+        if self.told.look(now, now_ms, wall_s()) {
+            self.keep();
         }
         let ways = self.told.ways();
         (ways != self.said).then(|| {
             self.said = ways;
             ways
         })
+    }
+
+    /// What was opened until now is dead, although the way looks the same; told at the next look.
+    pub(super) fn renew(&mut self) {
+        self.told.renew(wall_s());
+        self.keep();
+    }
+
+    fn keep(&self) {
+        let kept = serde_json::to_vec(&self.told).map_err(anyhow::Error::from);
+        let kept = kept.and_then(|text| files::replace(&self.record, &text));
+        if let Err(error) = kept {
+            // The next number is greater in any case, but an agent that starts now would tell of a move again.
+            let error = format!("{error:#}");
+            tracing::warn!(error, "what guests are told of their way out is not kept");
+        }
     }
 
     /// When it is to be looked again although nothing happens.
@@ -83,6 +92,11 @@ impl Teller {
     pub(super) fn forget(self) -> anyhow::Result<()> {
         files::remove(&self.record)
     }
+}
+
+/// Seconds since 1970.
+fn wall_s() -> u64 {
+    u64::try_from(wall_ns() / 1_000_000_000).unwrap_or(0)
 }
 
 /// The ways that there are.

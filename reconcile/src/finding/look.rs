@@ -79,8 +79,8 @@ pub struct Look {
     pub tables: Vec<nft::Table>,
     /// What iptables' programs say.
     pub saves: Vec<Saved>,
-    /// Our own links, addresses, routes and rules are as wanted; while they are not, no way is judged.
-    pub is_settled: bool,
+    /// Families of which our own links, addresses, routes or rules are not as wanted; their ways are not judged meanwhile.
+    pub unsettled: BTreeSet<Family>,
 }
 
 impl Look {

@@ -38,7 +38,7 @@ pub(super) fn astray(look: &Look, family: Family) -> impl Iterator<Item = &Probe
         .probes
         .iter()
         .filter(move |probe| probe.question.family == family);
-    probes.filter(move |probe| look.is_settled && !as_meant(probe))
+    probes.filter(move |probe| !look.unsettled.contains(&family) && !as_meant(probe))
 }
 
 /// What nothing else explains.

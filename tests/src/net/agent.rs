@@ -57,18 +57,26 @@ impl Agent {
     /// # Errors
     /// After [`SOON`] or when it ended, with all its lines.
     pub fn expect(&mut self, begin: &str) -> Result<String> {
+        self.expect_any(&[begin])
+    }
+
+    /// The same for a line that begins in one of several ways.
+    ///
+    /// # Errors
+    /// After [`SOON`] or when it ended, with all its lines.
+    pub fn expect_any(&mut self, begins: &[&str]) -> Result<String> {
         let until = Instant::now() + SOON;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) => {
                     self.seen.push(line.clone());
-                    if line.starts_with(begin) {
+                    if begins.iter().any(|begin| line.starts_with(begin)) {
                         return Ok(line);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => bail!("no {begin:?} in time: {:#?}", self.seen),
-                Err(RecvTimeoutError::Disconnected) => bail!("ended without {begin:?}: {:#?}", self.seen),
+                Err(RecvTimeoutError::Timeout) => bail!("no {begins:?} in time: {:#?}", self.seen),
+                Err(RecvTimeoutError::Disconnected) => bail!("ended without {begins:?}: {:#?}", self.seen),
             }
         }
     }

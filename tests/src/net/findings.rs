@@ -12,15 +12,20 @@ use super::{Agent, SOON};
 pub struct Findings(pub Value);
 
 impl Findings {
-    /// Asks once, for guests whose VMM holds a card.
+    /// Asks for one answer, for guests whose VMM holds a card.
     ///
     /// # Errors
     /// That nothing could be looked at.
     pub fn of(agent: &mut Agent, cards: &str) -> Result<Self> {
-        agent.say(&format!("findings {cards}"))?;
-        let line = agent.expect("found ")?;
-        let json = line.strip_prefix("found ").context("no answer")?;
-        Ok(Self(serde_json::from_str(json)?))
+        let begun = Instant::now();
+        loop {
+            agent.say(&format!("findings {cards}"))?;
+            let line = agent.expect_any(&["found ", "not-looked "])?;
+            if let Some(json) = line.strip_prefix("found ") {
+                return Ok(Self(serde_json::from_str(json)?));
+            }
+            ensure!(begun.elapsed() < SOON, "{line}"); // others changed all of it on the way
+        }
     }
 
     /// Asks until an answer is as it should be: what a change brings about shows a moment later.
@@ -107,14 +112,15 @@ impl Findings {
 /// Waits for what the agent tells by itself of what stops guests, until its last word is so.
 ///
 /// # Errors
-/// After [`SOON`], with its last word.
+/// After nine times [`SOON`], with its last word.
 pub fn until_stopped_by(agent: &mut Agent, is: impl Fn(&str) -> bool) -> Result<String> {
     let begun = Instant::now();
     loop {
         let last = agent.last("stopped ");
         match &last {
             Some(line) if is(line) => return Ok(line.clone()),
-            _ => ensure!(begun.elapsed() < SOON, "{last:?}"),
+            // A look that took long is followed by a pause fifty times as long.
+            _ => ensure!(begun.elapsed() < 9 * SOON, "{last:?}"),
         }
         std::thread::sleep(std::time::Duration::from_millis(20)); // polls a pipe, waits for nothing else
     }

@@ -93,7 +93,15 @@ pub(super) async fn look_with(
     let routes = routes(&mut eyes.kernel, &wanted).await.map_err(failed)?;
     // Switches are judged by the loop itself.
     let is_switch = |step: &Step| matches!(step, Step::SetSysctl { .. } | Step::RestoreSysctl { .. });
-    let is_settled = plan(&wanted, &observed).steps.iter().all(is_switch);
+    let steps = plan(&wanted, &observed).steps;
+    let unsettled: BTreeSet<Family> = steps
+        .iter()
+        .filter(|step| !is_switch(step))
+        .flat_map(|step| {
+            step.family()
+                .map_or_else(|| vec![Family::V4, Family::V6], |family| vec![family])
+        })
+        .collect();
     let links = observed.links.values().map(|link| link.name.as_str());
     let seen = eyes.sysctl.as_ref().map(|directory| switches(directory, links));
     let switches = seen.unwrap_or_default();
@@ -110,7 +118,7 @@ pub(super) async fn look_with(
         probes: Vec::new(),
         tables: Vec::new(),
         saves: Vec::new(),
-        is_settled,
+        unsettled,
     };
     look.probes = probes::ask(&mut eyes.kernel, &look).await.map_err(failed)?;
     let filtered = match eyes.netfilter.as_ref().map(OwnedFd::try_clone) {

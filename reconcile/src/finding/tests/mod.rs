@@ -127,7 +127,7 @@ impl Host {
             probes: Vec::new(),
             tables: self.tables.clone(),
             saves: self.saves.clone(),
-            is_settled: true,
+            unsettled: BTreeSet::new(),
         };
         let known: Vec<&Route> = look.observed.routes.iter().collect();
         let probe = |question: Question| {
@@ -344,7 +344,9 @@ fn a_way_that_is_not_as_meant_is_told_unless_ours_are_not_yet_made() {
     }];
     assert!(host.only(Code::WrongWay).stops);
     let mut look = host.look();
-    look.is_settled = false;
+    look.unsettled = [Family::V6].into();
+    assert!(!judge(&look).is_empty(), "the other family is as wanted");
+    look.unsettled = [Family::V4].into();
     assert_eq!(judge(&look), []);
 }
 
