@@ -176,7 +176,9 @@ fn the_loopbacks_server_is_asked_by_pasta_or_it_is_said_that_there_is_none() {
     let (status, said) = resolver(&world).unwrap();
     assert_eq!(status, Status::True);
     assert!(said.ends_with("for which pasta asks 127.0.0.53"), "{said}");
-    assert!(pushes(&world.step(Event::Resolver(HostResolver::default()), 0)));
+    let before = told(&world);
+    assert!(!pushes(&world.step(Event::Resolver(HostResolver::default()), 0)));
+    assert_eq!(told(&world), before, "a file that is gone takes nothing away");
     let (status, said) = resolver(&world).unwrap();
     assert_eq!(status, Status::False);
     assert!(said.starts_with("NoResolver: "), "{said}");
