@@ -55,6 +55,8 @@ pub(super) fn run() -> Result<()> {
     // The next one finds all of it, and looks at everything again and again.
     let mut agent = Agent::start(directory.path(), many, |config| config.resync = Duration::ZERO)?;
     agent.settle()?;
+    std::thread::sleep(Duration::from_millis(300)); // a way out is told when it has lasted
+    agent.hear();
     turns.take();
     let mut looks = Vec::new();
     while looks.len() <= LOOKS {
