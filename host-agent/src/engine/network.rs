@@ -1,6 +1,6 @@
 //! The network as the engine holds it: found out, opened, told what is wanted, ended.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sovereign_protocol::spec::{HostNetwork, Namespace, Uplink};
 use sovereign_protocol::v1::Refusal;
@@ -92,8 +92,7 @@ impl Engine {
             Place::Host => Ground::Host,
             Place::Private => Ground::Private(self.helper()),
         };
-        let record = self.switched();
-        let config = NetworkConfig::new(self.layout.instance.clone(), ground, record);
+        let config = NetworkConfig::new(self.layout.instance.clone(), ground, self.layout.switched());
         let network = Network::start(config, wants, sender);
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -112,21 +111,9 @@ impl Engine {
             self.open_network();
         }
         if let Some(open) = self.network.take() {
-            let private = Some(self.switched()).filter(|_| self.place() == Place::Private);
-            open.network.end().await?;
-            let _ = private.map(std::fs::remove_file); // it may never have been there
-            return Ok(());
+            return open.network.end().await;
         }
         Network::end_private(&self.helper()).await
-    }
-
-    /// Where former values of switches are kept. Those of a private network end with it, and are nobody else's to put
-    /// back: not those of this machine.
-    fn switched(&self) -> PathBuf {
-        match self.place() {
-            Place::Host => self.layout.switched(),
-            Place::Private => self.layout.run.join("switched.json"),
-        }
     }
 
     pub(super) fn helper(&self) -> HelperConfig {

@@ -39,7 +39,7 @@ pub struct NetworkConfig {
     pub instance: Name,
     /// Where it is.
     pub ground: Ground,
-    /// The file that keeps what the kernel's switches were before we set them.
+    /// The file that keeps what the host's switches were before we set them; that of a private network is beside its helper.
     pub switched: PathBuf,
     /// The back end of the packet filter.
     pub filter: Choice,

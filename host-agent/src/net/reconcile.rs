@@ -31,12 +31,9 @@ use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
-use super::ways::{Teller, ways};
+use super::ways::{Teller, WAYS, ways};
 use super::work::{ROUNDS, Trouble, Work, troubles, work};
 use crate::netns::{Stage, StageFailure};
-
-/// The file beside that of the switches which keeps what guests were told of their way out.
-const WAYS: &str = "ways.json";
 
 /// How a turn ended.
 #[derive(Default)]
@@ -102,9 +99,10 @@ impl Reconciler {
         news: Arc<Notify>,
     ) -> Self {
         let first_pause = config.first_pause;
+        let seat = Seat::new(&config.ground);
         Self {
-            seat: Seat::new(&config.ground),
-            ways: Teller::open(config.switched.with_file_name(WAYS)),
+            ways: Teller::open(seat.record(&config).with_file_name(WAYS)),
+            seat,
             config,
             spec,
             events,
@@ -178,12 +176,12 @@ impl Reconciler {
 
     /// Takes everything of ours away. A private namespace goes with all that is in it.
     pub(super) async fn end(mut self) -> Result<(), StageFailure> {
-        let left = match self.config.ground {
-            Ground::Private(_) => Ok(()),
-            Ground::Host => self.leave().await,
-        };
+        if let Ground::Private(_) = self.config.ground {
+            drop(self.session);
+            return self.seat.end().await; // its records go with it
+        }
+        let left = self.leave().await;
         drop(self.session);
-        self.seat.end().await?;
         let forgotten = self.ways.forget();
         left?;
         forgotten.map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))

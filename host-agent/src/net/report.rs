@@ -151,12 +151,11 @@ impl Reporter {
         let mtu = links
             .filter_map(|link| Some(observed.link(link.as_str())?.mtu))
             .min();
-        let now = (wanted.exits.clone(), mtu);
-        if self.exits == now {
+        if self.exits.0 == wanted.exits && self.exits.1 == mtu {
             return None;
         }
-        self.exits.clone_from(&now);
-        let (exits, mtu) = now;
+        self.exits = (wanted.exits.clone(), mtu);
+        let exits = wanted.exits.clone();
         Some(NetworkEvent::Exits { exits, mtu })
     }
 

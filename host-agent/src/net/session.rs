@@ -29,6 +29,7 @@ use super::report::Enforced;
 use super::switches::{Place, Switches};
 use super::taps::{Source, TunPool};
 use super::wanted::{NetworkSpec, Wanted};
+use super::ways::WAYS;
 use crate::netns::{Helper, HelperConfig, Namespaces, Set, Stage, StageFailure};
 
 /// The largest process id there is (PID_MAX_LIMIT, linux/threads.h).
@@ -138,6 +139,15 @@ impl Seat {
         held.pasta.keep(wanted).await
     }
 
+    /// Where the former values of switches are kept; other records are beside it. Those of a namespace of our own end with
+    /// it, and are nobody else's to put back: not those of this machine.
+    pub(super) fn record(&self, config: &NetworkConfig) -> PathBuf {
+        match self {
+            Self::Private(held) => held.record(),
+            Self::Host => config.switched.clone(),
+        }
+    }
+
     /// Opens a session with sockets that nobody used before.
     pub(super) async fn open(&mut self, config: &NetworkConfig) -> Result<Session, StageFailure> {
         let (set, source) = match self {
@@ -158,12 +168,8 @@ impl Seat {
         )
         .await
         .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
-        let record = match self {
-            Self::Private(held) => held.switched(),
-            Self::Host => config.switched.clone(),
-        };
-        let switches =
-            Switches::open(set.switches, record).map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+        let switches = Switches::open(set.switches, self.record(config))
+            .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,
@@ -187,8 +193,10 @@ impl Seat {
         };
         let ended = held.pasta.end().await;
         drop(held.kept.take());
-        crate::files::remove(&held.switched())
-            .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))?;
+        for record in [held.record(), held.record().with_file_name(WAYS)] {
+            crate::files::remove(&record)
+                .map_err(|error| StageFailure::new(Stage::Leave, format!("{error:#}")))?;
+        }
         let helper = match held.helper {
             Some(helper) => Some(helper),
             None => Helper::find(&held.config).await?,
@@ -214,8 +222,7 @@ impl Held {
         Ok(self.helper.insert(helper))
     }
 
-    /// Where the former values of the namespace's switches are kept: they end with it, those of the host do not.
-    fn switched(&self) -> PathBuf {
+    fn record(&self) -> PathBuf {
         self.config.socket.with_file_name("switched.json")
     }
 

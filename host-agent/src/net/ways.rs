@@ -23,6 +23,9 @@ use crate::files;
 /// Where nobody is (RFC 5737, RFC 3849): the kernel is asked how a packet would go there, and none is sent.
 const ELSEWHERE: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
+/// The file beside that of the switches which keeps what guests were told.
+pub(super) const WAYS: &str = "ways.json";
+
 /// What guests were told, and its file.
 #[derive(Debug)]
 pub(super) struct Teller {
