@@ -131,8 +131,9 @@ impl Wanted {
                     .iter()
                     .any(|forward| Family::of(forward.to) == *family)
             };
-            let exits = self.exits.iter().filter(|(family, _)| asked(family));
-            let answers = answers(&self.mark, &bridge.name, exits, scoped, observed);
+            let exits = self.exits.iter().map(|(family, exit)| (*family, exit));
+            let exits = exits.filter(|(family, _)| asked(family)).collect();
+            let answers = answers(&self.mark, &bridge.name, &exits, scoped, observed);
             self.rules.extend(answers.rules);
             filter.answers = answers.marks;
         }
