@@ -158,6 +158,7 @@ fn numbered(bridge: &LinkName, observed: &Observed, links: Vec<(u32, Backs)>) ->
             }
             _ => None,
         })
+        .filter(|(number, ..)| (1..=LINKS).contains(number))
         .collect();
     let mut numbers = BTreeMap::new();
     let mut others = Vec::new();
