@@ -120,13 +120,14 @@ impl Network {
     }
 
     /// Opens the TAP of a guest for its VMM; it has carrier until the last copy is closed, so
-    /// close ours right after the VMM was started. Cancel safe; waits for nothing but the helper.
+    /// close ours right after the VMM was started. Cancel safe; waits for the helper, and up to three seconds for who
+    /// holds the TAP still, so it borrows nothing.
     ///
     /// # Errors
     /// [`TapError`].
-    pub async fn open_tap(&self, guest: &Name) -> Result<OwnedFd, TapError> {
-        let tuns = self.tuns.borrow().clone().ok_or(TapError::NoNetwork)?;
-        tuns.open(&names::tap(&self.instance, guest)).await
+    pub fn open_tap(&self, guest: &Name) -> impl Future<Output = Result<OwnedFd, TapError>> + Send + use<> {
+        let (tuns, tap) = (self.tuns.borrow().clone(), names::tap(&self.instance, guest));
+        async move { tuns.ok_or(TapError::NoNetwork)?.open(&tap).await }
     }
 
     /// What is seen in the namespace, to plan against; the sender is dropped when the loop has ended. The answer must
@@ -181,5 +182,25 @@ impl Network {
             StageFailure::new(Stage::Answer, error.to_string())
         })?;
         reconciler.end().await
+    }
+}
+
+#[cfg(test)]
+impl Network {
+    /// One that is there, and whose TAPs come from this helper; nothing is kept.
+    pub(crate) fn over_helper(helper: HelperConfig) -> Self {
+        use super::taps::Source;
+        let instance = helper.instance.clone();
+        let pool = TunPool::new(Source::Helper(helper, 0), Vec::new());
+        let (ask, examine) = (mpsc::channel(1).0, mpsc::channel(1).0);
+        Self {
+            instance,
+            tuns: watch::channel(Some(Arc::new(pool))).1,
+            ask,
+            examine,
+            examiner: tokio::spawn(std::future::pending()),
+            task: tokio::spawn(std::future::pending()),
+            stop: CancellationToken::new().drop_guard(),
+        }
     }
 }
