@@ -20,7 +20,7 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
@@ -66,6 +66,8 @@ impl KernelError {
 /// A socket for requests.
 pub struct Kernel {
     socket: TokioSocket,
+    /// By which others hear who made a change; 0 before the first request.
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -76,9 +78,16 @@ impl Kernel {
     pub fn over(socket: OwnedFd) -> Self {
         Self {
             socket: passed_socket(socket),
+            port: 0,
             sequence: 0,
             buffer: Vec::with_capacity(DATAGRAM),
         }
+    }
+
+    /// The port of the socket, by which notifications say who made a change; the kernel chooses it with the first request.
+    #[must_use]
+    pub fn port(&self) -> Option<u32> {
+        Some(self.port).filter(|port| *port != 0)
     }
 
     /// Makes one change; `flags` beside REQUEST and ACK. Not cancel safe: the change may be made.
@@ -191,6 +200,12 @@ impl Kernel {
     async fn ask(&mut self, request: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, KernelError> {
         let sent = self.socket.send(request).await;
         sent.map_err(|_| KernelError::NoAnswer)?;
+        if self.port == 0 {
+            let mut address = SocketAddr::new(0, 0);
+            let known = self.socket.socket_ref().get_address(&mut address);
+            known.map_err(|_| KernelError::NoAnswer)?;
+            self.port = address.port_number();
+        }
         let mut answers = Vec::new();
         loop {
             self.buffer.clear();

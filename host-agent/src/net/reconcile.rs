@@ -392,7 +392,10 @@ impl Reconciler {
         let mut wanted = self.wanted_of(spec, session)?;
         let todo = session.plan(&wanted);
         let turn = match todo.is_done() {
-            true => Turn::default(),
+            true => {
+                session.forget_author();
+                Turn::default()
+            }
             false => self.work(session, wake, spec, &mut wanted, todo).await?,
         };
         Ok((wanted, turn))
@@ -444,7 +447,9 @@ impl Reconciler {
         let why = (wake, by_others, by.as_deref());
         let instance = self.config.instance.clone();
         let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, why).await?;
-        let _ = session.changed_by(); // that was us
+        if left.is_done() {
+            session.forget_author(); // whatever else he did, there is nothing to put right
+        }
         if by_others && !made.is_empty() {
             self.tell_repair(made, by).await;
         }

@@ -285,6 +285,11 @@ pub(super) struct Session {
     heard: bool,
 }
 
+/// The ports of our own sockets: that of requests, and the one that the kernel gives the first socket of a process.
+fn own(kernel: &Kernel) -> Vec<u32> {
+    kernel.port().into_iter().chain([std::process::id()]).collect()
+}
+
 /// Why the filter was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Remade {
@@ -304,7 +309,14 @@ impl Session {
         }
     }
 
-    /// The program that made the last of the changes that were taken in, where the kernel told and it still runs.
+    /// Forgets who changed something: all is as wanted, and who changes it next is somebody else until told.
+    pub(super) fn forget_author(&mut self) {
+        self.by = None;
+        self.notifications.take_author();
+    }
+
+    /// The program, none of ours, that made the last of the changes that were taken in since this was asked, where the
+    /// kernel told; by its name, too, if it still runs.
     pub(super) fn changed_by(&mut self) -> Option<String> {
         if let Some(by) = self.by.take() {
             return Some(by);
@@ -331,7 +343,7 @@ impl Session {
         if self.filter.due().is_some_and(|due| due <= Instant::now()) {
             self.filter.look().await?;
         }
-        let drained = self.notifications.drain(&mut self.observed)?;
+        let drained = self.notifications.drain(&mut self.observed, &own(&self.kernel))?;
         self.doubtful |= drained != Drained::Nothing;
         // Where the filter tells of nothing it is looked at now and then for nothing.
         self.heard = drained != Drained::Nothing || self.filter.due().is_none();
@@ -356,7 +368,7 @@ impl Session {
     /// Looks at everything. News that are older than the look are dropped first; those that
     /// come later are still there for the next turn.
     pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
-        self.notifications.drain(&mut self.observed)?;
+        self.notifications.drain(&mut self.observed, &own(&self.kernel))?;
         (self.doubtful, self.heard) = (true, true);
         self.observed = self.kernel.observe().await?;
         let observed = &self.observed;
