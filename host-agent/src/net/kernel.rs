@@ -44,6 +44,9 @@ pub enum KernelError {
     /// No complete answer came: nothing is known, and the socket is not to be used again.
     #[error("no complete answer from the kernel")]
     NoAnswer,
+    /// The answer is none that is known here: this question has none, and the socket is fine.
+    #[error("an answer that cannot be understood")]
+    Unreadable,
     /// Every dump was changed on the way.
     #[error("the links changed during each of {DUMPS} dumps")]
     Unsteady,
@@ -111,11 +114,7 @@ impl Kernel {
     pub async fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, KernelError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST;
-        let answers = self.request(request).await?;
-        match answers.into_iter().next().map(|first| first.payload) {
-            Some(NetlinkPayload::InnerMessage(found)) => Ok(found),
-            _ => Err(KernelError::NoAnswer),
-        }
+        object(self.request(request).await?)
     }
 
     /// Asks for all objects of a kind; whole and of one moment, or an error.
@@ -227,6 +226,12 @@ impl Kernel {
     }
 }
 
+/// The object that was asked for. The answer is complete, so whatever it is, the next one is read from its beginning.
+fn object(answers: Vec<NetlinkMessage<RouteNetlinkMessage>>) -> Result<RouteNetlinkMessage, KernelError> {
+    let first = answers.into_iter().next();
+    first.and_then(inner).ok_or(KernelError::Unreadable)
+}
+
 /// Takes the answers to one request out of a datagram; whether the last one was among them. An object that cannot be
 /// read is passed over: there are kinds that nobody here knows.
 fn take(
@@ -312,6 +317,16 @@ mod tests {
             "of a request that nobody waits for"
         );
         assert_eq!(taken(&[ack(6), ack(7)].concat()), (Ok(true), 1));
+        // One that was asked for is an error of that question alone.
+        for odd in [message(RULE, 0, 7, &[2, 0, 0, 0]), ack(7)] {
+            let mut answers = Vec::new();
+            assert!(take(&odd, 7, &mut answers).unwrap());
+            let error = object(answers).unwrap_err();
+            assert!(error.socket_lives(), "{error}");
+        }
+        let mut answers = Vec::new();
+        take(&message(RULE, 0, 7, &rule), 7, &mut answers).unwrap();
+        assert!(matches!(object(answers), Ok(RouteNetlinkMessage::NewRule(_))));
         // What is no object of ours does not end a dump.
         let odd = message(RULE, NLM_F_MULTIPART, 7, &[2, 0, 0, 0]);
         assert_eq!(taken(&[odd, many].concat()), (Ok(false), 1));
