@@ -1,6 +1,5 @@
 //! The network of an instance, for the engine.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use sovereign_protocol::name::Name;
-use sovereign_reconcile::finding::FindingsView;
+use sovereign_reconcile::finding::{Cards, FindingsView};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -147,10 +146,10 @@ impl Network {
         Seat::new(&Ground::Private(helper.clone())).end().await
     }
 
-    /// What others did that harms guests, and where the kernel would send packets: looked at anew. `cards`: guests whose
-    /// VMM holds a card. The answer must not be waited for by who takes the network's events.
+    /// What others did that harms guests, and where the kernel would send packets: looked at anew. `cards`: what is
+    /// known of guests' cards. The answer must not be waited for by who takes the network's events.
     #[must_use]
-    pub fn findings(&self, cards: BTreeSet<Name>) -> oneshot::Receiver<Result<FindingsView, ExamineError>> {
+    pub fn findings(&self, cards: Cards) -> oneshot::Receiver<Result<FindingsView, ExamineError>> {
         let (sender, receiver) = oneshot::channel();
         let _ = self.examine.try_send(Ask::Look(cards, sender)); // too many ask: this one hears nothing
         receiver
