@@ -9,6 +9,7 @@ use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::subnet::HostAddress;
 
+use crate::answers::answers;
 use crate::conflict::{self, Conflict};
 use crate::family::Family;
 use crate::filter::{Filter, PortForward, Sender, WayOut};
@@ -222,6 +223,17 @@ impl Wanted {
         for (family, exit) in own {
             let near = near(&self.mark, &bridge.name, *family, exit.link(), observed);
             self.routes.extend(near);
+        }
+        if let Some(filter) = &mut self.filter {
+            let asked = |family: &Family| {
+                spec.forwards
+                    .iter()
+                    .any(|forward| Family::of(forward.to) == *family)
+            };
+            let exits = self.exits.iter().filter(|(family, _)| asked(family));
+            let answers = answers(&self.mark, &bridge.name, exits, scoped, observed);
+            self.rules.extend(answers.rules);
+            filter.answers = answers.marks;
         }
         self.sysctls = sysctls(&self.mark, &bridge.name, spec, &self.exits, observed);
         self.restored = restored(switched, &self.sysctls, observed);
@@ -494,6 +506,7 @@ fn filter(instance: &Name, mark: &Mark, bridge: &LinkName, spec: &NetworkSpec) -
             Uplink::Auto | Uplink::Named(_) => WayOut::Masquerade,
         },
         forwards: spec.forwards.clone(),
+        answers: BTreeMap::new(), // by `follow`
         senders: senders.map(sender).collect(),
     })
 }
