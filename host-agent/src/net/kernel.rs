@@ -69,7 +69,7 @@ impl KernelError {
 /// A socket for requests.
 pub struct Kernel {
     socket: TokioSocket,
-    /// By which others hear who made a change; 0 before the first request.
+    /// By which others hear who made a change; 0, which is the kernel's, before the first request.
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
@@ -87,10 +87,11 @@ impl Kernel {
         }
     }
 
-    /// The port of the socket, by which notifications say who made a change; the kernel chooses it with the first request.
+    /// By which notifications say that we made a change: the port of this socket, which the kernel chooses with the first
+    /// request, and that of the first socket of this process.
     #[must_use]
-    pub fn port(&self) -> Option<u32> {
-        Some(self.port).filter(|port| *port != 0)
+    pub fn own_ports(&self) -> [u32; 2] {
+        [self.port, std::process::id()]
     }
 
     /// Makes one change; `flags` beside REQUEST and ACK. Not cancel safe: the change may be made.

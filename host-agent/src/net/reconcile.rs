@@ -293,7 +293,9 @@ impl Reconciler {
         self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         session.forget_connections(&wanted);
         let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
+        let before = self.ways.told();
         let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
+        session.forget_former(&wanted, (&before, &self.ways.told()));
         self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         self.heard = session.heard();
         self.session = Some(session);
@@ -392,10 +394,7 @@ impl Reconciler {
         let mut wanted = self.wanted_of(spec, session)?;
         let todo = session.plan(&wanted);
         let turn = match todo.is_done() {
-            true => {
-                session.forget_author();
-                Turn::default()
-            }
+            true => Turn::default(),
             false => self.work(session, wake, spec, &mut wanted, todo).await?,
         };
         Ok((wanted, turn))
@@ -447,9 +446,6 @@ impl Reconciler {
         let why = (wake, by_others, by.as_deref());
         let instance = self.config.instance.clone();
         let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, why).await?;
-        if left.is_done() {
-            session.forget_author(); // whatever else he did, there is nothing to put right
-        }
         if by_others && !made.is_empty() {
             self.tell_repair(made, by).await;
         }
