@@ -37,7 +37,10 @@ fn named(links: &[&str]) -> Uplink {
 fn said(kernel: &Simulated, spec: &NetworkSpec) -> (Vec<String>, Vec<String>) {
     let instance = Name::parse("default").unwrap();
     let wanted = Wanted::of(&instance, spec, &Switched::new(), &kernel.state).unwrap();
-    let rules = wanted.rules.iter().filter(|rule| rule.priority == ANSWERS);
+    let rules = wanted
+        .rules
+        .iter()
+        .filter(|rule| [ATTACHED, ANSWERS].contains(&rule.priority));
     let marks = wanted.filter.unwrap().answers;
     (
         rules.map(|rule| format!("{} {rule}", rule.family)).collect(),
@@ -61,20 +64,68 @@ fn index(kernel: &Simulated, name: &str) -> u32 {
 
 #[test]
 fn on_a_phone_answers_leave_by_the_network_that_the_question_came_by() {
-    for vpn in [false, true] {
+    for (vpn, order) in [
+        (false, ["wlan0", "rmnet1", "tun1"]),
+        (true, ["tun1", "wlan0", "rmnet1"]), // the way out, then the others
+    ] {
         let kernel = phone("wlan0", vpn);
         let (rules, marks) = said(&kernel, &spec(Uplink::Auto));
         let table = |name| 1_000 + index(&kernel, name);
-        assert_eq!(
-            rules,
-            [
-                rule("IPv4", 1, table("wlan0")),
-                rule("IPv4", 2, table("rmnet1")),
-                rule("IPv4", 3, table("tun1"))
-            ]
-        );
-        assert_eq!(marks, ["rmnet1 0x8000000", "tun1 0xc000000", "wlan0 0x4000000"]);
+        let expected: Vec<_> = (1..)
+            .zip(order)
+            .map(|(n, name)| rule("IPv4", n, table(name)))
+            .collect();
+        assert_eq!(rules, expected);
+        let mut expected: Vec<_> = (1_u32..)
+            .zip(order)
+            .map(|(n, name)| format!("{name} {:#x}", n << 26))
+            .collect();
+        expected.sort();
+        assert_eq!(marks, expected);
     }
+}
+
+/// Who asked by the one that stays may still wait for his answer.
+#[test]
+fn a_link_keeps_its_number_whoever_comes_or_goes() {
+    let mut kernel = phone("wlan0", false);
+    let of = |kernel: &Simulated, name: &str| {
+        let (_, marks) = said(kernel, &spec(Uplink::Auto));
+        marks.into_iter().find(|mark| mark.starts_with(name))
+    };
+    let keep = |kernel: &mut Simulated| {
+        let instance = Name::parse("default").unwrap();
+        let wanted = Wanted::of(&instance, &spec(Uplink::Auto), &Switched::new(), &kernel.state).unwrap();
+        kernel.state.rules.retain(|rule| rule.protocol != OURS);
+        kernel.state.rules.extend(wanted.rules);
+    };
+    keep(&mut kernel);
+    let before = [of(&kernel, "wlan0"), of(&kernel, "rmnet1"), of(&kernel, "tun1")];
+    let wlan = index(&kernel, "wlan0");
+    for carrier in [false, true, false, true] {
+        kernel.link(wlan, |link| link.carrier = carrier).unwrap();
+        keep(&mut kernel);
+        assert_eq!([of(&kernel, "rmnet1"), of(&kernel, "tun1")], before[1..]);
+        assert_eq!(of(&kernel, "wlan0"), before[0].clone().filter(|_| carrier));
+    }
+    // A VPN that takes everything becomes the way out, and no other number.
+    kernel.state.rules.extend(phone("wlan0", true).state.rules);
+    keep(&mut kernel);
+    assert_eq!(
+        [of(&kernel, "wlan0"), of(&kernel, "rmnet1"), of(&kernel, "tun1")],
+        before
+    );
+}
+
+/// As Tailscale's app without an exit node.
+#[test]
+fn a_vpn_that_takes_some_addresses_only_is_a_way_back() {
+    let mut kernel = phone("wlan0", true);
+    let tunnel = index(&kernel, "tun1");
+    kernel.state.routes.retain(|route| route.link != Some(tunnel));
+    let (rules, marks) = said(&kernel, &spec(Uplink::Auto));
+    assert_eq!(rules[1], rule("IPv4", 2, 1_000 + tunnel), "{rules:?}");
+    assert!(marks.contains(&"tun1 0x8000000".to_owned()), "{marks:?}");
 }
 
 /// A hotspot's clients have no default route; those networks come after the ones that have.
@@ -118,6 +169,12 @@ fn where_the_main_table_decides_nothing_is_marked_without_need() {
     let (rules, marks) = said(&kernel, &spec(Uplink::Auto));
     assert_eq!(rules, [rule("IPv4", 1, MAIN), rule("IPv4", 2, 200)]);
     assert_eq!(marks, ["eth0 0x4000000", "eth1 0x8000000"]);
+    // Its neighbours are not to be asked of its gateway.
+    let address = HostAddress::parse("10.1.0.2/24").unwrap();
+    kernel.add_address(eth1, address, false).unwrap();
+    let (rules, _) = said(&kernel, &spec(Uplink::Auto));
+    let near = "IPv4 9004: to 10.1.0.0/24 iif sv5pkj fwmark 0x8000000/0x1c000000 lookup 254";
+    assert_eq!(rules[0], near, "{rules:?}");
     let without = NetworkSpec {
         forwards: BTreeSet::new(),
         ..spec(Uplink::Auto)
@@ -129,10 +186,23 @@ fn where_the_main_table_decides_nothing_is_marked_without_need() {
 
 #[test]
 fn with_a_named_uplink_the_machines_own_way_is_kept_for_who_came_by_it() {
-    let kernel = router();
+    let mut kernel = router();
     let (rules, marks) = said(&kernel, &spec(named(&["eth1"])));
-    assert_eq!(rules, [rule("IPv4", 1, MAIN), rule("IPv4", 2, TABLE)]);
-    assert_eq!(marks, ["eth0 0x4000000", "eth1 0x8000000"]);
+    assert_eq!(rules, [rule("IPv4", 1, TABLE), rule("IPv4", 2, MAIN)]);
+    assert_eq!(marks, ["eth0 0x8000000", "eth1 0x4000000"]);
+    // A tunnel with routes of its own in the main table, as wg-quick makes them.
+    let tunnel = kernel.add("wg0", Kind::Other, 0);
+    kernel
+        .link(tunnel, |link| (link.up, link.carrier) = (true, true))
+        .unwrap();
+    kernel.state.routes.insert(Route {
+        to: Prefix::new([10, 8, 0, 0].into(), 24).unwrap(),
+        gateway: None,
+        ..default_route(MAIN, tunnel, "10.8.0.1")
+    });
+    let (rules, marks) = said(&kernel, &spec(named(&["eth1"])));
+    assert_eq!(rules[2], rule("IPv4", 3, MAIN), "{rules:?}");
+    assert!(marks.contains(&"wg0 0xc000000".to_owned()), "{marks:?}");
 }
 
 #[test]

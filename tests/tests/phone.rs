@@ -272,6 +272,9 @@ fn asked(seat: &mut Seat) -> Result<()> {
     })??;
     let call = |what: &str| -> Result<()> {
         let until = Instant::now() + ANSWER;
+        caller.set_nonblocking(true)?;
+        while caller.recv(&mut [0; 64]).is_ok() {} // late answers to what was said before
+        caller.set_nonblocking(false)?;
         loop {
             let _ = caller.send(b"hello"); // an error of the last one is told here
             match caller.recv(&mut [0; 64]) {
@@ -295,6 +298,30 @@ fn asked(seat: &mut Seat) -> Result<()> {
     seat.phone.switch_default(Uplink::Wlan0)?;
     seat.leaves_by(WLAN)?;
     seat.others_are_where_they_were("wlan0")
+}
+
+/// A network beside the way out comes and goes: that is followed, and nobody's fault.
+fn beside(seat: &mut Seat) -> Result<()> {
+    let cellular = format!("lookup {}", seat.phone.table(Uplink::Rmnet1));
+    for is_there in [false, true, false, true] {
+        match is_there {
+            true => seat.phone.link_up(Uplink::Rmnet1)?,
+            false => seat.phone.link_down(Uplink::Rmnet1)?,
+        }
+        let until = Instant::now() + ANSWER;
+        loop {
+            let rules = seat.phone.machine().sh("ip rule")?;
+            let mut answers = rules.lines().filter(|line| line.starts_with("9005:"));
+            if answers.any(|line| line.contains(&cellular)) == is_there {
+                break;
+            }
+            ensure!(Instant::now() < until, "{is_there}: {rules}");
+        }
+    }
+    seat.leaves_by(WLAN)?;
+    let told = seat.agent()?.rest();
+    ensure!(told.iter().all(|line| !line.starts_with("repaired")), "{told:#?}");
+    Ok(())
 }
 
 macro_rules! both {
@@ -322,6 +349,7 @@ both! {
     s5v_or_goes_past_it: s5v_bypass, "vpn=bypass";
     s5s_the_guest_follows_the_default_network: s5s, "";
     answers_leave_by_the_link_of_the_question: asked, "forward=tcp:15432:192.168.100.2:5432 forward=udp:5000:192.168.100.2:6000";
+    a_network_beside_the_way_out_comes_and_goes: beside, "forward=tcp:15432:192.168.100.2:5432";
     answers_leave_while_a_vpn_blocks: asked, "vpn=block forward=tcp:15432:192.168.100.2:5432 forward=udp:5000:192.168.100.2:6000";
     s8_forwarding_is_kept_when_the_hotspot_goes_off: s8, "";
     s9_a_restart_of_netd_is_survived: s9, "";

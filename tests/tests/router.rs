@@ -150,10 +150,9 @@ fn answers_go_back(seat: &Seat, address: &str, link: &str) -> Result<()> {
     ))?;
     let to = SocketAddr::new(address.parse()?, 15432);
     soon(|| {
-        let said = internet
-            .ask_tcp(to, SILENCE)
-            .with_context(|| format!("{to} by {link}"))?;
-        ensure!(said.starts_with("hello-from-guest"), "{to} by {link}: {said}");
+        let what = || format!("{to} by {link}");
+        let said = internet.ask_tcp(to, SILENCE).with_context(what)?;
+        ensure!(said.starts_with("hello-from-guest"), "{}: {said}", what());
         Ok(())
     })
 }
@@ -191,6 +190,29 @@ fn who_asks_by_the_second_uplink_is_answered_there_with_tables() -> Result<()> {
 #[test]
 fn who_asks_by_the_second_uplink_is_answered_there_with_chains() -> Result<()> {
     second_uplink(Filter::Iptables)
+}
+
+/// The gateway of a network need not send on within it: isolated clients, stateful firewalls.
+#[test]
+fn a_neighbour_on_the_second_uplink_is_answered_directly() -> Result<()> {
+    let before = |lan: &Lan| {
+        lan.prefer(Nic::Eth1)?;
+        for family in [4, 6] {
+            lan.internet()
+                .set_sysctl(&format!("net.ipv{family}.conf.lan0.forwarding"), "0")?;
+        }
+        lan.machine().ip(
+            "route add default via 10.1.0.1 dev eth0 table 200\n-6 route add default via fd10:1::1 dev eth0 table 200\n",
+        )
+    };
+    let want = format!("{BOTH} uplink=auto {FORWARDS}");
+    Seat::run(AGENT, "neighbour", Filter::Plain, &want, before, |seat| {
+        seat.leaves_by(Nic::Eth1)?;
+        let rules = seat.lan.machine().sh("ip rule; ip -6 rule")?;
+        ensure!(rules.contains("lookup 200"), "{rules}");
+        seat.forward_works(&format!("{LAN4}:15432"))?;
+        seat.forward_works(&format!("[{LAN6}]:15432"))
+    })
 }
 
 #[test]

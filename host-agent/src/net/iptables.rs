@@ -273,16 +273,8 @@ impl Iptables {
     /// # Errors
     /// [`IptablesError`].
     pub async fn change(&self, family: Family, text: &str) -> Result<(), IptablesError> {
-        let side = self.side(family)?;
-        for pause in PAUSES {
-            match side.restore(text).await {
-                Err(IptablesError::Failed { status, .. }) if status.code() == Some(RESOURCE_PROBLEM) => {
-                    tokio::time::sleep(pause).await;
-                }
-                other => return other,
-            }
-        }
-        side.restore(text).await
+        let doing = format!("change {family} tables");
+        self.side(family)?.insist(text, &doing, &[]).await
     }
 
     fn side(&self, family: Family) -> Result<&Side, IptablesError> {
@@ -321,7 +313,7 @@ impl Side {
         let rule = format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {MASK:#x} --ctmask {MASK:#x}");
         let tried = format!("*{}\n{rule}\nCOMMIT\n", Table::Mangle);
         let doing = format!("try {} CONNMARK", self.family);
-        self.able.marks = self.give(&tried, &doing, &["--test"]).await.is_ok();
+        self.able.marks = self.insist(&tried, &doing, &["--test"]).await.is_ok();
     }
 
     async fn try_table(&mut self, table: Table) -> Result<(), IptablesError> {
@@ -346,6 +338,19 @@ impl Side {
     async fn restore(&self, text: &str) -> Result<(), IptablesError> {
         let doing = format!("change {} tables", self.family);
         self.give(text, &doing, &[]).await
+    }
+
+    /// The same, again for a few times where a resource is lacking.
+    async fn insist(&self, text: &str, doing: &str, more: &[&str]) -> Result<(), IptablesError> {
+        for pause in PAUSES {
+            match self.give(text, doing, more).await {
+                Err(IptablesError::Failed { status, .. }) if status.code() == Some(RESOURCE_PROBLEM) => {
+                    tokio::time::sleep(pause).await;
+                }
+                other => return other,
+            }
+        }
+        self.give(text, doing, more).await
     }
 
     async fn give(&self, text: &str, doing: &str, more: &[&str]) -> Result<(), IptablesError> {

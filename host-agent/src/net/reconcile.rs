@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::names::LinkName;
 use sovereign_reconcile::route::WantedRoute;
+use sovereign_reconcile::rule::Rule;
 use sovereign_reconcile::uplink::Exit;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -46,11 +48,22 @@ struct Turn {
     waits: bool,
 }
 
-/// What of a network follows the host: ways out, and the routes of our own table.
-type Followed = (BTreeMap<Family, Exit>, BTreeSet<WantedRoute>);
+/// What of a network follows the host: ways out, our own table and what leads there, and by which links answers go back.
+type Followed = (
+    BTreeMap<Family, Exit>,
+    BTreeSet<WantedRoute>,
+    BTreeSet<Rule>,
+    BTreeMap<LinkName, u32>,
+);
 
 fn followed(wanted: &Wanted) -> Followed {
-    (wanted.exits.clone(), wanted.routes.clone())
+    let answers = wanted.filter.as_ref().map(|filter| filter.answers.clone());
+    (
+        wanted.exits.clone(),
+        wanted.routes.clone(),
+        wanted.rules.clone(),
+        answers.unwrap_or_default(),
+    )
 }
 
 /// What the loop owns.

@@ -138,9 +138,9 @@ fn who_asks_by_a_link_is_answered_there() {
         .map(|(link, mark)| (LinkName::parse(link).unwrap(), mark))
         .into();
     let expected = "\
--A sv5pkj-answers -i sv5pkj -m conntrack --ctstate DNAT -m comment --comment sv5pkj -j CONNMARK --restore-mark --nfmask 0x1c000000 --ctmask 0x1c000000
--A sv5pkj-asked -i tun1 -o sv5pkj -m conntrack --ctstate DNAT -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x4000000/0x1c000000
--A sv5pkj-asked -i wlan0 -o sv5pkj -m conntrack --ctstate DNAT -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x8000000/0x1c000000
+-A sv5pkj-answers -i sv5pkj -m conntrack --ctstate DNAT --ctdir REPLY -m comment --comment sv5pkj -j CONNMARK --restore-mark --nfmask 0x1c000000 --ctmask 0x1c000000
+-A sv5pkj-asked -i tun1 -o sv5pkj -m conntrack --ctstate DNAT --ctdir ORIGINAL -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x4000000/0x1c000000
+-A sv5pkj-asked -i wlan0 -o sv5pkj -m conntrack --ctstate DNAT --ctdir ORIGINAL -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x8000000/0x1c000000
 ";
     let text = fresh(&wanted4(&filter));
     let lines: Vec<_> = text.lines().filter(|line| line.contains("CONNMARK")).collect();

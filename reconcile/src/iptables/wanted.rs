@@ -347,7 +347,7 @@ impl<'a> Part<'a> {
     fn asked(&self) -> Vec<Rule> {
         let bridge = &self.filter.bridge;
         let rule = |(link, mark): (&LinkName, &u32)| {
-            let asked = format!("-i {link} -o {bridge} -m conntrack --ctstate DNAT");
+            let asked = format!("-i {link} -o {bridge} -m conntrack --ctstate DNAT --ctdir ORIGINAL");
             self.rule(&asked, &format!("CONNMARK --set-xmark {mark:#x}/{MASK:#x}"))
         };
         self.filter.answers.iter().map(rule).collect()
@@ -356,7 +356,7 @@ impl<'a> Part<'a> {
     /// What guests send of such a connection carries it.
     fn answers(&self) -> Vec<Rule> {
         let bridge = &self.filter.bridge;
-        let answer = format!("-i {bridge} -m conntrack --ctstate DNAT");
+        let answer = format!("-i {bridge} -m conntrack --ctstate DNAT --ctdir REPLY");
         let target = format!("CONNMARK --restore-mark --nfmask {MASK:#x} --ctmask {MASK:#x}");
         vec![self.rule(&answer, &target)]
     }

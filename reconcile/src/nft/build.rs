@@ -157,7 +157,13 @@ fn forward(filter: &Filter) -> Chain {
         chain.push(comment, [link, matches::opens_tcp(), matches::clamp_mss()]);
     }
     for (link, mark) in &filter.answers {
-        let asked = [matches::comes_by(link), to(), matches::was_forwarded()].concat();
+        let asked = [
+            matches::comes_by(link),
+            to(),
+            matches::was_forwarded(),
+            matches::questions(),
+        ]
+        .concat();
         chain.push(
             format!("who asks by {link} is answered there"),
             [asked, matches::mark_connection(*mark, MASK)],
@@ -187,13 +193,14 @@ fn forward(filter: &Filter) -> Chain {
     chain
 }
 
-/// What of a guest belongs to a connection with a mark is an answer: only questions from elsewhere get one.
+/// What a guest answers to connections with a mark.
 fn answers(filter: &Filter) -> Chain {
     let mut chain = Chain::at("filter", Point::Prerouting, MANGLE);
     for (link, mark) in &filter.answers {
         let answer = [
             matches::comes_by(&filter.bridge),
             matches::was_forwarded(),
+            matches::answers(),
             matches::connection_is_marked(*mark, MASK),
         ]
         .concat();

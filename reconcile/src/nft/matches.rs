@@ -214,10 +214,19 @@ fn ct_bits(key: CtKey, bits: u32) -> Vec<Expression> {
     ]
 }
 
+/// `ct direction original`.
+pub(crate) fn questions() -> Vec<Expression> {
+    direction(0)
+}
+
 /// `ct direction reply`.
 pub(crate) fn answers() -> Vec<Expression> {
+    direction(1)
+}
+
+fn direction(number: u8) -> Vec<Expression> {
     let key = CtKey::Direction;
-    vec![Ct { key, to: One }, compare(Equal, &[1])]
+    vec![Ct { key, to: One }, compare(Equal, &[number])]
 }
 
 /// `dnat ip to 10.0.0.2`, or `10.0.0.2:80`.

@@ -28,6 +28,16 @@ pub struct Unavailable {
     pub source: io::Error,
 }
 
+impl Unavailable {
+    /// Whether the kernel said that it has no such thing, and not that it cannot now.
+    fn lacks(&self) -> bool {
+        let lacking = [Errno::OPNOTSUPP, Errno::NOENT, Errno::INVAL];
+        lacking
+            .iter()
+            .any(|errno| self.errno == Some(errno.raw_os_error()))
+    }
+}
+
 /// What nf_tables can do, where all that we cannot be without works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Able {
@@ -46,7 +56,7 @@ pub(super) async fn probe(requests: &mut Requests, tag: &str) -> Result<Able, Un
         let sample = sample(&name, marks).map_err(|error| no_answer(io::Error::other(error)))?;
         match attempt(requests, &name, &sample, Ownership::Plain).await? {
             None => break,
-            Some(_) if marks => marks = false,
+            Some(refused) if marks && refused.lacks() => marks = false,
             Some(refused) => return Err(refused),
         }
     }
