@@ -42,6 +42,9 @@ pub enum TapError {
 pub(super) struct TunPool {
     source: Source,
     left: Mutex<Vec<OwnedFd>>,
+    /// Who visits the helper holds it: it has room for few, and one visit brings enough for many guests. When the last
+    /// visit failed, and how.
+    visit: tokio::sync::Mutex<Option<(Instant, StageFailure)>>,
 }
 
 /// Where descriptors come from.
@@ -55,11 +58,15 @@ pub(super) enum Source {
 
 impl TunPool {
     pub(super) fn new(source: Source, first: Vec<OwnedFd>) -> Self {
-        let left = Mutex::new(first);
-        Self { source, left }
+        Self {
+            source,
+            left: Mutex::new(first),
+            visit: tokio::sync::Mutex::default(),
+        }
     }
 
-    /// One descriptor; the helper is visited when none is left. Cancel safe.
+    /// One descriptor; the helper is visited when none is left, by one at a time. A visit that fails is the failure of
+    /// all who waited for it. Cancel safe.
     pub(super) async fn take(&self) -> Result<OwnedFd, StageFailure> {
         if let Some(tun) = self.pop() {
             return Ok(tun);
@@ -67,13 +74,16 @@ impl TunPool {
         let Source::Helper(helper, namespace) = &self.source else {
             return tun::open_unattached().map_err(|error| StageFailure::io(Stage::OpenTun, &error));
         };
-        let Set { namespaces, tuns, .. } = take(helper).await?;
-        if namespaces.number().ok() != Some(*namespace) {
-            return Err(StageFailure::new(
-                Stage::Answer,
-                "the helper has another namespace now",
-            ));
+        let since = Instant::now();
+        let mut failed = self.visit.lock().await;
+        if let Some(tun) = self.pop() {
+            return Ok(tun); // of who visited meanwhile
         }
+        if let Some((_, failure)) = failed.as_ref().filter(|(at, _)| *at >= since) {
+            return Err(failure.clone());
+        }
+        let visited = visit(helper, *namespace).await;
+        let tuns = visited.inspect_err(|failure| *failed = Some((Instant::now(), failure.clone())))?;
         self.put_back(tuns);
         self.pop()
             .ok_or_else(|| StageFailure::new(Stage::OpenTun, "the helper passed none"))
@@ -107,5 +117,71 @@ impl TunPool {
 
     fn put_back(&self, tuns: Vec<OwnedFd>) {
         self.left.lock().unwrap_or_else(|e| e.into_inner()).extend(tuns);
+    }
+}
+
+/// What the helper passes, as long as it has the namespace of this number.
+async fn visit(helper: &HelperConfig, namespace: u64) -> Result<Vec<OwnedFd>, StageFailure> {
+    let Set { namespaces, tuns, .. } = take(helper).await?;
+    if namespaces.number().ok() == Some(namespace) {
+        return Ok(tuns);
+    }
+    let evidence = "the helper has another namespace now";
+    Err(StageFailure::new(Stage::Answer, evidence))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::netns::fake;
+
+    /// Takes of so many guests at once; what each came to.
+    async fn take_at_once(
+        pool: &std::sync::Arc<TunPool>,
+        guests: usize,
+    ) -> Vec<Result<OwnedFd, StageFailure>> {
+        let mut takes = JoinSet::new();
+        for _ in 0..guests {
+            let pool = pool.clone();
+            takes.spawn(async move { pool.take().await });
+        }
+        takes.join_all().await
+    }
+
+    /// The helper has no time for more than a few, and each visit brings sixteen.
+    #[tokio::test]
+    async fn many_guests_send_one_visitor_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (helper, namespace, visitors) = fake::helper(dir.path());
+        let pool = TunPool::new(Source::Helper(helper, namespace), Vec::new());
+        let taken = take_at_once(&pool.into(), 40).await;
+        assert!(taken.iter().all(Result::is_ok), "{taken:?}");
+        assert_eq!(visitors.at_once.load(Ordering::SeqCst), 1);
+        assert_eq!(visitors.all.load(Ordering::SeqCst), 3, "48 for 40");
+    }
+
+    /// Else the last of many would wait for each of those before.
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_for_a_visit_that_failed_makes_none_and_who_comes_later_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let (helper, namespace, _) = fake::helper(dir.path());
+        let socket = helper.socket.clone();
+        std::fs::remove_file(&socket).unwrap();
+        let silent = tokio::net::UnixListener::bind(&socket).unwrap();
+        let pool = std::sync::Arc::new(TunPool::new(Source::Helper(helper, namespace), Vec::new()));
+        let begun = Instant::now();
+        let taken = take_at_once(&pool, 40).await;
+        assert!(taken.iter().all(Result::is_err), "{taken:?}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        drop(silent);
+        std::fs::remove_file(&socket).unwrap();
+        let again = fake::helper(dir.path()); // as it is again
+        tokio::time::advance(AGAIN).await;
+        tokio::time::resume();
+        assert!(pool.take().await.is_ok(), "{again:?}");
     }
 }

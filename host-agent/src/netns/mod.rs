@@ -8,6 +8,8 @@
 //! same namespace. It never changes anything on the machine, and nothing but `lo` inside.
 
 mod contract;
+#[cfg(test)]
+pub(crate) mod fake;
 mod helper;
 mod make;
 mod pass;
