@@ -128,3 +128,46 @@ fn switches_of_dead_instances_are_put_back_and_those_of_a_live_one_are_not() -> 
     ensure!(gc()? == "failed []\n", "a second time there is nothing");
     Ok(())
 }
+
+/// It may be of an older version, or cut off.
+#[test]
+fn a_record_that_cannot_be_understood_keeps_no_agent_from_its_work() -> Result<()> {
+    if !can_run("gc_unreadable") {
+        return Ok(());
+    }
+    let (world, _links) = world(AGENT, User::Root)?;
+    world.outside(THEIRS)?;
+    std::fs::write(world.path("switched.json"), "[[")?;
+    let test = format!("SOVEREIGN_TEST={}", machines_network());
+    let mut agent = world.agent_under(&["env", "NETWORK_AGENT_HOST=1", &test], "-", WANT)?;
+    agent.expect("ready")?;
+    agent.expect("works Filter")?;
+    let aside = || std::fs::read_to_string(world.path("switched.json.unreadable"));
+    ensure!(aside()? == "[[", "people have it");
+    agent.say("end")?;
+    agent.expect("ended")?;
+    agent.restart_ends()?;
+    let forwards = world.outside("cat /proc/sys/net/ipv4/ip_forward")?;
+    ensure!(
+        forwards.trim() == "0",
+        "what was switched with another record is put back"
+    );
+    std::fs::write(world.path("switched.json"), "[[")?;
+    let program = world.program();
+    let run = world.path("");
+    let words = [
+        "env",
+        &test,
+        program.as_str(),
+        "gc",
+        run.to_str().context("text")?,
+        world.instance(),
+    ];
+    let output = world.command(&words).output()?;
+    let told = String::from_utf8(output.stdout)?;
+    ensure!(
+        told.contains("switched.json.unreadable") && !run.join("switched.json").exists(),
+        "{told}"
+    );
+    Ok(())
+}

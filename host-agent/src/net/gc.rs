@@ -138,6 +138,11 @@ pub async fn collect(
                 continue;
             }
         };
+        let passed_over = match mode {
+            Mode::Dry => switches.unreadable(),
+            Mode::Remove => switches.set_aside(),
+        };
+        collected.failed.extend(passed_over);
         let mut plan = Plan::default();
         // One that two instances set is put back once.
         let steps = switches.to_restore().into_iter();

@@ -171,8 +171,11 @@ impl Seat {
         )
         .await
         .map_err(|error| StageFailure::io(Stage::Netlink, &error))?;
-        let switches = Switches::open(set.switches, self.record(config))
+        let mut switches = Switches::open(set.switches, self.record(config))
             .map_err(|error| StageFailure::io(Stage::Proc, &error))?;
+        if let Some(told) = switches.set_aside() {
+            tracing::warn!(told, "what this host's switches were is not known");
+        }
         Ok(Session {
             kernel: Kernel::over(set.requests),
             notifications,

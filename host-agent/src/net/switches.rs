@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, openat};
@@ -75,25 +75,29 @@ pub(super) struct Switches {
     record: PathBuf,
     boot: String,
     switched: Switched,
+    /// Why the record that is there is none.
+    unreadable: Option<String>,
+}
+
+/// What is on record, if anything.
+fn read(record: &Path) -> Result<Option<Record>, String> {
+    let text = files::read_optional(record).map_err(|error| format!("{error:#}"))?;
+    let kept = text.map(|text| serde_json::from_slice(&text)).transpose();
+    kept.map_err(|error| error.to_string())
 }
 
 impl Switches {
-    /// Those of `place`; `record` is where former values are kept.
+    /// Those of `place`; `record` is where former values are kept. One that cannot be understood is passed over, and left
+    /// as it is until it is [set aside](Self::set_aside): whose boot it was in is not known, so nothing is put back.
     ///
     /// # Errors
-    /// When the record is there and cannot be read: then nothing is known of what is to be put back.
+    /// When the kernel does not say which boot this is.
     pub(super) fn open(place: Place, record: PathBuf) -> io::Result<Self> {
-        let text = files::read_optional(&record).map_err(|error| io::Error::other(format!("{error:#}")))?;
-        let kept = text
-            .map(|text| serde_json::from_slice::<Record>(&text))
-            .transpose();
-        let kept = kept.map_err(|error| {
-            let path = record.display();
-            io::Error::other(format!(
-                "{path}, which keeps what switches were, cannot be understood ({error}): put back by hand what it says, and remove it"
-            ))
-        })?;
         let boot = boot()?;
+        let (kept, unreadable) = match read(&record) {
+            Ok(kept) => (kept, None),
+            Err(why) => (None, Some(why)),
+        };
         let of_this_boot = kept.filter(|kept| kept.boot == boot);
         let pairs = of_this_boot.map(|kept| kept.switched).unwrap_or_default();
         Ok(Self {
@@ -101,6 +105,31 @@ impl Switches {
             record,
             boot,
             switched: pairs.into_iter().collect(),
+            unreadable,
+        })
+    }
+
+    /// Why the record was passed over, for people.
+    pub(super) fn unreadable(&self) -> Option<String> {
+        let (path, why) = (self.record.display(), self.unreadable.as_ref()?);
+        Some(format!(
+            "{path}, which keeps what switches were, cannot be understood: {why}"
+        ))
+    }
+
+    /// Renames a record that was passed over, so that people have it and another one can begin; what was done, for them.
+    /// Until that works nothing is switched.
+    pub(super) fn set_aside(&mut self) -> Option<String> {
+        let why = self.unreadable()?;
+        let mut aside = self.record.clone().into_os_string();
+        aside.push(".unreadable");
+        let shown = Path::new(&aside).display().to_string();
+        Some(match std::fs::rename(&self.record, &aside) {
+            Ok(()) => {
+                self.unreadable = None;
+                format!("{why}; it is {shown} now: put back by hand what it says")
+            }
+            Err(error) => format!("{why}; and cannot become {shown}: {error}"),
         })
     }
 
@@ -197,6 +226,9 @@ impl Switches {
     }
 
     fn keep(&mut self, switched: Switched) -> Result<(), SwitchError> {
+        if let Some(why) = self.unreadable() {
+            return Err(SwitchError::Keep(why)); // it would be lost
+        }
         let kept = if switched.is_empty() {
             files::remove(&self.record)
         } else {
@@ -220,7 +252,7 @@ mod tests {
     use super::*;
 
     /// A directory in the place of /proc/sys/net.
-    fn switches(dir: &std::path::Path) -> Switches {
+    fn switches(dir: &Path) -> Switches {
         std::fs::create_dir_all(dir.join("ipv4")).unwrap();
         let directory = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         Switches::open(Place::Directory(directory), dir.join("record")).unwrap()
@@ -303,21 +335,35 @@ mod tests {
         assert!(switches(dir.path()).to_restore().is_empty());
     }
 
-    /// Whose boot it was in is not known: what it says may be as another boot began.
+    /// Whose boot it was in is not known: what it says may be as another boot began. Else an agent would have no network
+    /// for as long as the file is there.
     #[test]
-    fn a_record_that_cannot_be_understood_is_named_and_nothing_is_put_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let record = dir.path().join("record");
+    fn a_record_that_cannot_be_understood_is_set_aside_for_people() {
         for text in ["[[\"forward_v4\",{\"before\":0,\"set\":1}]]", "{", ""] {
+            let dir = tempfile::tempdir().unwrap();
+            let (record, file) = (dir.path().join("record"), dir.path().join("ipv4/ip_forward"));
             std::fs::write(&record, text).unwrap();
-            let place = Place::Files(BTreeMap::new());
-            let error = Switches::open(place, record.clone()).unwrap_err().to_string();
-            assert!(error.starts_with(record.to_str().unwrap()), "{error}");
+            let mut second = switches(dir.path());
+            std::fs::write(&file, "0").unwrap();
+            assert!(second.to_restore().is_empty());
+            let refused = second.set(&Sysctl::ForwardV4, 0, 1).unwrap_err();
+            assert!(matches!(refused, SwitchError::Keep(_)), "{refused}");
             assert_eq!(
                 std::fs::read_to_string(&record).unwrap(),
                 text,
-                "it is left for people"
+                "a look leaves it"
             );
+
+            let told = second.set_aside().unwrap();
+            let aside = dir.path().join("record.unreadable");
+            assert!(told.starts_with(record.to_str().unwrap()), "{told}");
+            assert!(told.contains(aside.to_str().unwrap()), "{told}");
+            assert_eq!(std::fs::read_to_string(&aside).unwrap(), text);
+            assert_eq!(second.set_aside(), None, "once");
+            second.set(&Sysctl::ForwardV4, 0, 1).unwrap();
+            let mut third = switches(dir.path());
+            assert_eq!(third.set_aside(), None);
+            assert_eq!(third.to_restore().len(), 1);
         }
     }
 
