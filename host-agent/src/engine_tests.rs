@@ -62,6 +62,17 @@ fn silent_helper(layout: &Layout) -> (std::os::unix::net::UnixListener, OpenNetw
     (listens, OpenNetwork { network, wanted })
 }
 
+/// A guest with a card, in a private network.
+fn with_a_card(name: &Name) -> HostSpec {
+    let mut config = config(5432);
+    config.interface = serde_json::from_str(r#"{"addresses":["10.0.0.2/24"]}"#).unwrap();
+    HostSpec {
+        version: VERSION,
+        guests: [(name.clone(), config)].into(),
+        network: serde_json::from_str(r#"{"namespace":"private","address":"10.0.0.1/24"}"#).unwrap(),
+    }
+}
+
 /// Whether the document of a guest speaks of an interface.
 fn is_told_of_a_card(engine: &Engine, name: &Name) -> bool {
     let wanted = engine.guests[name].wanted.borrow();
@@ -80,13 +91,7 @@ async fn a_tap_that_is_not_to_be_had_yet_keeps_nobody_but_its_guest_waiting() {
     let (mut engine, _news) = Engine::new(layout, 1, sender).unwrap();
     engine.network = Some(open);
     let name = Name::parse("sql").unwrap();
-    let mut config = config(5432);
-    config.interface = serde_json::from_str(r#"{"addresses":["10.0.0.2/24"]}"#).unwrap();
-    let document = HostSpec {
-        version: VERSION,
-        guests: [(name.clone(), config.clone())].into(),
-        network: serde_json::from_str(r#"{"namespace":"private","address":"10.0.0.1/24"}"#).unwrap(),
-    };
+    let document = with_a_card(&name);
     let begun = tokio::time::Instant::now();
     engine.take(Event::Applied(document)).await;
     engine.take(Event::Running([name.clone()].into())).await; // due at once, whatever the network says
@@ -106,4 +111,32 @@ async fn a_tap_that_is_not_to_be_had_yet_keeps_nobody_but_its_guest_waiting() {
     assert!(guest == name && !why.is_empty());
     engine.take(Event::NoCard(guest, why)).await;
     assert!(!is_told_of_a_card(&engine, &name));
+}
+
+/// Else it would boot, some seconds later, only to be shut down.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_stopped_while_it_waits_for_its_tap_ends_without_a_shim() {
+    for stop in [Effect::Stop, Effect::Kill] {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let (_listens, open) = silent_helper(&layout);
+        std::fs::write(layout.run.join("sql"), "").unwrap(); // so that no shim is started if it goes wrong
+        let (sender, mut events) = mpsc::channel(4);
+        let (mut engine, _news) = Engine::new(layout, 1, sender).unwrap();
+        engine.network = Some(open);
+        let name = Name::parse("sql").unwrap();
+        engine.take(Event::Applied(with_a_card(&name))).await;
+        engine.take(Event::Running([name.clone()].into())).await;
+        let begun = tokio::time::Instant::now();
+        engine.act(stop(name.clone())).await;
+        let ended = loop {
+            match events.recv().await.unwrap() {
+                Event::Ended(guest, record) => break (guest, record.reason),
+                Event::NoCard(_, why) => panic!("it goes on: {why}"),
+                other => drop(other), // that there is a network
+            }
+        };
+        assert_eq!(ended, (name, ExitReason::Killed));
+        assert_eq!(begun.elapsed(), Duration::ZERO, "it waited");
+    }
 }

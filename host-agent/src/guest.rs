@@ -52,14 +52,24 @@ pub fn start(
     wanted: Wanted,
     events: mpsc::Sender<Event>,
 ) -> Handle {
-    let (wanted_sender, wanted) = watch::channel(wanted);
+    let (wanted_sender, mut wanted) = watch::channel(wanted);
     let (target_sender, target) = watch::channel(None);
     tokio::spawn(async move {
         let guest = config.guest.clone();
-        let (config, tap) = with_card(config, tap, &events).await;
-        let record = match run(&config, tap, wanted, &target_sender, &events).await {
-            Ok(record) => record,
-            Err(error) => start_failed(&error),
+        let began = match tap {
+            None => Some((config, None)), // it may run already: a stop is the shim's matter
+            // Each arm is cancel safe; a stop is looked at first.
+            Some(opening) => tokio::select! {
+                biased;
+                _ = wanted.wait_for(|wanted| wanted.shutdown || wanted.kill) => None,
+                card = with_card(config, opening, &events) => Some(card),
+            },
+        };
+        let record = match began {
+            None => stopped_before(),
+            Some((config, tap)) => run(&config, tap, wanted, &target_sender, &events)
+                .await
+                .unwrap_or_else(|error| start_failed(&error)),
         };
         target_sender.send_replace(None);
         tracing::info!(%guest, reason = ?record.reason, evidence = %record.evidence.escape_debug(), "guest ended");
@@ -75,12 +85,9 @@ pub fn start(
 /// runs, and a guest needs none to be talked to.
 async fn with_card(
     mut config: ShimConfig,
-    tap: Option<impl Future<Output = Result<OwnedFd, TapError>>>,
+    opening: impl Future<Output = Result<OwnedFd, TapError>>,
     events: &mpsc::Sender<Event>,
 ) -> (ShimConfig, Option<OwnedFd>) {
-    let Some(opening) = tap else {
-        return (config, None);
-    };
     match opening.await {
         Ok(tap) => (config, Some(tap)),
         Err(error) => {
@@ -93,7 +100,17 @@ async fn with_card(
     }
 }
 
-/// The record of a boot that never began.
+/// The record of a boot that was stopped before there was a VMM.
+fn stopped_before() -> ExitRecord {
+    ExitRecord {
+        boot_id: String::new(),
+        reason: ExitReason::Killed,
+        evidence: "stopped before its VMM was started".to_owned(),
+        wall_ns: wall_ns(),
+    }
+}
+
+/// The record of a boot that could not begin.
 #[must_use]
 pub fn start_failed(error: &anyhow::Error) -> ExitRecord {
     ExitRecord {
