@@ -25,8 +25,27 @@ use super::conntrack::Entry;
 pub struct Former {
     /// The guests' subnets.
     subnets: BTreeSet<Subnet>,
-    /// Addresses that were of the way and are no more, with the subnet that is reached from each without any.
-    addresses: BTreeMap<IpAddr, Option<Prefix>>,
+    /// Addresses that were of the way and are no more.
+    addresses: BTreeMap<IpAddr, Left>,
+}
+
+/// What is known of such an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Left {
+    /// The subnet that is reached from it without any gateway, while the address is there.
+    near: Option<Prefix>,
+    /// The subnets of addresses that are of the way now.
+    stay: BTreeSet<Prefix>,
+}
+
+impl Left {
+    /// Whether an address is another one of the same subnet, as this host's temporary addresses are, to which a kernel
+    /// translates with `use_tempaddr = 2` (`ipv6_dev_get_saddr`) and which are no lasting ones of a way. Of IPv4 there
+    /// are none such.
+    fn goes_with(&self, ip: IpAddr) -> bool {
+        let of = |subnet: &Prefix| ip.is_ipv6() && subnet.contains(ip);
+        self.near.as_ref().is_some_and(of) && !self.stay.iter().any(of)
+    }
 }
 
 impl Former {
@@ -41,30 +60,41 @@ impl Former {
             let address = observed.addresses.iter().find(|address| address.ip == ip)?;
             Prefix::new(ip, address.prefix)
         };
-        let gone = now.iter().flat_map(|(family, way)| {
-            let former = before.get(family).map(|former| former.sources.clone());
-            former
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|ip| !way.sources.contains(ip))
-        });
+        let mut addresses = BTreeMap::new();
+        for (family, way) in now {
+            let former = before.get(family).map(|former| &former.sources);
+            for ip in former.into_iter().flatten().copied() {
+                if !way.sources.contains(&ip) {
+                    let stay = way.sources.iter().filter_map(|ip| near(*ip)).collect();
+                    addresses.insert(ip, Left { near: near(ip), stay });
+                }
+            }
+        }
         Self {
             subnets: filter.subnets.iter().copied().collect(),
-            addresses: gone.map(|ip| (ip, near(ip))).collect(),
+            addresses,
         }
     }
 
     /// Whether a flow is a guest's to elsewhere that leaves under such an address. One that others opened by a forward
     /// goes back by the link that it came by, whatever the way.
+    ///
+    /// One to a network that is reached by a route of its own over the old link goes as well, because such routes are not
+    /// observed: its next packet is translated anew.
     #[must_use]
     pub fn has(&self, entry: &Entry) -> bool {
         let guests = |address| self.subnets.iter().any(|subnet| subnet.contains(address));
-        let elsewhere = |near: &Option<Prefix>| near.is_none_or(|near| !near.contains(entry.destination));
+        let is_left = |left: &Left| left.near.is_none_or(|near| !near.contains(entry.destination));
+        let under = entry.answers_to;
+        let left = match self.addresses.get(&under) {
+            Some(left) => Some(left),
+            None => self.addresses.values().find(|left| left.goes_with(under)),
+        };
         entry.transport != Transport::Tcp.number()
             && entry.is_masqueraded()
             && guests(entry.source)
             && !guests(entry.destination)
-            && self.addresses.get(&entry.answers_to).is_some_and(elsewhere)
+            && left.is_some_and(is_left)
     }
 
     /// Takes another change in.
@@ -135,5 +165,51 @@ mod tests {
         );
         assert_eq!(stale(&["192.0.2.1"], &["192.0.2.1", "192.0.2.9"], 32), [""; 0]);
         assert_eq!(stale(&["192.0.2.7"], &["198.51.100.1"], 32), [""; 0]);
+    }
+
+    /// Whether a guest's flow over IPv6 that is translated to `under` is stale after `before` became `now`, all in this
+    /// observed network of addresses with their prefixes.
+    fn is_stale_v6(under: &str, to: &str, before: &[&str], now: &[&str]) -> bool {
+        let prefixes = ["2001:db8:1::10/64", "2001:db8:1::d/128", "2001:db8:2::10/64"];
+        let addresses = prefixes.map(|text| {
+            let prefix: Prefix = text.to_owned().try_into().unwrap();
+            Address {
+                link: 2,
+                ip: prefix.address(),
+                prefix: prefix.length(),
+                ours: false,
+                passed_over: false,
+            }
+        });
+        let observed = Observed {
+            addresses: addresses.into(),
+            ..Observed::default()
+        };
+        let mut guests = filter(&[], WayOut::Masquerade);
+        guests.subnets = [Subnet::parse("fd00:9::/64").unwrap()].into();
+        let ways = |sources| BTreeMap::from([(Family::V6, way("eth0", sources))]);
+        let former = Former::of(&guests, (&ways(before), &ways(now)), &observed);
+        let mut flows = entries().into_iter();
+        let mut flow = flows.find(|entry| entry.is_masqueraded()).unwrap();
+        flow.source = "fd00:9::2".parse().unwrap();
+        flow.destination = to.parse().unwrap();
+        flow.answers_to = under.parse().unwrap();
+        former.has(&flow)
+    }
+
+    /// With `use_tempaddr = 2` a kernel translates to the temporary address, which is no lasting one of the way.
+    #[test]
+    fn flows_under_a_temporary_address_are_stale_with_its_prefix() {
+        let (slaac, dhcp, other) = ("2001:db8:1::10", "2001:db8:1::d", "2001:db8:2::10");
+        let (temporary, away) = ("2001:db8:1::e9c8:ad0e", "2001:db8:ffff::1");
+        let moved = |under, to| is_stale_v6(under, to, &[slaac], &[other]);
+        assert!(moved(slaac, away) && moved(temporary, away));
+        assert!(!moved(temporary, "2001:db8:1::99"), "it is beside the old link");
+        assert!(!moved("2001:db8:2::e9c8:ad0e", away), "the new one's");
+        assert!(!moved("2001:db8:3::1", away), "of neither");
+        let stays = |under| is_stale_v6(under, away, &[slaac, dhcp], &[dhcp, other]);
+        assert!(stays(temporary) && stays(slaac) && !stays(dhcp));
+        let only_dhcp = |under| is_stale_v6(under, away, &[slaac, dhcp], &[slaac, other]);
+        assert!(only_dhcp(dhcp) && !only_dhcp(temporary) && !only_dhcp(slaac));
     }
 }
