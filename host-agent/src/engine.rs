@@ -403,10 +403,12 @@ impl Engine {
         let ties = self.world.ties(name);
         let secrets = self.secrets_of(name, config, &ties)?;
         let interface = self.world.interface(config).filter(|_| self.cards.contains(name));
+        let mtu = interface.as_ref().and_then(|interface| interface.mtu);
         let spec = document::guest_spec(name, config, ties, edition.revision, secrets, interface);
         Ok(Wanted {
             document: serde_json::to_vec(&spec)?,
             edition,
+            mtu,
             shutdown: false,
             kill: false,
         })

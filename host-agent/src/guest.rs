@@ -411,6 +411,7 @@ mod tests {
         watch::channel(Wanted {
             document: Vec::new(),
             edition: Edition::default(),
+            mtu: None,
             shutdown: false,
             kill: false,
         })

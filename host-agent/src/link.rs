@@ -49,6 +49,8 @@ pub struct Wanted {
     pub document: Vec<u8>,
     /// Which one it is.
     pub edition: Edition,
+    /// The MTU that it says.
+    pub mtu: Option<u32>,
     /// True when the guest is to power off.
     pub shutdown: bool,
     /// True when its VMM is to end at once.
@@ -287,7 +289,7 @@ async fn push(
                     let why = format!("the guest took over revision {other} and was given {given}");
                     Event::SpecRefused(guest.clone(), why)
                 }
-                Ok(_) => Event::SpecApplied(guest.clone(), now.edition),
+                Ok(_) => Event::SpecApplied(guest.clone(), now.edition, now.mtu),
                 Err(refusal) => Event::SpecRefused(guest.clone(), refusal.to_string()),
             };
             events.send(event).await?;

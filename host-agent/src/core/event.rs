@@ -53,8 +53,8 @@ pub enum Event {
     SessionLost(Name, String),
     /// A fresh connection was taken and not answered.
     SessionSilent(Name, String),
-    /// The guest agent took over this document.
-    SpecApplied(Name, Edition),
+    /// The guest agent took over this document, with the MTU that it says.
+    SpecApplied(Name, Edition, Option<u32>),
     /// The guest agent refused the spec.
     SpecRefused(Name, String),
     /// What changed in the guest.

@@ -135,7 +135,7 @@ fn met() -> World {
 /// A guest answers that it took over the last document.
 fn takes_over(world: &mut World, guest: &str) -> Vec<Effect> {
     let edition = world.edition(&name(guest));
-    world.step(Event::SpecApplied(name(guest), edition), 0)
+    world.step(Event::SpecApplied(name(guest), edition, None), 0)
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_guest_is_not_ready_by_a_document_from_before_the_last_judgement() {
     let early = world.edition(&name("web")); // it says that the other place cannot be used yet
     takes_over(&mut world, "sql");
     assert_eq!(edge(&world).0, Status::True);
-    world.step(Event::SpecApplied(name("web"), early), 0);
+    world.step(Event::SpecApplied(name("web"), early, None), 0);
     assert_eq!(world.ready(&name("web"), 0), Status::Unknown);
     takes_over(&mut world, "web");
     assert_eq!(world.ready(&name("web"), 0), Status::True);

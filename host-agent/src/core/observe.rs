@@ -92,9 +92,9 @@ impl World {
                 );
             }
             Event::SessionLost(name, why) => self.session_lost(&name, &why, now_ms),
-            Event::SpecApplied(name, edition) => {
+            Event::SpecApplied(name, edition, mtu) => {
                 if let Some(guest) = self.guests.get_mut(&name) {
-                    guest.applied = edition;
+                    (guest.applied, guest.applied_mtu) = (edition, mtu);
                 }
                 let agent = self.feed.verdict(&host_key(Layer::Session, &name, "agent"));
                 if agent.is_some_and(|verdict| verdict.reason == "SpecRefused") {

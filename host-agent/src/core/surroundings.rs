@@ -60,22 +60,25 @@ impl World {
         })
     }
 
-    /// What is known of guests' cards: who holds one, and who keeps to the MTU that it is told. One whose agent is not
-    /// reached, or refused what it was told, keeps to what it knew.
+    /// What is known of guests' cards: who holds one, and by which MTU who goes: the one of the document that was taken
+    /// over last. One whose agent is not reached, or refused what it was told, is not known to go by any.
     #[must_use]
     pub fn cards(&self) -> Cards {
         let hears = |name: &Name| {
             let agent = self.feed.verdict(&host_key(Layer::Session, name, "agent"));
             agent.is_some_and(|verdict| verdict.status == Status::True)
         };
-        let keeps = |(name, guest): &(&Name, &Guest)| match guest.phase {
-            Phase::Stopped | Phase::Failed | Phase::CrashLoop => true, // it will be told when it boots
-            Phase::Starting | Phase::Running | Phase::Stopping => guest.applied == guest.given && hears(name),
+        let mtu = |(name, guest): (&Name, &Guest)| {
+            let told = self.interface(&guest.config)?.mtu?;
+            let goes_by = match guest.phase {
+                Phase::Stopped | Phase::Failed | Phase::CrashLoop | Phase::Starting => told, // by when it serves
+                Phase::Running | Phase::Stopping => guest.applied_mtu.filter(|_| hears(name))?,
+            };
+            Some((name.clone(), goes_by))
         };
-        let mtu = |(name, guest): (&Name, &Guest)| Some((name.clone(), self.interface(&guest.config)?.mtu?));
         Cards {
             held: self.holding_cards(),
-            mtu: self.guests.iter().filter(keeps).filter_map(mtu).collect(),
+            mtu: self.guests.iter().filter_map(mtu).collect(),
         }
     }
 

@@ -80,7 +80,7 @@ fn running(uplink: Uplink, interface: &str) -> World {
     };
     world.step(booted, 0);
     let edition = world.edition(&sql());
-    world.step(Event::SpecApplied(sql(), edition), 0);
+    world.step(Event::SpecApplied(sql(), edition, None), 0);
     world
 }
 
@@ -140,9 +140,20 @@ fn a_guest_is_known_to_keep_to_its_mtu_while_its_agent_is_heard_and_follows() {
     let up = |world: &mut World| drop(world.step(Event::SessionUp(sql(), "hello".to_owned()), 0));
     let mut world = running(Uplink::Auto, PLAIN);
     assert_eq!(world.cards().held, [sql()].into());
-    assert!(world.cards().mtu.is_empty(), "nobody has heard of it");
+    assert_eq!(world.cards().mtu, [(sql(), 1500)].into(), "it will be told so");
     up(&mut world);
+    let takes = |world: &mut World, mtu| {
+        let edition = world.edition(&sql());
+        world.step(Event::SpecApplied(sql(), edition, Some(mtu)), 0);
+    };
+    takes(&mut world, 1500);
     world.step(exits(1400), 0);
+    assert_eq!(
+        world.cards().mtu,
+        [(sql(), 1500)].into(),
+        "it is told, and no more"
+    );
+    takes(&mut world, 1400);
     assert_eq!(world.cards().mtu, [(sql(), 1400)].into());
     world.step(Event::SpecRefused(sql(), "no such key".to_owned()), 0);
     assert!(world.cards().mtu.is_empty(), "it goes on as before");
@@ -153,6 +164,7 @@ fn a_guest_is_known_to_keep_to_its_mtu_while_its_agent_is_heard_and_follows() {
     let own = r#"{"addresses":["10.0.0.2/24"],"mtu":1450}"#;
     let mut world = running(Uplink::Auto, own);
     up(&mut world);
+    takes(&mut world, 1450);
     world.step(exits(1400), 0);
     assert_eq!(world.cards().mtu, [(sql(), 1450)].into(), "as it is configured");
     let mut stopped = World::new(1);

@@ -32,6 +32,8 @@ pub(super) struct Guest {
     pub(super) given: Edition,
     /// The document that it took over last in this boot.
     pub(super) applied: Edition,
+    /// The MTU of that document. What is told of this host's surroundings is no other edition.
+    pub(super) applied_mtu: Option<u32>,
     pub(super) boot: Option<(String, VmmStatus)>,
     pub(super) machine: Option<Machine>,
     /// Why this boot has no card, where one was meant to.
@@ -368,7 +370,7 @@ impl World {
         self.network.running.remove(name);
         guest.wedge.ended();
         guest.crowded = false;
-        guest.applied = Edition::default();
+        (guest.applied, guest.applied_mtu) = (Edition::default(), None);
         guest.start_at_ms = None;
         for key in stale {
             self.feed.remove(&key);
@@ -431,6 +433,7 @@ impl Guest {
             phase: Phase::Stopped,
             given: Edition::default(),
             applied: Edition::default(),
+            applied_mtu: None,
             boot: None,
             machine: None,
             cardless: None,

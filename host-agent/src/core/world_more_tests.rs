@@ -326,7 +326,7 @@ fn a_forward_of_the_kernel_that_is_asked_for_again_stays_as_it_is() {
         Event::NetworkMode(NetworkMode::Off("no card".into())),
         booted(),
         Event::SessionUp(sql(), "hello".into()),
-        Event::SpecApplied(sql(), edition(1, 0)),
+        Event::SpecApplied(sql(), edition(1, 0), None),
         service(Status::True, 1_000),
     ] {
         world.step(event, 0);
@@ -430,11 +430,11 @@ fn a_spec_that_is_taken_ends_the_refusal_of_the_one_before() {
     world.step(Event::SpecRefused(sql(), "services: bad".into()), 2);
     assert_eq!(world.ready(&sql(), 2), Status::False);
     world.step(Event::Applied(spec(5434)), 3);
-    world.step(Event::SpecApplied(sql(), edition(3, 0)), 4);
+    world.step(Event::SpecApplied(sql(), edition(3, 0), None), 4);
     assert_eq!(world.ready(&sql(), 4), Status::True);
     let lost = Event::SessionLost(sql(), "x".into());
     world.step(lost, 5);
-    world.step(Event::SpecApplied(sql(), edition(3, 0)), 6);
+    world.step(Event::SpecApplied(sql(), edition(3, 0), None), 6);
     assert_eq!(
         world.ready(&sql(), 6),
         Status::Unknown,

@@ -117,7 +117,7 @@ fn ready_world() -> World {
         Event::Applied(spec(5432)),
         booted(),
         Event::SessionUp(sql(), "hello".into()),
-        Event::SpecApplied(sql(), edition(1, 0)),
+        Event::SpecApplied(sql(), edition(1, 0), None),
         service(Status::True, 1_000),
     ] {
         world.step(event, 0);
@@ -141,7 +141,7 @@ fn a_guest_is_ready_only_when_each_step_was_seen() {
         Status::Unknown,
         "the spec is not applied yet"
     );
-    let effects = world.step(Event::SpecApplied(sql(), edition(1, 0)), 0);
+    let effects = world.step(Event::SpecApplied(sql(), edition(1, 0), None), 0);
     assert_eq!(effects, [Effect::Forwards(sql(), true)]);
     assert_eq!(world.ready(&sql(), 1_000), Status::True);
     assert_eq!(
@@ -304,7 +304,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(booted()),
         Just(Event::SessionUp(sql(), String::new())),
         Just(Event::SessionLost(sql(), String::new())),
-        Just(Event::SpecApplied(sql(), edition(1, 0))),
+        Just(Event::SpecApplied(sql(), edition(1, 0), None)),
         Just(service(Status::True, 1_000)),
         Just(service(Status::False, 1_000)),
         Just(exit(ExitReason::Crashed)),
@@ -636,7 +636,7 @@ fn guests_are_judged_each_by_its_own_conditions() {
     let mut both = spec(5432);
     both.guests.insert(other.clone(), config(5432));
     world.step(Event::Applied(both), 1);
-    let applied = Event::SpecApplied(other.clone(), world.edition(&other));
+    let applied = Event::SpecApplied(other.clone(), world.edition(&other), None);
     world.step(applied, 1);
     let readiness = world.readiness(1);
     assert_eq!(readiness[&sql()], Status::True);
