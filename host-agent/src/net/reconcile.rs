@@ -24,6 +24,7 @@ use super::families;
 use super::ground::Ground;
 use super::network::NetworkConfig;
 use super::observed::Observed;
+use super::outside::Outside;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
 use super::report::{Enforced, NetworkEvent, Reporter};
@@ -31,7 +32,7 @@ use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
-use super::ways::{Teller, WAYS, ways};
+use super::ways::{Teller, WAYS, led_out_by, ways};
 use super::work::{ROUNDS, Trouble, Work, troubles, work};
 use crate::netns::{Stage, StageFailure};
 
@@ -87,6 +88,8 @@ pub(super) struct Reconciler {
     stuck: Option<Plan>,
     /// What guests were told of their way out.
     ways: Teller,
+    /// The machine around a private network.
+    outside: Outside,
 }
 
 impl Reconciler {
@@ -102,6 +105,7 @@ impl Reconciler {
         let seat = Seat::new(&config.ground);
         Self {
             ways: Teller::open(seat.record(&config).with_file_name(WAYS)),
+            outside: Outside::new(config.receive_buffer),
             seat,
             config,
             spec,
@@ -143,7 +147,8 @@ impl Reconciler {
     async fn next(&mut self) -> Option<Wake> {
         loop {
             let (session, listens) = (&mut self.session, !self.held);
-            let lasts = self.ways.due_ms().filter(|_| session.is_some());
+            let lasts = [self.ways.due_ms(), self.outside.due_ms()].into_iter().flatten();
+            let lasts = lasts.min().filter(|_| session.is_some());
             let lasts = lasts.map(|due| self.began + Duration::from_millis(due));
             let news = async {
                 match session {
@@ -155,6 +160,10 @@ impl Reconciler {
             let wake = tokio::select! {
                 changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
+                () = self.outside.heard() => match self.outside.take_in().await {
+                    true => Wake::Outside,
+                    false => continue,
+                },
                 changed = self.seat.changed() => match changed {
                     Changed::Helper => Wake::HelperEnded,
                     Changed::Pasta => Wake::Uplink,
@@ -264,6 +273,10 @@ impl Reconciler {
             Some(session) => session, // good without its helper, too
             None => self.seat.open(&self.config).await?,
         };
+        let is_led_out = self.seat.is_led_out(&spec);
+        self.outside
+            .keep(is_led_out, !wake.is_news(), self.now_ms())
+            .await;
         // A session in which something broke is dropped here.
         let led_out = self.lead_out(wake, &spec).await;
         let (wanted, turn) = self.converge(&mut session, wake, &spec).await?;
@@ -292,7 +305,10 @@ impl Reconciler {
         let lacks = !lacking.is_empty();
         self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         session.forget_connections(&wanted);
-        let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
+        let found = match is_led_out {
+            true => Ok(led_out_by(&wanted, self.outside.ways())),
+            false => ways(&mut session.kernel, &session.observed, &wanted, &spec).await,
+        };
         let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
         self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         self.heard = session.heard();
@@ -352,19 +368,20 @@ impl Reconciler {
 
     /// Sees to it that guests of a private namespace are led out.
     async fn lead_out(&mut self, wake: Wake, spec: &NetworkSpec) -> Result<(), Trouble> {
-        let kept = self.seat.keep_pasta(&self.config.instance, spec).await;
-        let started = kept.map_err(|failure| Trouble {
+        let families = self.outside.families();
+        let kept = self.seat.keep_pasta(&self.config.instance, spec, families);
+        let started = kept.await.map_err(|failure| Trouble {
             part: Part::Routing,
             step: failure.step.to_owned(),
             evidence: failure.evidence,
         })?;
-        if started.is_some() {
-            self.ways.renew();
-        }
-        if let (Wake::Uplink, Some(pid)) = (wake, started) {
-            let what = vec![format!("pasta: start again as process {pid}")];
-            self.tell([NetworkEvent::Repaired { what }]).await;
-        }
+        let Some(started) = started else {
+            return Ok(());
+        };
+        self.ways.renew();
+        let again = started.again(wake == Wake::Uplink);
+        self.tell(again.map(|what| NetworkEvent::Repaired { what: vec![what] }))
+            .await;
         Ok(())
     }
 
