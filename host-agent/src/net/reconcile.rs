@@ -7,18 +7,15 @@
 //! No error ends it. A turn that failed is a state that is reported, and is tried again with
 //! growing pauses; broken sockets are replaced, a dead helper too. Each turn knows why it woke.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_reconcile::family::Family;
-use sovereign_reconcile::route::WantedRoute;
-use sovereign_reconcile::uplink::Exit;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::Failure;
 use super::chain;
 use super::families;
 use super::ground::Ground;
@@ -33,26 +30,8 @@ use super::taps::TunPool;
 use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
 use super::ways::{Teller, WAYS, led_out_by, ways};
-use super::work::{ROUNDS, Trouble, Work, troubles, work};
+use super::work::{Followed, ROUNDS, Trouble, Turn, Work, followed, troubles, work};
 use crate::netns::{Stage, StageFailure};
-
-/// How a turn ended.
-#[derive(Default)]
-struct Turn {
-    /// What is not as wanted.
-    left: Plan,
-    /// Why, of what was tried.
-    failures: Vec<Failure>,
-    /// The rest is not tried yet.
-    waits: bool,
-}
-
-/// What of a network follows the host: ways out, and the routes of our own table.
-type Followed = (BTreeMap<Family, Exit>, BTreeSet<WantedRoute>);
-
-fn followed(wanted: &Wanted) -> Followed {
-    (wanted.exits.clone(), wanted.routes.clone())
-}
 
 /// What the loop owns.
 pub(super) struct Reconciler {
@@ -147,8 +126,9 @@ impl Reconciler {
     async fn next(&mut self) -> Option<Wake> {
         loop {
             let (session, listens) = (&mut self.session, !self.held);
+            let is_open = session.is_some(); // without a session only a look at everything helps
             let lasts = [self.ways.due_ms(), self.outside.due_ms()].into_iter().flatten();
-            let lasts = lasts.min().filter(|_| session.is_some());
+            let lasts = lasts.min().filter(|_| is_open);
             let lasts = lasts.map(|due| self.began + Duration::from_millis(due));
             let news = async {
                 match session {
@@ -160,7 +140,7 @@ impl Reconciler {
             let wake = tokio::select! {
                 changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
-                () = self.outside.heard() => match self.outside.take_in().await {
+                () = self.outside.heard(), if is_open => match self.outside.take_in().await {
                     true => Wake::Outside,
                     false => continue,
                 },
