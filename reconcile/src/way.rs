@@ -81,7 +81,7 @@ impl Way {
     ) -> Option<Self> {
         let mut sources = sources(observed, family, &link, gateway);
         if sources.is_empty() {
-            sources.extend(source.filter(|source| !is_link_local(*source)));
+            sources.extend(source.filter(|source| !is_link_local(*source) && !source.is_loopback()));
         }
         (!sources.is_empty()).then_some(Self {
             link,

@@ -150,7 +150,9 @@ fn the_machines_own_way_is_what_its_kernel_says_of_its_own_packets() {
     let one = machine(&router, Some(from("192.0.2.1"))).unwrap();
     assert_eq!(one.sources, [ip("192.0.2.1")].into());
     assert!(machine(&router, Some(from("192.0.2.2"))).unwrap().leaves(&one));
-    assert_eq!(machine(&router, Some(from("169.254.0.2"))), None);
+    for none in ["169.254.0.2", "127.0.0.1"] {
+        assert_eq!(machine(&router, Some(from(none))), None, "{none}");
+    }
 
     // Of a phone the kernel is asked, too: netd's ladder is about packets of its own.
     let mut phone = phone("wlan0", true);

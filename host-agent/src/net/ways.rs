@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use sovereign_protocol::ways::Ways;
@@ -194,7 +194,7 @@ async fn asked(
         return Ok(Answer::Unknown);
     };
     match kernel.get(question).await {
-        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(hop(&answer).map_or(Answer::Unknown, Answer::Hop)),
+        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(understood(&answer)),
         Err(error) if !error.socket_lives() => Err(error),
         // No route, forwarding is off, or a rule or route that says no.
         Err(error)
@@ -234,6 +234,15 @@ fn route_address(ip: IpAddr) -> RouteAddress {
     match ip {
         IpAddr::V4(ip) => RouteAddress::Inet(ip),
         IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}
+
+/// IPv6 answers with the route itself where that one says no (`unreachable default`), by way of `lo`.
+fn understood(answer: &RouteMessage) -> Answer {
+    match answer.header.kind {
+        RouteType::Unicast => hop(answer).map_or(Answer::Unknown, Answer::Hop),
+        RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole => Answer::Shut,
+        _ => Answer::Unknown,
     }
 }
 
@@ -292,6 +301,32 @@ mod tests {
         assert!(lost.look(way("b"), 1_000).unwrap().v4 >= told.v4);
         lost.forget().unwrap();
         assert!(!record.exists());
+    }
+
+    #[test]
+    fn an_answer_is_a_hop_only_where_packets_go_on() {
+        let answer = |kind, link| {
+            let mut answer = RouteMessage::default();
+            answer.header.kind = kind;
+            let ip = |text: &str| RouteAddress::Inet6(text.parse().unwrap());
+            answer.attributes = vec![
+                RouteAttribute::Oif(link),
+                RouteAttribute::Gateway(ip("fe80::1")),
+                RouteAttribute::PrefSource(ip("2001:db8::2")),
+            ];
+            understood(&answer)
+        };
+        let hop = Hop {
+            link: 2,
+            gateway: Some("fe80::1".parse().unwrap()),
+            source: Some("2001:db8::2".parse().unwrap()),
+        };
+        assert_eq!(answer(RouteType::Unicast, 2), Answer::Hop(hop));
+        assert_eq!(answer(RouteType::Unicast, 0), Answer::Unknown);
+        for no in [RouteType::Unreachable, RouteType::Prohibit, RouteType::BlackHole] {
+            assert_eq!(answer(no, 1), Answer::Shut, "{no:?}");
+        }
+        assert_eq!(answer(RouteType::Local, 1), Answer::Unknown, "elsewhere is here");
     }
 
     /// A disk that is full keeps nobody from being told.
