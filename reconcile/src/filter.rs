@@ -26,6 +26,8 @@ pub struct Filter {
     pub way_out: WayOut,
     /// Ports of this host that lead to guests.
     pub forwards: BTreeSet<PortForward>,
+    /// Links by which those ask whose answers go back there, and the mark of each, within [`MASK`](crate::answers::MASK).
+    pub answers: BTreeMap<LinkName, u32>,
     /// What each guest's link may send; guests that are not in it may send anything.
     pub senders: BTreeMap<LinkName, Sender>,
 }

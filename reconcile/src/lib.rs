@@ -3,6 +3,7 @@
 //! The host agent observes, applies and verifies; ctl only prints the plan. Both make it here, of
 //! the same two values, so what `sovereign plan` shows is what `sovereign up` does.
 
+pub mod answers;
 pub mod conflict;
 pub mod family;
 pub mod filter;

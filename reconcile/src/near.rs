@@ -20,14 +20,8 @@ pub(crate) fn near(
     exit: Option<&LinkName>,
     observed: &Observed,
 ) -> impl Iterator<Item = WantedRoute> {
-    let is_near = |route: &&Route| {
-        let local = route.to.address().is_loopback() || link_local(route.to.address());
-        (route.table, route.protocol, route.gateway) == (MAIN, KERNEL, None)
-            && (Family::of(route.to.address()), route.kind) == (family, RouteKind::Unicast)
-            && !local
-    };
     let mut near: BTreeMap<Prefix, WantedRoute> = BTreeMap::new();
-    for route in observed.routes.iter().filter(is_near) {
+    for route in observed.routes.iter().filter(|route| is_near(route, family)) {
         let link = route.link.and_then(|index| uplink::working(observed, index));
         let Some(link) = link.filter(|link| link != bridge) else {
             continue;
@@ -47,6 +41,14 @@ pub(crate) fn near(
         near.insert(route.to, route);
     }
     near.into_values()
+}
+
+/// Whether a route is that of a link's own subnet, which the kernel made for an address of it.
+pub(crate) fn is_near(route: &Route, family: Family) -> bool {
+    let local = route.to.address().is_loopback() || link_local(route.to.address());
+    (route.table, route.protocol, route.gateway) == (MAIN, KERNEL, None)
+        && (Family::of(route.to.address()), route.kind) == (family, RouteKind::Unicast)
+        && !local
 }
 
 fn link_local(ip: IpAddr) -> bool {

@@ -11,6 +11,10 @@ use crate::route::OURS;
 
 /// Packets to our guests: below netd's ladder, which begins at 10000 (FACTS section 2).
 pub const TO_GUESTS: u32 = 9_000;
+/// Answers of our guests to who asked from a network that is attached to another link than the way out.
+pub const ATTACHED: u32 = 9_004;
+/// Answers of our guests to who asked by another link than the way out.
+pub const ANSWERS: u32 = 9_005;
 /// Packets of our guests to elsewhere.
 pub const FROM_GUESTS: u32 = 9_010;
 /// Packets of our guests for which no way was found: they never fall into other rules.

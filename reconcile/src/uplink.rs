@@ -17,7 +17,7 @@ use crate::route::{MAIN, Route};
 use crate::rule::{KERNEL_MAIN, NETD_DEFAULT, NETD_LAST, NETD_VPN, Rule, RuleAction};
 
 /// netd's table of a network is this plus the number of its link.
-const NETD_TABLES: u32 = 1_000;
+pub(crate) const NETD_TABLES: u32 = 1_000;
 
 /// Who rules the host's routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,28 +101,28 @@ pub fn exit(observed: &Observed, family: Family, uplink: &Uplink, vpn: Vpn) -> E
 }
 
 fn by_main(observed: &Observed, family: Family, names: Option<&Vec<LinkName>>) -> Exit {
-    let defaults = || {
-        let of_main = |route: &&Route| route.table == MAIN && route.is_default(family);
-        let mut found: Vec<_> = observed
-            .routes
-            .iter()
-            .filter(of_main)
-            .filter_map(|route| Some((route, working(observed, route.link?)?)))
-            .collect();
-        found.sort_by_key(|(route, _)| route.metric);
-        found
-    };
+    let all = defaults(observed, family);
     let Some(names) = names else {
-        let first = defaults().into_iter().next();
+        let first = all.into_iter().next();
         return first.map_or(Exit::None(NoExit::NoDefault), |(_, link)| Exit::Main(link));
     };
-    let all = defaults();
     let named = names
         .iter()
         .find_map(|name| all.iter().find(|(_, link)| link == name));
     named.map_or(Exit::None(NoExit::NoNamed), |(route, link)| {
         Exit::Own(link.clone(), route.gateway)
     })
+}
+
+/// The default routes of the main table by links that work, the one that decides first.
+pub(crate) fn defaults(observed: &Observed, family: Family) -> Vec<(&Route, LinkName)> {
+    let of_main = |route: &&Route| route.table == MAIN && route.is_default(family);
+    let found = observed.routes.iter().filter(of_main);
+    let mut found: Vec<_> = found
+        .filter_map(|route| Some((route, working(observed, route.link?)?)))
+        .collect();
+    found.sort_by_key(|(route, _)| route.metric);
+    found
 }
 
 fn by_netd(observed: &Observed, family: Family, names: Option<&Vec<LinkName>>, vpn: Vpn) -> Exit {

@@ -17,7 +17,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -394,5 +394,17 @@ fn links(machine: &Space, internet: &Space, peer: &Space) -> Result<()> {
             nic.routes("add", metric)
         ))?;
     }
-    Ok(())
+    has_addresses(machine)
+}
+
+/// The kernel makes an address of IPv6 one of the machine's a moment after it took it.
+fn has_addresses(machine: &Space) -> Result<()> {
+    let until = Instant::now() + ANSWER;
+    loop {
+        let local = machine.sh("ip -6 route show table local")?;
+        if ["fd10:1::2 ", "fd10:2::2 "].iter().all(|own| local.contains(own)) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{local}");
+    }
 }

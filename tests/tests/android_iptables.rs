@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_reconcile::filter::{Filter, PortForward, WayOut};
-use sovereign_reconcile::iptables::{Family, Restore, Table, parse, plan, remove, wanted};
+use sovereign_reconcile::iptables::{Able, Family, Restore, Table, parse, plan, remove, wanted};
 use sovereign_reconcile::names::LinkName;
 use sovereign_tests::android::{
     APP, CHOSE_CELLULAR, Chains, GATEWAY, GUEST, INTERNET, PORT, Phone, SUBNET, Uplink, Way,
@@ -63,13 +63,15 @@ fn filter(way_out: WayOut) -> Result<Filter> {
         subnets: [SUBNET.parse()?].into(),
         way_out,
         forwards: forwards.into(),
+        answers: [].into(),
         senders: [].into(),
     })
 }
 
 /// Plans and applies until there is nothing to plan, which must be so after the first time.
 fn converge(machine: &Space, filter: &Filter) -> Result<Option<Restore>> {
-    let wanted = wanted(filter, Family::V4, &Table::ALL.into())?;
+    let (tables, marks) = (Table::ALL.into(), true);
+    let wanted = wanted(filter, Family::V4, &Able { tables, marks })?;
     let observe = || -> Result<_> { Ok(parse(BRIDGE, &machine.sh("iptables-save")?)) };
     let change = plan(&wanted, &observe()?);
     if let Some(change) = &change {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_reconcile::filter::{Filter, PortForward, WayOut};
-use sovereign_reconcile::iptables::{Family, Table, parse, plan, remove, wanted};
+use sovereign_reconcile::iptables::{Able, Family, Table, parse, plan, remove, wanted};
 use sovereign_reconcile::names::LinkName;
 use sovereign_tests::lan::{GATEWAY, GATEWAY6, GUEST, GUEST6, Lan, Nic, SUBNET, SUBNET6, Way};
 use sovereign_tests::net::can_run;
@@ -29,7 +29,8 @@ impl Program {
 
     fn converge(&self, lan: &Lan, filter: &Filter) -> Result<String> {
         let machine = lan.machine();
-        let wanted = wanted(filter, self.family, &Table::ALL.into())?;
+        let (tables, marks) = (Table::ALL.into(), true);
+        let wanted = wanted(filter, self.family, &Able { tables, marks })?;
         let observe = || -> Result<_> { Ok(parse(BRIDGE, &machine.sh(&self.named("save"))?)) };
         let Some(change) = plan(&wanted, &observe()?) else {
             return Ok(String::new());
@@ -82,6 +83,7 @@ fn filter() -> Result<Filter> {
         subnets: [SUBNET.parse()?, SUBNET6.parse()?].into(),
         way_out: WayOut::Masquerade,
         forwards: forwards.into(),
+        answers: [].into(),
         senders: [].into(),
     })
 }

@@ -3,6 +3,7 @@
 //! After each of them the guest works again without anybody's help, and at the end nothing of the phone is as it was
 //! not before.
 
+use std::net::UdpSocket;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -228,6 +229,101 @@ fn away(seat: &mut Seat) -> Result<()> {
     seat.leaves_by(WLAN)
 }
 
+/// What each neighbour of the phone asks of, and the link there.
+const ASKED: [(&str, &str); 3] = [(WLAN, "wlan_gw"), (CELL, "cell_gw"), (TUNNEL, "vpn_gw")];
+
+/// Neighbours, and who is behind them: an answer by another link than that of the question is dropped out there, as it
+/// would not arrive at all.
+fn answers_go_back(seat: &Seat) -> Result<()> {
+    let internet = seat.phone.internet();
+    for (address, link) in ASKED {
+        for source in ["", " src 8.8.8.8"] {
+            internet.ip(&format!("route replace {address}/32 dev {link}{source}\n"))?;
+            let what = || format!("{address} asked by {link}{source}");
+            let until = Instant::now() + ANSWER;
+            loop {
+                match internet.ask_tcp(format!("{address}:15432").parse()?, SILENCE) {
+                    Ok(said) if said.starts_with("hello-from-guest") => break,
+                    other => ensure!(Instant::now() < until, "{}: {other:?}", what()),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn asked(seat: &mut Seat) -> Result<()> {
+    let internet = seat.phone.internet();
+    let wrong = ASKED.map(|(address, link)| format!("ip saddr {address} iifname != {link} drop"));
+    internet.sh(&format!(
+        "nft 'table inet wrong {{ chain c {{ type filter hook prerouting priority -300; {}; }}; }}'",
+        wrong.join("; ")
+    ))?;
+    let _service = seat
+        .phone
+        .guest()
+        .space()
+        .serve_udp(([0, 0, 0, 0], 6000).into(), "guest")?;
+    let caller = internet.enter(|| -> std::io::Result<UdpSocket> {
+        let caller = UdpSocket::bind("0.0.0.0:0")?;
+        caller.connect((WLAN, 5000))?;
+        caller.set_read_timeout(Some(SILENCE))?;
+        Ok(caller)
+    })??;
+    let call = |what: &str| -> Result<()> {
+        let until = Instant::now() + ANSWER;
+        caller.set_nonblocking(true)?;
+        while caller.recv(&mut [0; 64]).is_ok() {} // late answers to what was said before
+        caller.set_nonblocking(false)?;
+        loop {
+            let _ = caller.send(b"hello"); // an error of the last one is told here
+            match caller.recv(&mut [0; 64]) {
+                Ok(_) => return Ok(()),
+                Err(error) => ensure!(Instant::now() < until, "{what}: {error}"),
+            }
+        }
+    };
+    call("before")?;
+    answers_go_back(seat)?;
+    seat.phone.set_vpn(Vpn::On)?;
+    call("with a VPN that came later")?;
+    answers_go_back(seat).context("with a VPN")?;
+    seat.phone.set_vpn(Vpn::Off)?;
+    seat.phone.switch_default(Uplink::Rmnet1)?;
+    call("with another default network")?;
+    answers_go_back(seat).context("with another default network")?;
+    seat.netd_restart()?;
+    call("after netd's restart")?;
+    answers_go_back(seat).context("after netd's restart")?;
+    seat.phone.switch_default(Uplink::Wlan0)?;
+    seat.leaves_by(WLAN)?;
+    seat.others_are_where_they_were("wlan0")
+}
+
+/// A network beside the way out comes and goes: that is followed, and nobody's fault.
+fn beside(seat: &mut Seat) -> Result<()> {
+    let cellular = format!("lookup {}", seat.phone.table(Uplink::Rmnet1));
+    for is_there in [false, true, false, true] {
+        match is_there {
+            true => seat.phone.link_up(Uplink::Rmnet1)?,
+            false => seat.phone.link_down(Uplink::Rmnet1)?,
+        }
+        let until = Instant::now() + ANSWER;
+        loop {
+            let rules = seat.phone.machine().sh("ip rule")?;
+            let mut answers = rules.lines().filter(|line| line.starts_with("9005:"));
+            if answers.any(|line| line.contains(&cellular)) == is_there {
+                break;
+            }
+            ensure!(Instant::now() < until, "{is_there}: {rules}");
+        }
+    }
+    seat.leaves_by(WLAN)?;
+    let told = seat.agent()?.rest();
+    ensure!(told.iter().all(|line| !line.starts_with("repaired")), "{told:#?}");
+    Ok(())
+}
+
 macro_rules! both {
     ($($name:ident: $body:path, $words:literal;)*) => { $(
         mod $name {
@@ -252,6 +348,9 @@ both! {
     s5v_or_is_cut_off_while_it_is_up: s5v_block, "vpn=block";
     s5v_or_goes_past_it: s5v_bypass, "vpn=bypass";
     s5s_the_guest_follows_the_default_network: s5s, "";
+    answers_leave_by_the_link_of_the_question: asked, "forward=tcp:15432:192.168.100.2:5432 forward=udp:5000:192.168.100.2:6000";
+    a_network_beside_the_way_out_comes_and_goes: beside, "forward=tcp:15432:192.168.100.2:5432";
+    answers_leave_while_a_vpn_blocks: asked, "vpn=block forward=tcp:15432:192.168.100.2:5432 forward=udp:5000:192.168.100.2:6000";
     s8_forwarding_is_kept_when_the_hotspot_goes_off: s8, "";
     s9_a_restart_of_netd_is_survived: s9, "";
     an_agent_that_was_away_goes_on_from_what_is_there: away, "";

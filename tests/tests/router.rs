@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use sovereign_tests::lan::{Forwarded, GATEWAY, GATEWAY6, GUEST, GUEST6, Lan, Nic, SUBNET, SUBNET6, Way};
+use sovereign_tests::lan::{
+    Forwarded, GATEWAY, GATEWAY6, GUEST, GUEST6, INTERNET, INTERNET6, Lan, Nic, SUBNET, SUBNET6, Way,
+};
 use sovereign_tests::net::{Filter, Hosted, Router as Seat, can_run, left_by_the_kernel as stays};
 use sovereign_tests::space::{ANSWER, Guest, SILENCE, Service};
 
@@ -126,6 +128,107 @@ fn a_named_uplink_is_taken_and_the_next_one_when_it_fails() -> Result<()> {
             seat.leaves_by(Nic::Eth1)?;
             let host = seat.lan.machine().route("9.9.9.9")?;
             ensure!(host == "eth0", "the machine's own packets leave by {host}");
+            Ok(())
+        },
+    )
+}
+
+/// Who asks by a link is answered there: what comes back to `internet` by another one is dropped.
+fn answers_go_back(seat: &Seat, address: &str, link: &str) -> Result<()> {
+    let internet = seat.lan.internet();
+    let (family, bits, source) = match address.parse()? {
+        IpAddr::V4(_) => ("ip", 32, INTERNET.to_string()),
+        IpAddr::V6(_) => ("ip6", 128, INTERNET6.to_string()),
+    };
+    internet.sh(&format!(
+        "nft 'add table inet wrong; flush table inet wrong; add chain inet wrong c {{ type filter hook prerouting \
+         priority -300; }}; add rule inet wrong c {family} saddr {address} iifname != {link} drop'"
+    ))?;
+    let option = if bits == 128 { "-6 " } else { "" };
+    internet.ip(&format!(
+        "{option}route replace {address}/{bits} dev {link} src {source}\n"
+    ))?;
+    let to = SocketAddr::new(address.parse()?, 15432);
+    soon(|| {
+        let what = || format!("{to} by {link}");
+        let said = internet.ask_tcp(to, SILENCE).with_context(what)?;
+        ensure!(said.starts_with("hello-from-guest"), "{}: {said}", what());
+        Ok(())
+    })
+}
+
+fn second_uplink(filter: Filter) -> Result<()> {
+    // As people have two providers: what is sent from the address of the second one goes by it.
+    let before = |lan: &Lan| {
+        lan.machine().ip(
+            "route add default via 10.2.0.1 dev eth1 table 200\nrule add from 10.2.0.2 lookup 200\n\
+             -6 route add default via fd10:2::1 dev eth1 table 200\n-6 rule add from fd10:2::2 lookup 200\n",
+        )
+    };
+    let want = format!("{BOTH} uplink=auto {FORWARDS}");
+    Seat::run(AGENT, "second_uplink", filter, &want, before, |seat| {
+        for _ in 0..2 {
+            for (address, link) in [
+                (LAN4, "lan0"),
+                ("10.2.0.2", "isp1"),
+                (LAN6, "lan0"),
+                ("fd10:2::2", "isp1"),
+            ] {
+                answers_go_back(seat, address, link)?;
+            }
+            seat.lan.nft_flush()?; // nobody's tables, or repaired
+        }
+        seat.leaves_by(Nic::Eth0)
+    })
+}
+
+#[test]
+fn who_asks_by_the_second_uplink_is_answered_there_with_tables() -> Result<()> {
+    second_uplink(Filter::Plain)
+}
+
+#[test]
+fn who_asks_by_the_second_uplink_is_answered_there_with_chains() -> Result<()> {
+    second_uplink(Filter::Iptables)
+}
+
+/// The gateway of a network need not send on within it: isolated clients, stateful firewalls.
+#[test]
+fn a_neighbour_on_the_second_uplink_is_answered_directly() -> Result<()> {
+    let before = |lan: &Lan| {
+        lan.prefer(Nic::Eth1)?;
+        for family in [4, 6] {
+            lan.internet()
+                .set_sysctl(&format!("net.ipv{family}.conf.lan0.forwarding"), "0")?;
+        }
+        lan.machine().ip(
+            "route add default via 10.1.0.1 dev eth0 table 200\n-6 route add default via fd10:1::1 dev eth0 table 200\n",
+        )
+    };
+    let want = format!("{BOTH} uplink=auto {FORWARDS}");
+    Seat::run(AGENT, "neighbour", Filter::Plain, &want, before, |seat| {
+        seat.leaves_by(Nic::Eth1)?;
+        let rules = seat.lan.machine().sh("ip rule; ip -6 rule")?;
+        ensure!(rules.contains("lookup 200"), "{rules}");
+        seat.forward_works(&format!("{LAN4}:15432"))?;
+        seat.forward_works(&format!("[{LAN6}]:15432"))
+    })
+}
+
+#[test]
+fn who_asks_by_the_machines_own_uplink_is_answered_there_beside_a_named_one() -> Result<()> {
+    let want = format!("{BOTH} uplink=eth1 {FORWARDS}");
+    Seat::run(
+        AGENT,
+        "own_uplink",
+        Filter::Owned,
+        &want,
+        |_| Ok(()),
+        |seat| {
+            seat.leaves_by(Nic::Eth1)?;
+            for (address, link) in [(LAN4, "lan0"), ("10.2.0.2", "isp1"), (LAN6, "lan0")] {
+                answers_go_back(seat, address, link)?;
+            }
             Ok(())
         },
     )

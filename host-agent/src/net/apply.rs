@@ -335,6 +335,9 @@ pub(super) fn rule_message(rule: &Rule) -> RuleMessage {
         attributes.push(RuleAttribute::Source(from.address()));
     }
     attributes.extend(rule.iif.clone().map(RuleAttribute::Iifname));
+    if let Some((mark, mask)) = rule.mark {
+        attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+    }
     message
 }
 

@@ -383,6 +383,7 @@ mod tests {
             subnets: [Subnet::parse("192.0.2.0/30").unwrap()].into(),
             way_out,
             forwards: forwards.iter().cloned().collect(),
+            answers: BTreeMap::new(),
             senders: BTreeMap::new(),
         }
     }

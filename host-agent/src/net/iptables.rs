@@ -5,7 +5,6 @@
 //! looks again when netlink tells of a change and at its own slow pace. A call that is dropped kills its program; a
 //! table is then changed as a whole or not at all.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::Serialize;
-use sovereign_reconcile::iptables::{Family, Observed, Restore, Table, parse};
+use sovereign_reconcile::answers::MASK;
+use sovereign_reconcile::iptables::{Able, Family, Observed, Restore, Table, parse};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 /// One program must end within this time.
@@ -143,7 +143,7 @@ struct Side {
     family: Family,
     save: PathBuf,
     restore: PathBuf,
-    tables: BTreeSet<Table>,
+    able: Able,
     /// Whether `iptables-restore` knows of waiting (1.6.2).
     waits: bool,
 }
@@ -177,7 +177,7 @@ pub fn installed() -> Vec<Iptables> {
             family,
             save: find("save")?,
             restore: find("restore")?,
-            tables: BTreeSet::new(),
+            able: Able::default(),
             waits: true,
         })
     };
@@ -237,11 +237,11 @@ impl Iptables {
         self.variant.program(family, "save")
     }
 
-    /// The tables that work for a family; none where it does not work at all.
+    /// What works for a family; no table where it does not work at all.
     #[must_use]
-    pub fn tables(&self, family: Family) -> BTreeSet<Table> {
+    pub fn able(&self, family: Family) -> Able {
         self.side(family)
-            .map_or_else(|_| BTreeSet::new(), |side| side.tables.clone())
+            .map_or_else(|_| Able::default(), |side| side.able.clone())
     }
 
     /// What carries the tag in all tables of a family. One run of one program. Cancel safe.
@@ -273,16 +273,8 @@ impl Iptables {
     /// # Errors
     /// [`IptablesError`].
     pub async fn change(&self, family: Family, text: &str) -> Result<(), IptablesError> {
-        let side = self.side(family)?;
-        for pause in PAUSES {
-            match side.restore(text).await {
-                Err(IptablesError::Failed { status, .. }) if status.code() == Some(RESOURCE_PROBLEM) => {
-                    tokio::time::sleep(pause).await;
-                }
-                other => return other,
-            }
-        }
-        side.restore(text).await
+        let doing = format!("change {family} tables");
+        self.side(family)?.insist(text, &doing, &[]).await
     }
 
     fn side(&self, family: Family) -> Result<&Side, IptablesError> {
@@ -303,7 +295,7 @@ impl Side {
             family,
             save: find("save")?,
             restore: find("restore")?,
-            tables: BTreeSet::new(),
+            able: Able::default(),
             waits: true,
         };
         side.try_table(Table::Filter).await?;
@@ -312,7 +304,16 @@ impl Side {
                 failures.push(error);
             }
         }
+        side.try_marks().await;
         Ok(side)
+    }
+
+    /// Only looks whether the program and its kernel know the target: nothing is made.
+    async fn try_marks(&mut self) {
+        let rule = format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {MASK:#x} --ctmask {MASK:#x}");
+        let tried = format!("*{}\n{rule}\nCOMMIT\n", Table::Mangle);
+        let doing = format!("try {} CONNMARK", self.family);
+        self.able.marks = self.insist(&tried, &doing, &["--test"]).await.is_ok();
     }
 
     async fn try_table(&mut self, table: Table) -> Result<(), IptablesError> {
@@ -325,7 +326,7 @@ impl Side {
             self.waits = false;
             self.restore(&nothing).await.map_err(|_| error)?;
         }
-        self.tables.insert(table);
+        self.able.tables.insert(table);
         Ok(())
     }
 
@@ -335,12 +336,27 @@ impl Side {
     }
 
     async fn restore(&self, text: &str) -> Result<(), IptablesError> {
-        let arguments = ["--noflush", LOCK];
-        let count = if self.waits { 2 } else { 1 };
         let doing = format!("change {} tables", self.family);
-        run(&self.restore, &arguments[..count], text, &doing)
-            .await
-            .map(drop)
+        self.give(text, &doing, &[]).await
+    }
+
+    /// The same, again for a few times where a resource is lacking.
+    async fn insist(&self, text: &str, doing: &str, more: &[&str]) -> Result<(), IptablesError> {
+        for pause in PAUSES {
+            match self.give(text, doing, more).await {
+                Err(IptablesError::Failed { status, .. }) if status.code() == Some(RESOURCE_PROBLEM) => {
+                    tokio::time::sleep(pause).await;
+                }
+                other => return other,
+            }
+        }
+        self.give(text, doing, more).await
+    }
+
+    async fn give(&self, text: &str, doing: &str, more: &[&str]) -> Result<(), IptablesError> {
+        let lock: &[&str] = if self.waits { &[LOCK] } else { &[] };
+        let arguments = [&["--noflush"], lock, more].concat();
+        run(&self.restore, &arguments, text, doing).await.map(drop)
     }
 }
 

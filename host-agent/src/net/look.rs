@@ -81,13 +81,22 @@ fn tables(there: nft::Tables, wanted: Option<&Filter>) -> FilterLook {
         table
     };
     let there: nft::Tables = there.into_iter().map(steady).collect();
-    match wanted.map(by_tables::tables).transpose() {
-        Ok(meant) => match meant.unwrap_or_default() == there {
+    let Some(filter) = wanted else {
+        return match there.is_empty() {
             true => FilterLook::AsWanted,
             false => FilterLook::Differs,
-        },
-        Err(error) => FilterLook::Blocked(chain(&error)),
+        };
+    };
+    let mut differs = FilterLook::Differs;
+    for marks in [true, false] {
+        // what is not there may be what this kernel lacks
+        match by_tables::tables(filter, marks) {
+            Ok(meant) if meant == there => return FilterLook::AsWanted,
+            Ok(_) => {}
+            Err(error) => differs = FilterLook::Blocked(chain(&error)),
+        }
     }
+    differs
 }
 
 /// Where programs make them, those of each variant that answers.
@@ -103,7 +112,13 @@ async fn chains(tag: &str, wanted: Option<&Filter>) -> FilterLook {
                 continue;
             }
             let has = |table: &xtables::Table| save.lines().any(|line| line == format!("*{}", table.name()));
-            let known = xtables::Table::ALL.into_iter().filter(has).collect();
+            let known = xtables::Able {
+                tables: xtables::Table::ALL.into_iter().filter(has).collect(),
+                // What is not there of ours may be what this kernel lacks.
+                marks: save
+                    .lines()
+                    .any(|line| line.contains(tag) && line.contains("CONNMARK")),
+            };
             let meant = match wanted {
                 Some(filter) => xtables::wanted(filter, family, &known),
                 None => xtables::Wanted::nothing(tag),

@@ -4,6 +4,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use proptest::prelude::*;
 
+use super::super::apply::rule_message;
 use super::*;
 
 fn link_message(index: u32, name: &str, up: bool) -> LinkMessage {
@@ -206,6 +207,32 @@ fn an_address_without_the_mark_is_not_ours_and_replaces_the_marked_one() {
     ];
     observed.take(&RouteNetlinkMessage::NewAddress(v6));
     assert_eq!(observed.addresses.iter().filter(|a| a.ours).count(), 1);
+}
+
+#[test]
+fn a_rule_reads_back_as_it_was_written() {
+    let to = Prefix::new([192, 168, 100, 0].into(), 24);
+    let plain = || Rule::ours(Family::V4, 9_005, RuleAction::Lookup(1_003));
+    let iif = Some("sv5pkj".to_owned());
+    for rule in [
+        Rule { to, ..plain() },
+        Rule { from: to, ..plain() },
+        Rule {
+            mark: Some((0x0400_0000, 0x1c00_0000)),
+            iif: iif.clone(),
+            ..plain()
+        },
+        Rule {
+            mark: Some((0, 0x0001_0000)),
+            ..plain()
+        },
+        Rule {
+            iif,
+            ..Rule::ours(Family::V6, 9_020, RuleAction::Unreachable)
+        },
+    ] {
+        assert_eq!(any_rule(&rule_message(&rule)), Some(rule));
+    }
 }
 
 proptest! {

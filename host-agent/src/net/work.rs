@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::names::LinkName;
 use sovereign_reconcile::route::WantedRoute;
+use sovereign_reconcile::rule::Rule;
 use sovereign_reconcile::uplink::Exit;
 
 use super::apply::{Failure, StepError};
@@ -32,12 +34,23 @@ pub(super) struct Turn {
     pub(super) waits: bool,
 }
 
-/// What of a network follows the host: ways out, and the routes of our own table.
-pub(super) type Followed = (BTreeMap<Family, Exit>, BTreeSet<WantedRoute>);
+/// What of a network follows the host: ways out, our own table and what leads there, and by which links answers go back.
+pub(super) type Followed = (
+    BTreeMap<Family, Exit>,
+    BTreeSet<WantedRoute>,
+    BTreeSet<Rule>,
+    BTreeMap<LinkName, u32>,
+);
 
 /// That of a wanted state.
 pub(super) fn followed(wanted: &Wanted) -> Followed {
-    (wanted.exits.clone(), wanted.routes.clone())
+    let answers = wanted.filter.as_ref().map(|filter| filter.answers.clone());
+    (
+        wanted.exits.clone(),
+        wanted.routes.clone(),
+        wanted.rules.clone(),
+        answers.unwrap_or_default(),
+    )
 }
 
 /// Why a part of the network is not as wanted.

@@ -147,8 +147,12 @@ fn holds(condition: &Condition, packet: &Packet) -> Holds {
             Expression::RouteMss { to } | Expression::Data { to, .. } => {
                 registers[place(*to)] = Loaded::Unknown
             }
-            Expression::ToNetworkOrder { register } => registers[place(*register)] = Loaded::Unknown,
+            Expression::ToNetworkOrder { register } | Expression::Bits { register, .. } => {
+                registers[place(*register)] = Loaded::Unknown
+            }
             Expression::WriteMss { .. }
+            | Expression::SetMark { .. }
+            | Expression::SetConnectionMark { .. }
             | Expression::Verdict(_)
             | Expression::Nat { .. }
             | Expression::Masquerade
@@ -172,6 +176,7 @@ fn meta(key: MetaKey, packet: &Packet) -> Loaded {
         MetaKey::OutName => name(&packet.oif),
         MetaKey::Family => Loaded::Bytes(vec![if packet.family == Family::V4 { IPV4 } else { IPV6 }]),
         MetaKey::Transport => Loaded::Bytes(vec![TCP]),
+        MetaKey::Mark => Loaded::Unknown,
     }
 }
 
@@ -186,7 +191,7 @@ fn connection(key: CtKey, packet: &Packet) -> Loaded {
             u32::MAX,
         ),
         CtKey::Status => Loaded::Bits(if packet.translated { TRANSLATED } else { 0 }, TRANSLATED),
-        CtKey::Direction => Loaded::Unknown,
+        CtKey::Direction | CtKey::Mark => Loaded::Unknown,
     }
 }
 

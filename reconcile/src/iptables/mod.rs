@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!  filter  oem_fwd, else FORWARD    -> TAG-forward   before netd's and Docker's DROP
-//!  mangle  FORWARD                  -> TAG-clamp     MSS of TCP
+//!  mangle  FORWARD                  -> TAG-asked, -clamp   marks of who asks; MSS of TCP
+//!          PREROUTING               -> TAG-answers   marks of answers
 //!  nat     POSTROUTING              -> TAG-post      masquerade, hairpin
 //!          PREROUTING, OUTPUT       -> TAG-pre, -out forwards
 //! ```
@@ -28,7 +29,7 @@ pub use plan::{Change, Restore, plan, remove};
 pub use rule::Rule;
 pub use save::{Guide, Observed, parse, tags};
 pub(crate) use save::{records, rule_of};
-pub use wanted::{Family, ForwardLack, Hook, Jump, Lack, TagError, Wanted, wanted};
+pub use wanted::{Able, Family, ForwardLack, Hook, Jump, Lack, TagError, Wanted, wanted};
 
 use std::fmt;
 

@@ -139,7 +139,7 @@ fn chain_of(hook: Hook, observed: &Observed) -> &'static str {
     match hook {
         Hook::Forward if observed.oem => OEM_FORWARD,
         Hook::Forward | Hook::MangleForward => "FORWARD",
-        Hook::Prerouting => "PREROUTING",
+        Hook::Prerouting | Hook::ManglePrerouting => "PREROUTING",
         Hook::Postrouting => "POSTROUTING",
         Hook::Output => "OUTPUT",
     }

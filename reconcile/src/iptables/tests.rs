@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use sovereign_protocol::name::Name;
@@ -38,12 +38,18 @@ fn filter() -> Filter {
             forward(Udp, Some("fd01::5"), "7-9", "fd00:1::3", 17),
         ]
         .into(),
+        answers: BTreeMap::new(),
         senders: [].into(),
     }
 }
 
-fn all() -> BTreeSet<Table> {
-    Table::ALL.into()
+fn all() -> Able {
+    able(Table::ALL)
+}
+
+fn able(tables: impl Into<BTreeSet<Table>>) -> Able {
+    let tables = tables.into();
+    Able { tables, marks: true }
 }
 
 fn wanted4(filter: &Filter) -> Wanted {
@@ -126,6 +132,38 @@ fn without_a_way_out_guests_are_refused_and_forwards_work() {
 }
 
 #[test]
+fn who_asks_by_a_link_is_answered_there() {
+    let mut filter = filter();
+    filter.answers = [("tun1", 0x0400_0000), ("wlan0", 0x0800_0000)]
+        .map(|(link, mark)| (LinkName::parse(link).unwrap(), mark))
+        .into();
+    let expected = "\
+-A sv5pkj-answers -i sv5pkj -m conntrack --ctstate DNAT --ctdir REPLY -m comment --comment sv5pkj -j CONNMARK --restore-mark --nfmask 0x1c000000 --ctmask 0x1c000000
+-A sv5pkj-asked -i tun1 -o sv5pkj -m conntrack --ctstate DNAT --ctdir ORIGINAL -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x4000000/0x1c000000
+-A sv5pkj-asked -i wlan0 -o sv5pkj -m conntrack --ctstate DNAT --ctdir ORIGINAL -m comment --comment sv5pkj -j CONNMARK --set-xmark 0x8000000/0x1c000000
+";
+    let text = fresh(&wanted4(&filter));
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("CONNMARK")).collect();
+    assert_eq!(lines, expected.lines().collect::<Vec<_>>());
+    assert!(
+        text.contains("-I PREROUTING -m comment --comment sv5pkj -j sv5pkj-answers"),
+        "{text}"
+    );
+    assert!(
+        text.contains("-I FORWARD -m comment --comment sv5pkj -j sv5pkj-asked"),
+        "{text}"
+    );
+
+    let family = Family::V4;
+    let (tables, marks) = (Table::ALL.into(), false);
+    let without = wanted(&filter, family, &Able { tables, marks }).unwrap();
+    assert_eq!(without.lacks, [Lack::Answers { family }].into());
+    assert!(!fresh(&without).contains("CONNMARK"));
+    filter.forwards.clear();
+    assert!(!fresh(&wanted4(&filter)).contains("CONNMARK"), "nobody can ask");
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let mut filter = filter();
     let tap = LinkName::parse("sv5pkj-sql").unwrap();
@@ -141,7 +179,7 @@ fn what_cannot_be_done_is_said() {
     );
 
     let family = Family::V6;
-    let six = wanted(&filter, family, &[Table::Filter].into()).unwrap();
+    let six = wanted(&filter, family, &able([Table::Filter])).unwrap();
     let mut said = BTreeSet::from([Lack::Senders { links }, Lack::WayOut { family }]);
     for forward in filter.forwards.iter().filter(|forward| forward.to.is_ipv6()) {
         let (forward, why) = (forward.clone(), ForwardLack::NoNat);
@@ -155,7 +193,7 @@ fn what_cannot_be_done_is_said() {
         "what is not translated is refused: {text}"
     );
 
-    let none = wanted(&filter, Family::V4, &[Table::Nat].into()).unwrap();
+    let none = wanted(&filter, Family::V4, &able([Table::Nat])).unwrap();
     let family = Family::V4;
     assert!(none.lacks.contains(&Lack::Filtering { family }));
     assert!(none.lacks.contains(&Lack::Clamp { family }));

@@ -9,6 +9,7 @@ use sovereign_protocol::port::Ports;
 use sovereign_protocol::subnet::Subnet;
 
 use super::{CHAIN_BYTES, Rule, Table};
+use crate::answers::MASK;
 use crate::filter::{Filter, PortForward, WayOut};
 use crate::names::LinkName;
 
@@ -65,6 +66,8 @@ pub enum Hook {
     MangleForward,
     /// What came from elsewhere.
     Prerouting,
+    /// PREROUTING of the table mangle.
+    ManglePrerouting,
     /// What leaves.
     Postrouting,
     /// What this host sends.
@@ -120,6 +123,11 @@ pub enum Lack {
         /// Of this family.
         family: Family,
     },
+    /// Connections have no marks: who asks by another link than the way out is not answered.
+    Answers {
+        /// Of this family.
+        family: Family,
+    },
     /// A forward that leads nowhere.
     Forward {
         /// The forward.
@@ -153,6 +161,10 @@ impl fmt::Display for Lack {
             Self::Filtering { family } => write!(f, "no {family} table filter: nothing is refused"),
             Self::WayOut { family } => write!(f, "no {family} table nat: guests have no {family} way out"),
             Self::Clamp { family } => write!(f, "no {family} table mangle: the MSS of TCP is not clamped"),
+            Self::Answers { family } => write!(
+                f,
+                "no {family} target CONNMARK: answers to who asks by another link than the way out go astray"
+            ),
             Self::Forward { forward, why } => {
                 write!(f, "{} {} to {}: ", forward.transport, forward.ports, forward.to)?;
                 f.write_str(match why {
@@ -164,6 +176,15 @@ impl fmt::Display for Lack {
             }
         }
     }
+}
+
+/// What works of one family.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Able {
+    /// The tables.
+    pub tables: BTreeSet<Table>,
+    /// Whether connections have marks (the target CONNMARK).
+    pub marks: bool,
 }
 
 /// A tag that cannot begin the name of a chain.
@@ -204,13 +225,14 @@ impl Wanted {
     }
 }
 
-/// What a filter means for one family whose kernel has these tables.
+/// What a filter means for one family of which this works.
 ///
 /// The chain of `filter` is there for every family that has the table, so that what nobody asked for is refused.
 ///
 /// # Errors
 /// [`TagError`].
-pub fn wanted(filter: &Filter, family: Family, tables: &BTreeSet<Table>) -> Result<Wanted, TagError> {
+pub fn wanted(filter: &Filter, family: Family, able: &Able) -> Result<Wanted, TagError> {
+    let tables = &able.tables;
     let mut wanted = Wanted::nothing(&filter.tag)?;
     let part = Part::of(filter, family, tables, &mut wanted.lacks);
     if !filter.senders.is_empty() {
@@ -227,6 +249,14 @@ pub fn wanted(filter: &Filter, family: Family, tables: &BTreeSet<Table>) -> Resu
             wanted.chain(Table::Mangle, "clamp", Hook::MangleForward, part.clamp());
         } else {
             wanted.lacks.insert(Lack::Clamp { family });
+        }
+        if !part.forwards.is_empty() && !filter.answers.is_empty() {
+            if able.marks && tables.contains(&Table::Mangle) {
+                wanted.chain(Table::Mangle, "asked", Hook::MangleForward, part.asked());
+                wanted.chain(Table::Mangle, "answers", Hook::ManglePrerouting, part.answers());
+            } else {
+                wanted.lacks.insert(Lack::Answers { family });
+            }
         }
         wanted.chain(Table::Nat, "post", Hook::Postrouting, part.post());
     }
@@ -311,6 +341,24 @@ impl<'a> Part<'a> {
         ["-i", "-o"]
             .map(|way| self.rule(&format!("{way} {bridge} {syn}"), "TCPMSS --clamp-mss-to-pmtu"))
             .into()
+    }
+
+    /// The connections of those who ask by a link get its mark.
+    fn asked(&self) -> Vec<Rule> {
+        let bridge = &self.filter.bridge;
+        let rule = |(link, mark): (&LinkName, &u32)| {
+            let asked = format!("-i {link} -o {bridge} -m conntrack --ctstate DNAT --ctdir ORIGINAL");
+            self.rule(&asked, &format!("CONNMARK --set-xmark {mark:#x}/{MASK:#x}"))
+        };
+        self.filter.answers.iter().map(rule).collect()
+    }
+
+    /// What guests send of such a connection carries it.
+    fn answers(&self) -> Vec<Rule> {
+        let bridge = &self.filter.bridge;
+        let answer = format!("-i {bridge} -m conntrack --ctstate DNAT --ctdir REPLY");
+        let target = format!("CONNMARK --restore-mark --nfmask {MASK:#x} --ctmask {MASK:#x}");
+        vec![self.rule(&answer, &target)]
     }
 
     fn post(&self) -> Vec<Rule> {

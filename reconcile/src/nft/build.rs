@@ -3,6 +3,7 @@
 //! ```text
 //!  forward      MSS of TCP; guest to guest; out or refused; in only what answers or was forwarded
 //!  postrouting  out: this host's address; hairpin: the bridge's
+//!  answers     what answers who asked by another link is marked for our rules of routing
 //!  prerouting ┐
 //!  output     ┴─> ports   not the loopback; ports of one address; ports of every address of this host
 //! ```
@@ -16,6 +17,7 @@ use super::expression::Comparison::{Equal, NotEqual};
 use super::expression::{MetaKey, Refusal, Verdict};
 use super::matches::{self, End};
 use super::{Chain, Expression, Family, Point, SENDER_ADDRESSES, Table, Tables, senders};
+use crate::answers::MASK;
 use crate::filter::{Filter, PortForward, WayOut};
 
 /// Forwarded ports that change their number within a range, of all forwards together: the kernel's own NAT of a
@@ -25,6 +27,8 @@ pub const SHIFTED_PORTS: usize = 4_096;
 const FORWARD: i32 = -10;
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
+/// NF_IP_PRI_MANGLE: connections are known, and no way was chosen.
+const MANGLE: i32 = -150;
 /// Called by both hooks where destinations are translated.
 const PORTS: &str = "ports";
 
@@ -75,6 +79,9 @@ pub fn tables(filter: &Filter) -> Result<Tables, FilterError> {
     let mut add = |name: &str, chain: Chain| table.chains.insert(name.to_owned(), chain);
     add("forward", forward(filter));
     add("postrouting", postrouting(filter));
+    if !filter.answers.is_empty() {
+        add("answers", answers(filter));
+    }
     if !filter.forwards.is_empty() {
         for (name, point) in [("prerouting", Point::Prerouting), ("output", Point::Output)] {
             let mut chain = Chain::at("nat", point, DSTNAT);
@@ -149,6 +156,19 @@ fn forward(filter: &Filter) -> Chain {
         let comment = format!("TCP segments fit the route's MTU, {way}");
         chain.push(comment, [link, matches::opens_tcp(), matches::clamp_mss()]);
     }
+    for (link, mark) in &filter.answers {
+        let asked = [
+            matches::comes_by(link),
+            to(),
+            matches::was_forwarded(),
+            matches::questions(),
+        ]
+        .concat();
+        chain.push(
+            format!("who asks by {link} is answered there"),
+            [asked, matches::mark_connection(*mark, MASK)],
+        );
+    }
     chain.push("guest to guest", [from(), to(), accept()]);
     match filter.way_out {
         WayOut::Masquerade => {
@@ -170,6 +190,25 @@ fn forward(filter: &Filter) -> Chain {
     chain.push("answers", [to(), known, accept()]);
     chain.push("forwarded ports", [to(), matches::was_forwarded(), accept()]);
     chain.push("nothing else comes in", [to(), matches::end(Verdict::Drop)]);
+    chain
+}
+
+/// What a guest answers to connections with a mark.
+fn answers(filter: &Filter) -> Chain {
+    let mut chain = Chain::at("filter", Point::Prerouting, MANGLE);
+    for (link, mark) in &filter.answers {
+        let answer = [
+            matches::comes_by(&filter.bridge),
+            matches::was_forwarded(),
+            matches::answers(),
+            matches::connection_is_marked(*mark, MASK),
+        ]
+        .concat();
+        chain.push(
+            format!("back by {link}"),
+            [answer, matches::mark_packet(*mark, MASK)],
+        );
+    }
     chain
 }
 

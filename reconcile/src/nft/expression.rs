@@ -68,6 +68,25 @@ pub enum Expression {
         /// The bits to keep.
         mask: Vec<u8>,
     },
+    /// Some bits of a register to others; both values as long as what was loaded, and no bit in both.
+    Bits {
+        /// From and to it.
+        register: Register,
+        /// The bits that stay as they are.
+        keep: Vec<u8>,
+        /// The bits that are set.
+        set: Vec<u8>,
+    },
+    /// Gives the packet a mark, which rules of routing ask for.
+    SetMark {
+        /// From where.
+        from: Register,
+    },
+    /// Gives the packet's connection a mark.
+    SetConnectionMark {
+        /// From where.
+        from: Register,
+    },
     /// Loads something of the connection that the packet belongs to.
     Ct {
         /// What.
@@ -131,6 +150,8 @@ pub enum Expression {
 /// What the kernel knows of a packet (NFT_META_*).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MetaKey {
+    /// The packet's mark, four bytes in the machine's order.
+    Mark,
     /// The name of the link it came by, 16 bytes.
     InName,
     /// The name of the link it leaves by, 16 bytes.
@@ -150,6 +171,8 @@ pub enum CtKey {
     Direction,
     /// What was done to it, bits of four bytes in the machine's order.
     Status,
+    /// The connection's mark, four bytes in the machine's order.
+    Mark,
 }
 
 /// Headers of a packet (NFT_PAYLOAD_*).
@@ -249,6 +272,15 @@ impl fmt::Display for Expression {
                     Words(&zeros)
                 )
             }
+            Self::Bits { register, keep, set } => {
+                let (register, keep, set) = (reg(register), Words(keep), Words(set));
+                write!(
+                    f,
+                    "[ bitwise reg {register} = ( reg {register} & {keep}) ^ {set}]"
+                )
+            }
+            Self::SetMark { from } => write!(f, "[ meta set mark with reg {} ]", reg(from)),
+            Self::SetConnectionMark { from } => write!(f, "[ ct set mark with reg {} ]", reg(from)),
             Self::Ct { key, to } => write!(f, "[ ct load {key} => reg {} ]", reg(to)),
             Self::RouteMss { to } => write!(f, "[ rt load tcpmss => reg {} ]", reg(to)),
             Self::ToNetworkOrder { register } => {
@@ -307,8 +339,8 @@ macro_rules! words {
     };
 }
 
-words!(MetaKey: InName "iifname", OutName "oifname", Family "nfproto", Transport "l4proto");
-words!(CtKey: State "state", Direction "direction", Status "status");
+words!(MetaKey: Mark "mark", InName "iifname", OutName "oifname", Family "nfproto", Transport "l4proto");
+words!(CtKey: State "state", Direction "direction", Status "status", Mark "mark");
 words!(Base: Link "link", Network "network", Transport "transport");
 words!(Comparison: Equal "eq", NotEqual "neq", AtMost "lte", AtLeast "gte");
 words!(NatKind: Source "snat", Destination "dnat");

@@ -162,6 +162,49 @@ pub(crate) fn was_forwarded() -> Vec<Expression> {
     ct_bits(CtKey::Status, DNAT)
 }
 
+/// `ct mark & mask == value`.
+pub(crate) fn connection_is_marked(value: u32, mask: u32) -> Vec<Expression> {
+    let mask = mask.to_ne_bytes().to_vec();
+    vec![
+        Ct {
+            key: CtKey::Mark,
+            to: One,
+        },
+        Mask { register: One, mask },
+        compare(Equal, &value.to_ne_bytes()),
+    ]
+}
+
+/// `ct mark set ct mark & ~mask | value`.
+pub(crate) fn mark_connection(value: u32, mask: u32) -> Vec<Expression> {
+    let load = Ct {
+        key: CtKey::Mark,
+        to: One,
+    };
+    vec![
+        load,
+        bits(value, mask),
+        Expression::SetConnectionMark { from: One },
+    ]
+}
+
+/// `meta mark set meta mark & ~mask | value`.
+pub(crate) fn mark_packet(value: u32, mask: u32) -> Vec<Expression> {
+    let load = Meta {
+        key: MetaKey::Mark,
+        to: One,
+    };
+    vec![load, bits(value, mask), Expression::SetMark { from: One }]
+}
+
+fn bits(value: u32, mask: u32) -> Expression {
+    Expression::Bits {
+        register: One,
+        keep: (!mask).to_ne_bytes().to_vec(),
+        set: value.to_ne_bytes().to_vec(),
+    }
+}
+
 fn ct_bits(key: CtKey, bits: u32) -> Vec<Expression> {
     let mask = bits.to_ne_bytes().to_vec();
     vec![
@@ -171,10 +214,19 @@ fn ct_bits(key: CtKey, bits: u32) -> Vec<Expression> {
     ]
 }
 
+/// `ct direction original`.
+pub(crate) fn questions() -> Vec<Expression> {
+    direction(0)
+}
+
 /// `ct direction reply`.
 pub(crate) fn answers() -> Vec<Expression> {
+    direction(1)
+}
+
+fn direction(number: u8) -> Vec<Expression> {
     let key = CtKey::Direction;
-    vec![Ct { key, to: One }, compare(Equal, &[1])]
+    vec![Ct { key, to: One }, compare(Equal, &[number])]
 }
 
 /// `dnat ip to 10.0.0.2`, or `10.0.0.2:80`.

@@ -18,6 +18,7 @@ fn filter(way_out: WayOut) -> Filter {
             .into(),
         way_out,
         forwards: BTreeSet::new(),
+        answers: BTreeMap::new(),
         senders: BTreeMap::new(),
     }
 }

@@ -3,11 +3,13 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use sovereign_protocol::interface::Prefix;
 use sovereign_protocol::name::Name;
+use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::subnet::HostAddress;
 
 use super::super::inverse::tests::undone;
 use super::super::{Plan, Step, plan};
 use crate::family::Family;
+use crate::filter::PortForward;
 use crate::names::{LinkName, Mark};
 use crate::observed::{Kind, Observed};
 use crate::route::{MAIN, OURS, Route};
@@ -37,6 +39,16 @@ fn spec(uplink: Uplink, vpn: Vpn) -> NetworkSpec {
         uplink,
         vpn,
         ..NetworkSpec::default()
+    }
+}
+
+fn forward(to: &str) -> PortForward {
+    PortForward {
+        transport: Transport::Tcp,
+        listen: None,
+        ports: Ports::parse("15432").unwrap(),
+        to: to.parse().unwrap(),
+        to_port: 5432,
     }
 }
 
@@ -431,7 +443,11 @@ fn any_spec() -> impl Strategy<Value = Option<NetworkSpec>> {
         Just(Uplink::Auto),
         Just(Uplink::Named(vec![link("rmnet1"), link("eth1"), link("wlan0")])),
     ];
-    proptest::option::weighted(0.8, (uplink, vpn).prop_map(|(uplink, vpn)| spec(uplink, vpn)))
+    let spec = (uplink, vpn, any::<bool>()).prop_map(|(uplink, vpn, forwards)| NetworkSpec {
+        forwards: forwards.then(|| forward("192.168.100.2")).into_iter().collect(),
+        ..spec(uplink, vpn)
+    });
+    proptest::option::weighted(0.8, spec)
 }
 
 /// What is not ours, said in other words than those of the code.

@@ -14,6 +14,7 @@ use sovereign_host_agent::net::conntrack::{Conntrack, Stale};
 use sovereign_host_agent::net::nft::{FAMILIES, Nft, NftError, Ownership};
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::subnet::Subnet;
+use sovereign_reconcile::answers::{LINKS, MASK};
 use sovereign_reconcile::filter::{Filter, PortForward, Sender, WayOut};
 use sovereign_reconcile::names::{LinkName, Mac};
 use sovereign_reconcile::nft::{Tables, differences, tables};
@@ -102,7 +103,7 @@ async fn command(nft: &mut Nft, filter: &mut Filter, words: &[&str]) -> Result<S
             "done".to_owned()
         }
         ["probe"] => match nft.probe().await {
-            Ok(ownership) => format!("{ownership:?}"),
+            Ok(able) => format!("{:?}", able.ownership),
             Err(unavailable) => format!("{unavailable} ({:?})", unavailable.errno),
         },
         ["own"] => {
@@ -169,11 +170,12 @@ fn filter(tag: &str) -> Result<Filter> {
         subnets: [Subnet::parse("10.9.0.0/24")?, Subnet::parse("fd00:9::/64")?].into(),
         way_out: WayOut::None,
         forwards: [].into(),
+        answers: [].into(),
         senders: [].into(),
     })
 }
 
-/// `out`, `closed`, `no-forwards`, `forward=tcp,LISTEN or *,PORTS,TO,PORT`, `sender=LINK,MAC,IP...`, `senders=COUNT`,
+/// `out`, `closed`, `no-forwards`, `forward=tcp,LISTEN or *,PORTS,TO,PORT`, `answers=LINK,...`, `sender=LINK,MAC,IP...`, `senders=COUNT`,
 /// `forwards=COUNT`.
 fn want(filter: &mut Filter, parts: &[&str]) -> Result<()> {
     for part in parts {
@@ -191,6 +193,12 @@ fn want(filter: &mut Filter, parts: &[&str]) -> Result<()> {
                     to: to.parse()?,
                     to_port: to_port.parse()?,
                 });
+            }
+            ("answers", links) => {
+                for (link, number) in links.iter().zip(1..=LINKS) {
+                    let link = LinkName::parse(link).context("no link's name")?;
+                    filter.answers.insert(link, number << MASK.trailing_zeros());
+                }
             }
             ("sender", [link, mac, addresses @ ..]) => {
                 let mac: Vec<u8> = mac

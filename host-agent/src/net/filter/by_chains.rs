@@ -52,7 +52,7 @@ impl Chains {
     }
 
     fn families(&self) -> impl Iterator<Item = Family> {
-        let works = |family: &Family| !self.programs.tables(*family).is_empty();
+        let works = |family: &Family| !self.programs.able(*family).tables.is_empty();
         Family::ALL.into_iter().filter(works)
     }
 
@@ -92,7 +92,7 @@ impl Chains {
 
     fn wanted(&self, filter: Option<&Filter>, family: Family) -> Result<Wanted, TagError> {
         match filter {
-            Some(filter) => wanted(filter, family, &self.programs.tables(family)),
+            Some(filter) => wanted(filter, family, &self.programs.able(family)),
             None => Wanted::nothing(&self.tag),
         }
     }

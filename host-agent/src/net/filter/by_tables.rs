@@ -6,7 +6,7 @@ use std::io;
 use sovereign_reconcile::filter::{Filter, PortForward};
 use sovereign_reconcile::nft::{self, Family};
 
-use super::super::nft::{FAMILIES, Nft, NftError, Ownership};
+use super::super::nft::{Able, FAMILIES, Nft, NftError, Ownership};
 use super::{FilterError, chain};
 
 /// What is there of ours.
@@ -22,7 +22,7 @@ enum There {
 /// Our tables.
 pub(in super::super) struct Tables {
     nft: Nft,
-    ownership: Ownership,
+    able: Able,
     there: There,
     /// What the last filter that was asked for means, so that it is not worked out at each turn.
     meant: Option<(Filter, nft::Tables)>,
@@ -30,19 +30,19 @@ pub(in super::super) struct Tables {
 
 impl Tables {
     /// What an agent left that is gone is taken over as it is: then a restart changes no rule.
-    pub(super) async fn of(mut nft: Nft, ownership: Ownership) -> Self {
-        nft.set_ownership(ownership);
+    pub(super) async fn of(mut nft: Nft, able: Able) -> Self {
+        nft.set_ownership(able.ownership);
         let _ = nft.adopt().await; // the look that follows says what is in the way
         Self {
             nft,
-            ownership,
+            able,
             there: There::Unknown,
             meant: None,
         }
     }
 
     pub(super) fn name(&self) -> &'static str {
-        match self.ownership {
+        match self.able.ownership {
             Ownership::Owned => "nf_tables, owned by the host agent",
             Ownership::Plain => "nf_tables",
         }
@@ -107,26 +107,38 @@ impl Tables {
         Ok(())
     }
 
+    /// What was asked for and is not done, for status.
+    pub(super) fn lacks(&self, filter: &Filter) -> Vec<String> {
+        let unmarked = "this kernel has no marks of connections (CONFIG_NF_CONNTRACK_MARK): answers to who asks by another \
+                        link than the way out go astray";
+        let lacks_marks = !self.able.marks && !filter.answers.is_empty();
+        let marks = lacks_marks.then(|| unmarked.to_owned());
+        refused(filter).into_values().chain(marks).collect()
+    }
+
     fn mean(&mut self, filter: Option<&Filter>) -> Result<(), nft::FilterError> {
         if self.meant.as_ref().map(|(of, _)| of) == filter {
             return Ok(());
         }
         self.meant = None;
         self.meant = match filter {
-            Some(filter) => Some((filter.clone(), tables(filter)?)),
+            Some(filter) => Some((filter.clone(), tables(filter, self.able.marks)?)),
             None => None,
         };
         Ok(())
     }
 }
 
-/// What a filter means, but for the forwards that cannot be said.
-pub(in super::super) fn tables(filter: &Filter) -> Result<nft::Tables, nft::FilterError> {
+/// What a filter means, but for the forwards that cannot be said, and without marks where connections have none.
+pub(in super::super) fn tables(filter: &Filter, marks: bool) -> Result<nft::Tables, nft::FilterError> {
     let refused = nft::impossible(filter);
-    if refused.is_empty() {
+    if refused.is_empty() && (marks || filter.answers.is_empty()) {
         return nft::tables(filter);
     }
     let mut possible = filter.clone();
+    if !marks {
+        possible.answers.clear();
+    }
     possible.forwards.retain(|forward| !refused.contains_key(forward));
     nft::tables(&possible)
 }

@@ -88,10 +88,12 @@ impl Enforcer {
         }
         let mut nft = Nft::over(requests, events, receive_buffer, tag)?;
         Ok(match nft.probe().await {
-            Ok(_) if choice == Choice::PlainNft => {
-                Self::Tables(Box::new(Tables::of(nft, Ownership::Plain).await))
+            Ok(mut able) => {
+                if choice == Choice::PlainNft {
+                    able.ownership = Ownership::Plain;
+                }
+                Self::Tables(Box::new(Tables::of(nft, able).await))
             }
-            Ok(ownership) => Self::Tables(Box::new(Tables::of(nft, ownership).await)),
             Err(why) => Self::by_programs(tag, programs, &format!("{}; ", chain(&why))).await,
         })
     }
@@ -203,11 +205,7 @@ impl Enforcer {
     pub(super) fn lacks(&self, filter: Option<&Filter>) -> Vec<String> {
         match self {
             Self::Chains(chains) => chains.lacks(filter),
-            Self::Tables(_) => filter
-                .map(by_tables::refused)
-                .unwrap_or_default()
-                .into_values()
-                .collect(),
+            Self::Tables(tables) => filter.map(|filter| tables.lacks(filter)).unwrap_or_default(),
             Self::None(_) => Vec::new(),
         }
     }

@@ -43,11 +43,11 @@ pub(super) fn write(writer: &mut Writer, expression: &Expression) {
 
 fn name(expression: &Expression) -> &str {
     match expression {
-        Expression::Meta { .. } => "meta",
+        Expression::Meta { .. } | Expression::SetMark { .. } => "meta",
         Expression::Payload { .. } => "payload",
         Expression::Compare { .. } => "cmp",
-        Expression::Mask { .. } => "bitwise",
-        Expression::Ct { .. } => "ct",
+        Expression::Mask { .. } | Expression::Bits { .. } => "bitwise",
+        Expression::Ct { .. } | Expression::SetConnectionMark { .. } => "ct",
         Expression::RouteMss { .. } => "rt",
         Expression::ToNetworkOrder { .. } => "byteorder",
         Expression::WriteMss { .. } => "exthdr",
@@ -82,12 +82,12 @@ fn settings(writer: &mut Writer, expression: &Expression) {
             numbers(&[(1, register.number()), (2, comparison_number(*how))]);
             writer.nest(3, |writer| writer.bytes(VALUE, value));
         }
-        Expression::Mask { register, mask } => {
-            let register = register.number();
-            numbers(&[(1, register), (2, register), (3, mask.len() as u32)]);
-            writer.nest(4, |writer| writer.bytes(VALUE, mask));
-            writer.nest(5, |writer| writer.bytes(VALUE, &vec![0; mask.len()]));
+        Expression::SetMark { from } => numbers(&[(2, meta_number(MetaKey::Mark)), (3, from.number())]),
+        Expression::SetConnectionMark { from } => {
+            numbers(&[(2, ct_number(CtKey::Mark)), (4, from.number())]);
         }
+        Expression::Mask { register, mask } => bitwise(writer, *register, mask, &vec![0; mask.len()]),
+        Expression::Bits { register, keep, set } => bitwise(writer, *register, keep, set),
         Expression::Ct { key, to } => numbers(&[(2, ct_number(*key)), (1, to.number())]),
         Expression::RouteMss { to } => numbers(&[(2, TCP_MSS), (1, to.number())]),
         Expression::ToNetworkOrder { register } => {
@@ -139,6 +139,15 @@ fn settings(writer: &mut Writer, expression: &Expression) {
     }
 }
 
+fn bitwise(writer: &mut Writer, register: Register, mask: &[u8], xor: &[u8]) {
+    let (register, length) = (register.number(), mask.len() as u32);
+    for (kind, value) in [(1, register), (2, register), (3, length)] {
+        writer.u32(kind, value);
+    }
+    writer.nest(4, |writer| writer.bytes(VALUE, mask));
+    writer.nest(5, |writer| writer.bytes(VALUE, xor));
+}
+
 /// The steps in a rule's list; each that is not understood is kept as it is.
 ///
 /// # Errors
@@ -169,10 +178,19 @@ fn read(name: &str, data: &[u8]) -> Expression {
 fn known(name: &str, data: &[u8]) -> Option<Expression> {
     let mut fields = Fields::<9>::read(data).ok()?;
     let expression = match name {
-        "meta" => Expression::Meta {
-            key: meta_of(fields.u32(2)?)?,
-            to: Register::of(fields.u32(1)?)?,
-        },
+        "meta" => {
+            let key = meta_of(fields.u32(2)?)?;
+            match fields.u32(3) {
+                Some(from) if key == MetaKey::Mark => Expression::SetMark {
+                    from: Register::of(from)?,
+                },
+                Some(_) => return None,
+                None => Expression::Meta {
+                    key,
+                    to: Register::of(fields.u32(1)?)?,
+                },
+            }
+        }
         "payload" => Expression::Payload {
             base: base_of(fields.u32(2)?)?,
             offset: fields.u32(3)?,
@@ -184,11 +202,20 @@ fn known(name: &str, data: &[u8]) -> Option<Expression> {
             how: comparison_of(fields.u32(2)?)?,
             value: value(fields.bytes(3)?)?,
         },
-        "bitwise" => mask(&mut fields)?,
-        "ct" => Expression::Ct {
-            key: ct_of(fields.u32(2)?)?,
-            to: Register::of(fields.u32(1)?)?,
-        },
+        "bitwise" => bits(&mut fields)?,
+        "ct" => {
+            let key = ct_of(fields.u32(2)?)?;
+            match fields.u32(4) {
+                Some(from) if key == CtKey::Mark => Expression::SetConnectionMark {
+                    from: Register::of(from)?,
+                },
+                Some(_) => return None,
+                None => Expression::Ct {
+                    key,
+                    to: Register::of(fields.u32(1)?)?,
+                },
+            }
+        }
         "rt" => {
             let to = Register::of(fields.u32(1)?)?;
             (fields.u32(2)? == TCP_MSS).then_some(Expression::RouteMss { to })?
@@ -226,13 +253,24 @@ fn known(name: &str, data: &[u8]) -> Option<Expression> {
     fields.all_taken().map(|()| expression)
 }
 
-fn mask(fields: &mut Fields<'_, 9>) -> Option<Expression> {
+fn bits(fields: &mut Fields<'_, 9>) -> Option<Expression> {
     let (register, to, length) = (fields.u32(1)?, fields.u32(2)?, fields.u32(3)?);
     let (mask, xor) = (value(fields.bytes(4)?)?, value(fields.bytes(5)?)?);
-    let is_mask = fields.u32(6).unwrap_or_default() == 0 && xor.iter().all(|byte| *byte == 0);
+    let is_both = fields.u32(6).unwrap_or_default() == 0;
     let fits = mask.len() == length as usize && xor.len() == mask.len() && to == register;
     let register = Register::of(register)?;
-    (is_mask && fits).then_some(Expression::Mask { register, mask })
+    if !(is_both && fits) {
+        return None;
+    }
+    if xor.iter().all(|byte| *byte == 0) {
+        return Some(Expression::Mask { register, mask });
+    }
+    let set_only = mask.iter().zip(&xor).all(|(kept, set)| kept & set == 0); // else it flips
+    set_only.then_some(Expression::Bits {
+        register,
+        keep: mask,
+        set: xor,
+    })
 }
 
 fn immediate(fields: &mut Fields<'_, 9>) -> Option<Expression> {
@@ -316,8 +354,8 @@ macro_rules! numbers {
     };
 }
 
-numbers!(MetaKey meta_number meta_of: InName 6, OutName 7, Family 15, Transport 16);
-numbers!(CtKey ct_number ct_of: State 0, Direction 1, Status 2);
+numbers!(MetaKey meta_number meta_of: Mark 3, InName 6, OutName 7, Family 15, Transport 16);
+numbers!(CtKey ct_number ct_of: State 0, Direction 1, Status 2, Mark 3);
 numbers!(Base base_number base_of: Link 0, Network 1, Transport 2);
 numbers!(Comparison comparison_number comparison_of: Equal 0, NotEqual 1, AtMost 3, AtLeast 5);
 numbers!(NatKind nat_number nat_of: Source 0, Destination 1);

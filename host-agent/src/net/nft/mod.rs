@@ -24,7 +24,7 @@ mod tests;
 mod wire;
 
 pub use monitor::{Changes, Other};
-pub use probe::Unavailable;
+pub use probe::{Able, Unavailable};
 pub use socket::NftError;
 pub use wire::{Ownership, What};
 
@@ -97,7 +97,7 @@ impl Nft {
     ///
     /// # Errors
     /// [`Unavailable`], with the first thing it cannot do.
-    pub async fn probe(&mut self) -> Result<Ownership, Unavailable> {
+    pub async fn probe(&mut self) -> Result<Able, Unavailable> {
         probe::probe(&mut self.requests, &self.tag).await
     }
 

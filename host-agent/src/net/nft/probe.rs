@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::subnet::Subnet;
+use sovereign_reconcile::answers::MASK;
 use sovereign_reconcile::filter::{Filter, PortForward, Sender, WayOut};
 use sovereign_reconcile::names::{LinkName, Mac};
 use sovereign_reconcile::nft::{Family, Table, tables};
@@ -27,18 +28,44 @@ pub struct Unavailable {
     pub source: io::Error,
 }
 
-/// Everything that our tables ever use, then what tells whether a table can be owned and outlive its owner.
-pub(super) async fn probe(requests: &mut Requests, tag: &str) -> Result<Ownership, Unavailable> {
+impl Unavailable {
+    /// Whether the kernel said that it has no such thing, and not that it cannot now.
+    fn lacks(&self) -> bool {
+        let lacking = [Errno::OPNOTSUPP, Errno::NOENT, Errno::INVAL];
+        lacking
+            .iter()
+            .any(|errno| self.errno == Some(errno.raw_os_error()))
+    }
+}
+
+/// What nf_tables can do, where all that we cannot be without works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Able {
+    /// Whether a table can be owned and outlive its owner.
+    pub ownership: Ownership,
+    /// Whether connections have marks (CONFIG_NF_CONNTRACK_MARK).
+    pub marks: bool,
+}
+
+/// Everything that our tables ever use, with marks and, if that is refused, without them; then what tells whether a table
+/// can be owned.
+pub(super) async fn probe(requests: &mut Requests, tag: &str) -> Result<Able, Unavailable> {
     let name = format!("{tag}-probe");
-    let sample = sample(&name).map_err(|error| no_answer(io::Error::other(error)))?;
-    if let Some(refused) = attempt(requests, &name, &sample, Ownership::Plain).await? {
-        return Err(refused);
+    let mut marks = true;
+    loop {
+        let sample = sample(&name, marks).map_err(|error| no_answer(io::Error::other(error)))?;
+        match attempt(requests, &name, &sample, Ownership::Plain).await? {
+            None => break,
+            Some(refused) if marks && refused.lacks() => marks = false,
+            Some(refused) => return Err(refused),
+        }
     }
     let one = [Table::new(Family::Inet, &name)];
-    Ok(match attempt(requests, &name, &one, Ownership::Owned).await? {
+    let ownership = match attempt(requests, &name, &one, Ownership::Owned).await? {
         None => Ownership::Owned,
         Some(_) => Ownership::Plain,
-    })
+    };
+    Ok(Able { ownership, marks })
 }
 
 /// Makes some tables in a batch that cannot succeed: it ends with the removal of one that is not there. So only the
@@ -87,7 +114,7 @@ fn no_answer(source: io::Error) -> Unavailable {
 }
 
 /// Tables with every kind of chain and step that our own have.
-fn sample(name: &str) -> Result<Vec<Table>, Box<dyn std::error::Error + Send + Sync>> {
+fn sample(name: &str, marks: bool) -> Result<Vec<Table>, Box<dyn std::error::Error + Send + Sync>> {
     let bridge = LinkName::parse("svprobe").ok_or("no link's name")?;
     let mut filter = Filter {
         tag: name.to_owned(),
@@ -95,6 +122,7 @@ fn sample(name: &str) -> Result<Vec<Table>, Box<dyn std::error::Error + Send + S
         subnets: BTreeSet::from([Subnet::parse("10.0.0.0/23")?, Subnet::parse("fd00::/64")?]),
         way_out: WayOut::Masquerade,
         forwards: BTreeSet::new(),
+        answers: marks.then(|| (bridge.clone(), MASK)).into_iter().collect(),
         senders: BTreeMap::new(),
     };
     let addresses = [

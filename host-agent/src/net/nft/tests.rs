@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::subnet::Subnet;
+use sovereign_reconcile::answers::MASK;
 use sovereign_reconcile::filter::{Filter, PortForward, Sender, WayOut};
 use sovereign_reconcile::names::{LinkName, Mac};
 use sovereign_reconcile::nft::{Expression, Standing, Table, differences, tables};
@@ -31,6 +32,7 @@ fn closed() -> Filter {
         subnets: subnets(),
         way_out: WayOut::None,
         forwards: BTreeSet::new(),
+        answers: BTreeMap::new(),
         senders: BTreeMap::new(),
     }
 }
@@ -58,6 +60,9 @@ fn masquerade() -> Filter {
             forward(Transport::Tcp, None, "80", "fd00:9::2", 8000),
         ]
         .into(),
+        answers: [("eth0", 0x0400_0000), ("wlan0", 0x1c00_0000)]
+            .map(|(link, mark)| (LinkName::parse(link).unwrap(), mark))
+            .into(),
         senders: [(LinkName::parse("svgold-a").unwrap(), sender)].into(),
         ..closed()
     }
@@ -363,44 +368,51 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         )),
     ];
     let subnets = proptest::collection::vec(subnet, 0..4);
-    (any::<bool>(), subnets, forwards, senders).prop_map(|(out, subnets, forwards, senders)| Filter {
-        tag: TAG.to_owned(),
-        bridge: LinkName::parse(TAG).unwrap(),
-        way_out: if out { WayOut::Masquerade } else { WayOut::None },
-        subnets: subnets
-            .into_iter()
-            .filter_map(|(ip, prefix)| {
-                Some(
-                    sovereign_protocol::subnet::HostAddress::parse(&format!("{ip}/{prefix}"))
-                        .ok()?
-                        .subnet(),
-                )
-            })
-            .collect(),
-        forwards: forwards
-            .into_iter()
-            .filter_map(|(udp, first, span, to, to_port, listen)| {
-                let ports = Ports::range(first, first.checked_add(span)?)?;
-                ports.moved_to(to_port)?;
-                Some(PortForward {
-                    transport: if udp { Transport::Udp } else { Transport::Tcp },
-                    listen: listen
-                        .filter(|_| to.is_ipv4())
-                        .map(|last| [192, 0, 2, last].into()),
-                    ports,
-                    to,
-                    to_port,
+    let answers = proptest::collection::btree_map("[a-z][a-z0-9.-]{0,14}", 1..8_u32, 0..8);
+    (any::<bool>(), subnets, forwards, answers, senders).prop_map(
+        |(out, subnets, forwards, answers, senders)| Filter {
+            tag: TAG.to_owned(),
+            bridge: LinkName::parse(TAG).unwrap(),
+            way_out: if out { WayOut::Masquerade } else { WayOut::None },
+            subnets: subnets
+                .into_iter()
+                .filter_map(|(ip, prefix)| {
+                    Some(
+                        sovereign_protocol::subnet::HostAddress::parse(&format!("{ip}/{prefix}"))
+                            .ok()?
+                            .subnet(),
+                    )
                 })
-            })
-            .collect(),
-        senders: senders
-            .into_iter()
-            .filter_map(|(link, (mac, addresses))| {
-                let mac = Mac(mac);
-                Some((LinkName::parse(&link)?, Sender { mac, addresses }))
-            })
-            .collect(),
-    })
+                .collect(),
+            forwards: forwards
+                .into_iter()
+                .filter_map(|(udp, first, span, to, to_port, listen)| {
+                    let ports = Ports::range(first, first.checked_add(span)?)?;
+                    ports.moved_to(to_port)?;
+                    Some(PortForward {
+                        transport: if udp { Transport::Udp } else { Transport::Tcp },
+                        listen: listen
+                            .filter(|_| to.is_ipv4())
+                            .map(|last| [192, 0, 2, last].into()),
+                        ports,
+                        to,
+                        to_port,
+                    })
+                })
+                .collect(),
+            answers: answers
+                .into_iter()
+                .filter_map(|(link, number)| Some((LinkName::parse(&link)?, number << MASK.trailing_zeros())))
+                .collect(),
+            senders: senders
+                .into_iter()
+                .filter_map(|(link, (mac, addresses))| {
+                    let mac = Mac(mac);
+                    Some((LinkName::parse(&link)?, Sender { mac, addresses }))
+                })
+                .collect(),
+        },
+    )
 }
 
 proptest! {

@@ -1,0 +1,238 @@
+//! How a guest's answer gets back by the link that its question came by. Pure.
+//!
+//! Who asks for a forwarded port may be behind another link than the way out: another network of a phone, the LAN while a VPN
+//! is up, the second uplink of a server. By its destination alone the answer would leave by the way out, where nobody waits
+//! for it. So the packet filter gives the connection the mark of the link, and what a guest answers carries it while it is
+//! routed; a rule for each mark looks into the table that leads out by that link.
+//!
+//! A connection keeps its mark until the asker's next packet, and an asker may wait long. So a link keeps its number as long
+//! as the rule of it is there, whoever comes or goes beside it: nobody needs to remember, the kernel does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sovereign_protocol::interface::Prefix;
+
+use crate::family::Family;
+use crate::names::{LinkName, Mark};
+use crate::near::is_near;
+use crate::observed::{Kind, Link, Observed};
+use crate::route::{MAIN, OURS, Route};
+use crate::rule::{ANSWERS, ATTACHED, NETD_VPN, Rule, RuleAction};
+use crate::uplink::{self, Exit, NETD_TABLES, Platform};
+
+/// The bits of marks of packets and connections that are ours. netd uses 0 to 20 and 29 to 31, and of connections 24 and 25
+/// (`Fwmark.h`, `StrictController.cpp`); Tailscale 16 to 23; Kubernetes 14 and 15.
+pub const MASK: u32 = 0x1c00_0000;
+/// As many links as those bits can tell apart; no bit means no link.
+pub const LINKS: u32 = MASK >> MASK.trailing_zeros();
+
+/// Which links are told apart, and how answers find there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answers {
+    /// The mark of each link.
+    pub(crate) marks: BTreeMap<LinkName, u32>,
+    /// The rules that lead back.
+    pub(crate) rules: BTreeSet<Rule>,
+}
+
+/// A way back by a link, the best one first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Back {
+    /// To wherever this table knows a way to.
+    Out(u32),
+    /// To what is attached to it, by this table.
+    Attached(u32),
+}
+
+impl Back {
+    fn table(self) -> u32 {
+        match self {
+            Self::Out(table) | Self::Attached(table) => table,
+        }
+    }
+}
+
+/// The ways back by a link, of each family.
+type Backs = BTreeMap<Family, Back>;
+
+/// For the families of `exits`; `scoped` says of which of them our own rules decide. Where the main table decides and all
+/// default routes are by one link, no answer can take another one: then there is nothing to do.
+pub(crate) fn answers(
+    mark: &Mark,
+    bridge: &LinkName,
+    exits: &BTreeMap<Family, &Exit>,
+    scoped: impl Fn(Family) -> bool,
+    observed: &Observed,
+) -> Answers {
+    let mut links: BTreeMap<u32, Backs> = BTreeMap::new();
+    for (family, exit) in exits {
+        let mut backs = backs(mark, observed, *family, exit, scoped(*family));
+        backs.retain(|index, _| is_a_door(mark, observed, *index));
+        if !scoped(*family) && backs.len() < 2 {
+            continue;
+        }
+        for (index, back) in backs {
+            links.entry(index).or_default().insert(*family, back);
+        }
+    }
+    let mut links: Vec<(u32, Backs)> = links.into_iter().collect();
+    links.sort_by_key(|(index, backs)| rank(observed, exits, *index, backs)); // stable: older ones first
+    links.truncate(LINKS as usize);
+    let mut answers = Answers::default();
+    for (number, (index, backs)) in numbered(bridge, observed, links) {
+        let marked = number << MASK.trailing_zeros();
+        let rule = |family, priority, to, table| Rule {
+            iif: Some(bridge.as_str().to_owned()),
+            mark: Some((marked, MASK)),
+            to,
+            ..Rule::ours(family, priority, RuleAction::Lookup(table))
+        };
+        for (family, back) in backs {
+            if uplink::platform(observed, family) == Platform::Linux
+                && ![MAIN, mark.table].contains(&back.table())
+            {
+                // Somebody's table may know the gateway only, which need not send on to its own network.
+                let attached = attached(observed, family, index);
+                answers
+                    .rules
+                    .extend(attached.map(|to| rule(family, ATTACHED, Some(to), MAIN)));
+            }
+            answers.rules.insert(rule(family, ANSWERS, None, back.table()));
+        }
+        answers
+            .marks
+            .extend(uplink::working(observed, index).map(|link| (link, marked)));
+    }
+    answers
+}
+
+/// Whether a link works and others may be behind it.
+fn is_a_door(mark: &Mark, observed: &Observed, index: u32) -> bool {
+    let others = |link: &Link| link.kind != Kind::Loopback && !mark.is_on(&link.name, link.group);
+    uplink::working(observed, index).is_some() && observed.links.get(&index).is_some_and(others)
+}
+
+/// The subnets of a link.
+fn attached(observed: &Observed, family: Family, index: u32) -> impl Iterator<Item = Prefix> {
+    let routes = observed.routes.iter();
+    let of_it = routes.filter(move |route| route.link == Some(index) && is_near(route, family));
+    of_it.map(|route| route.to)
+}
+
+/// Who gets a number first: ways out, then tunnels, then who has a default route, then the rest.
+fn rank(observed: &Observed, exits: &BTreeMap<Family, &Exit>, index: u32, backs: &Backs) -> u8 {
+    let name = observed.links.get(&index).map(|link| link.name.as_str());
+    let leads_out = |exit: &&Exit| exit.link().map(LinkName::as_str) == name;
+    let is_tunnel =
+        |rule: &Rule| tunnel(rule).is_some_and(|table| backs.get(&rule.family) == Some(&Back::Out(table)));
+    let is_out = |back: &Back| matches!(back, Back::Out(_));
+    match () {
+        () if exits.values().any(leads_out) => 0,
+        () if observed.rules.iter().any(is_tunnel) => 1,
+        () if backs.values().any(is_out) => 2,
+        () => 3,
+    }
+}
+
+/// The table of a VPN by netd.
+fn tunnel(rule: &Rule) -> Option<u32> {
+    match rule.action {
+        RuleAction::Lookup(table) if rule.priority == NETD_VPN => Some(table),
+        _ => None,
+    }
+}
+
+/// Gives links numbers: that which a rule of ours says already, else the lowest one that is free.
+fn numbered(bridge: &LinkName, observed: &Observed, links: Vec<(u32, Backs)>) -> BTreeMap<u32, (u32, Backs)> {
+    let ours = |rule: &&Rule| {
+        let of_us = rule.protocol == OURS && rule.iif.as_deref() == Some(bridge.as_str());
+        of_us && rule.priority == ANSWERS
+    };
+    let said: Vec<(u32, Family, u32)> = observed
+        .rules
+        .iter()
+        .filter(ours)
+        .filter_map(|rule| match (rule.mark?, rule.action) {
+            ((mark, MASK), RuleAction::Lookup(table)) => {
+                Some((mark >> MASK.trailing_zeros(), rule.family, table))
+            }
+            _ => None,
+        })
+        .filter(|(number, ..)| (1..=LINKS).contains(number))
+        .collect();
+    let mut numbers = BTreeMap::new();
+    let mut others = Vec::new();
+    for (index, backs) in links {
+        let has = |(_, family, table): &&(u32, Family, u32)| {
+            backs.get(family).is_some_and(|back| back.table() == *table)
+        };
+        let mut had = said.iter().filter(has).map(|(number, ..)| *number);
+        match had.find(|number| !numbers.contains_key(number)) {
+            Some(number) => drop(numbers.insert(number, (index, backs))),
+            None => others.push((index, backs)),
+        }
+    }
+    for link in others {
+        let free = (1..=LINKS).find(|number| !numbers.contains_key(number));
+        numbers.extend(free.map(|number| (number, link)));
+    }
+    numbers
+}
+
+/// By which table packets leave by each link, or reach at least what is attached to it. One pass over the routes.
+fn backs(mark: &Mark, observed: &Observed, family: Family, exit: &Exit, scoped: bool) -> BTreeMap<u32, Back> {
+    let platform = uplink::platform(observed, family);
+    let first = uplink::defaults(observed, family).into_iter().next();
+    let first = first.and_then(|(route, _)| route.link);
+    let back = |route: &Route, link: u32| {
+        let leads_out = route.is_default(family) && route.protocol != OURS;
+        match platform {
+            Platform::Netd if leads_out && NETD_TABLES.checked_add(link) == Some(route.table) => {
+                Some(Back::Out(route.table))
+            }
+            Platform::Netd if is_near(route, family) => Some(Back::Attached(MAIN)),
+            // Of two in the main table the kernel takes the better one, whoever asked.
+            Platform::Linux if leads_out && (route.table != MAIN || first == Some(link)) => {
+                Some(Back::Out(route.table))
+            }
+            // Where the main table decides it needs no rule for that.
+            Platform::Linux if scoped && route.table == MAIN && Family::of(route.to.address()) == family => {
+                Some(Back::Attached(MAIN))
+            }
+            Platform::Netd | Platform::Linux => None,
+        }
+    };
+    let mut backs: BTreeMap<u32, Back> = BTreeMap::new();
+    for route in &observed.routes {
+        let Some((link, back)) = route.link.and_then(|link| Some((link, back(route, link)?))) else {
+            continue;
+        };
+        let best = backs.entry(link).or_insert(back);
+        *best = better(*best, back);
+    }
+    match (platform, exit) {
+        (Platform::Linux, Exit::Own(link, _)) => {
+            let own = observed.link(link.as_str());
+            backs.extend(own.map(|link| (link.index, Back::Out(mark.table))));
+        }
+        (Platform::Linux, _) => {}
+        // A VPN that takes some addresses only has no default route, and its table is like that of others.
+        (Platform::Netd, _) => {
+            let rules = observed.rules.iter().filter(|rule| rule.family == family);
+            let tables = rules.filter_map(tunnel);
+            backs
+                .extend(tables.filter_map(|table| Some((table.checked_sub(NETD_TABLES)?, Back::Out(table)))));
+        }
+    }
+    backs
+}
+
+/// The main table before others: there the machine's own answers go.
+fn better(one: Back, other: Back) -> Back {
+    let order = |back: &Back| (*back != Back::Out(MAIN), *back);
+    std::cmp::min_by_key(one, other, order)
+}
+
+#[cfg(test)]
+#[path = "answers_tests.rs"]
+mod tests;
