@@ -1,8 +1,6 @@
 //! The one task that owns the world: one bounded queue in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,14 +24,14 @@ use crate::document;
 use crate::forward::{Claim, Forward};
 use crate::guest;
 use crate::link::{Target, Wanted};
-use crate::net::{Network, NetworkSpec, Removal, RemoveMode, names};
+use crate::net::{Network, NetworkSpec, Removal, RemoveMode};
 use crate::secrets::Secrets;
-use crate::shim::contract::{Card, Paths, SHIM_CONFIG, ShimConfig};
 use crate::store::{self, Batch, Kept, Store, Writer};
 
 mod forwards;
 mod network;
 mod shared_ports;
+mod start;
 
 /// Events and requests that may wait.
 pub const QUEUE: usize = 256;
@@ -87,7 +85,7 @@ pub struct Engine {
     saved_read: BTreeMap<Name, Cursor>,
     resumed: Option<HostSpec>,
     network: Option<OpenNetwork>,
-    /// Guests that boot, or were found, with a card.
+    /// Guests that boot, or were found, with a card, or are to have one as soon as their TAP can be opened.
     cards: BTreeSet<Name>,
 }
 
@@ -95,20 +93,6 @@ pub struct Engine {
 struct OpenNetwork {
     network: Network,
     wanted: watch::Sender<NetworkSpec>,
-}
-
-/// Shims that answer in the run directory.
-fn running_shims(run: &Path) -> Vec<ShimConfig> {
-    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
-    entries.filter_map(|entry| running_shim(&entry.path())).collect()
-}
-
-/// The shim of a guest's run directory, if it answers.
-fn running_shim(dir: &Path) -> Option<ShimConfig> {
-    let bytes = std::fs::read(dir.join(SHIM_CONFIG)).ok()?;
-    let shim: ShimConfig = serde_json::from_slice(&bytes).ok()?;
-    let answers = std::os::unix::net::UnixStream::connect(shim.paths.shim()).is_ok();
-    answers.then_some(shim)
 }
 
 /// What is said to who asks while all is stopped.
@@ -220,7 +204,7 @@ impl Engine {
         )))
         .await;
         tokio::spawn(shared_ports::watch(self.claimed.subscribe(), self.events.clone()));
-        let running = running_shims(&self.layout.run);
+        let running = start::running_shims(&self.layout.run);
         let names = running.iter().map(|shim| shim.guest.clone()).collect();
         self.take(Event::Running(names)).await;
         if let Some(spec) = self.resumed.take() {
@@ -367,6 +351,9 @@ impl Engine {
     }
 
     async fn take(&mut self, event: Event) {
+        if let Event::NoCard(name, _) = &event {
+            self.cards.remove(name);
+        }
         let effects = self.world.step(event, boottime_ms());
         for effect in effects {
             self.act(effect).await;
@@ -403,54 +390,6 @@ impl Engine {
             }
             Effect::Forwards(name, serve) => self.switch_forwards(&name, serve).await,
         }
-    }
-
-    async fn start(&mut self, name: Name, config: &GuestConfig) {
-        let (card, tap) = self.card(&name, config).await;
-        let wanted = match self.document(&name, config) {
-            Ok(wanted) => wanted,
-            Err(error) => {
-                let record = guest::start_failed(&error);
-                return self.report(Event::Ended(name, record)).await; // else nobody would ever see its end
-            }
-        };
-        let shim = ShimConfig {
-            card,
-            paths: Paths::of(&self.layout, &name),
-            guest: name.clone(),
-            memory_mib: config.memory_mib,
-            vcpus: config.vcpus,
-            data_mib: config.data_mib,
-            image: config.image.clone(),
-        };
-        let handle = guest::start(shim, tap, wanted, self.events.clone());
-        self.guests.insert(name, handle);
-    }
-
-    /// The card of a guest that is about to boot, or of one that runs already.
-    async fn card(&mut self, name: &Name, config: &GuestConfig) -> (Option<Card>, Option<OwnedFd>) {
-        let runs = running_shim(&self.layout.guest_run(name));
-        let (card, tap) = match (runs, &self.network) {
-            (Some(shim), _) => (shim.card, None),
-            (None, Some(open)) if config.interface.is_some() => match open.network.open_tap(name).await {
-                Ok(tap) => {
-                    let mac = names::guest_mac(&self.layout.instance, name);
-                    let mtu = open.wanted.borrow().mtu;
-                    (Some(Card { mac, mtu }), Some(tap))
-                }
-                Err(error) => {
-                    let error = format!("{:#}", anyhow::Error::new(error));
-                    tracing::warn!(guest = %name, error, "the guest boots without a card");
-                    (None, None)
-                }
-            },
-            (None, _) => (None, None),
-        };
-        match &card {
-            Some(_) => self.cards.insert(name.clone()),
-            None => self.cards.remove(name),
-        };
-        (card, tap)
     }
 
     /// Feeds back what an effect came to; the queue may be full of guests' events meanwhile.

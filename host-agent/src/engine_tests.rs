@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use sovereign_protocol::spec::VERSION;
 
 use super::*;
@@ -44,4 +46,64 @@ async fn who_asks_for_guests_while_all_is_stopped_is_refused() {
     engine.take(Event::StopAll).await;
     let refused = engine.apply(&document).await.unwrap_err();
     assert!(matches!(refused, Refusal::Conflict(_)), "{refused}");
+}
+
+/// A helper that takes connections and never answers: no TAP comes of it.
+fn silent_helper(layout: &Layout) -> (std::os::unix::net::UnixListener, OpenNetwork) {
+    std::fs::create_dir_all(&layout.run).unwrap();
+    let helper = crate::netns::HelperConfig {
+        instance: layout.instance.clone(),
+        program: "/nonexistent".into(),
+        socket: layout.run.join("netns"),
+    };
+    let listens = std::os::unix::net::UnixListener::bind(&helper.socket).unwrap();
+    let network = Network::over_helper(helper);
+    let (wanted, _) = watch::channel(NetworkSpec::default());
+    (listens, OpenNetwork { network, wanted })
+}
+
+/// Whether the document of a guest speaks of an interface.
+fn is_told_of_a_card(engine: &Engine, name: &Name) -> bool {
+    let wanted = engine.guests[name].wanted.borrow();
+    let spec = sovereign_protocol::spec::GuestSpec::parse(&wanted.document).unwrap();
+    spec.interface.is_some()
+}
+
+/// Else a VMM that does not let go of one guest's TAP would keep requests and all other guests waiting.
+#[tokio::test(start_paused = true)]
+async fn a_tap_that_is_not_to_be_had_yet_keeps_nobody_but_its_guest_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = layout(dir.path());
+    let (_listens, open) = silent_helper(&layout);
+    std::fs::write(layout.run.join("sql"), "").unwrap(); // so that no shim is started in the end
+    let (sender, mut events) = mpsc::channel(4);
+    let (mut engine, _news) = Engine::new(layout, 1, sender).unwrap();
+    engine.network = Some(open);
+    let name = Name::parse("sql").unwrap();
+    let mut config = config(5432);
+    config.interface = serde_json::from_str(r#"{"addresses":["10.0.0.2/24"]}"#).unwrap();
+    let document = HostSpec {
+        version: VERSION,
+        guests: [(name.clone(), config.clone())].into(),
+        network: serde_json::from_str(r#"{"namespace":"private","address":"10.0.0.1/24"}"#).unwrap(),
+    };
+    let begun = tokio::time::Instant::now();
+    engine.take(Event::Applied(document)).await;
+    engine.take(Event::Running([name.clone()].into())).await; // due at once, whatever the network says
+    assert_eq!(begun.elapsed(), Duration::ZERO, "the engine waited");
+    assert!(is_told_of_a_card(&engine, &name), "it is still to come");
+
+    let no_card = async {
+        loop {
+            match events.recv().await.unwrap() {
+                Event::NoCard(guest, why) => return (guest, why),
+                other => drop(other), // that there is a network
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(60), no_card).await;
+    let (guest, why) = told.unwrap();
+    assert!(guest == name && !why.is_empty());
+    engine.take(Event::NoCard(guest, why)).await;
+    assert!(!is_told_of_a_card(&engine, &name));
 }

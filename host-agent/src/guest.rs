@@ -20,6 +20,7 @@ use crate::clock::wall_ns;
 use crate::core::Event;
 use crate::files;
 use crate::link::{self, Target, Wanted};
+use crate::net::TapError;
 use crate::process::Process;
 use crate::program;
 use crate::shim::contract::{ExitReason, ExitRecord, Machine, Message, Request, ShimConfig};
@@ -43,11 +44,11 @@ pub struct Handle {
     pub target: watch::Receiver<Option<Target>>,
 }
 
-/// Starts the task of one boot, with the TAP of its card; its last event is [`Event::Ended`].
+/// Starts the task of one boot, with what opens the TAP of its card; its last event is [`Event::Ended`].
 #[must_use]
 pub fn start(
     config: ShimConfig,
-    tap: Option<OwnedFd>,
+    tap: Option<impl Future<Output = Result<OwnedFd, TapError>> + Send + 'static>,
     wanted: Wanted,
     events: mpsc::Sender<Event>,
 ) -> Handle {
@@ -55,6 +56,7 @@ pub fn start(
     let (target_sender, target) = watch::channel(None);
     tokio::spawn(async move {
         let guest = config.guest.clone();
+        let (config, tap) = with_card(config, tap, &events).await;
         let record = match run(&config, tap, wanted, &target_sender, &events).await {
             Ok(record) => record,
             Err(error) => start_failed(&error),
@@ -66,6 +68,28 @@ pub fn start(
     Handle {
         wanted: wanted_sender,
         target,
+    }
+}
+
+/// The card as it comes to be: with its TAP, or, if that cannot be opened, none. It is too late for one once the VMM
+/// runs, and a guest needs none to be talked to.
+async fn with_card(
+    mut config: ShimConfig,
+    tap: Option<impl Future<Output = Result<OwnedFd, TapError>>>,
+    events: &mpsc::Sender<Event>,
+) -> (ShimConfig, Option<OwnedFd>) {
+    let Some(opening) = tap else {
+        return (config, None);
+    };
+    match opening.await {
+        Ok(tap) => (config, Some(tap)),
+        Err(error) => {
+            let why = format!("{:#}", anyhow::Error::new(error));
+            tracing::warn!(guest = %config.guest, error = why, "the guest boots without a card");
+            config.card = None;
+            let _ = events.send(Event::NoCard(config.guest.clone(), why)).await; // the engine ends last
+            (config, None)
+        }
     }
 }
 

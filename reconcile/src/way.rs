@@ -210,6 +210,13 @@ impl ToldWays {
         since.min().map(|since_ms| since_ms.saturating_add(LASTING_MS))
     }
 
+    /// The ways that guests were told of.
+    #[must_use]
+    pub fn told(&self) -> BTreeMap<Family, Way> {
+        let told = self.told.iter();
+        told.map(|(family, told)| (*family, told.way.clone())).collect()
+    }
+
     /// What guests are told.
     #[must_use]
     pub fn ways(&self) -> Ways {

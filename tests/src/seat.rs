@@ -10,6 +10,17 @@ use anyhow::{Context, Result, ensure};
 /// A user id that no machine gives to anybody; nothing is written to its user database.
 pub const NOBODY: u32 = 65_432;
 
+/// Copies a program that is to be run. Not by ourselves: a child that another thread starts meanwhile has our descriptor
+/// of the copy until it runs its own program, and what somebody may write to cannot be run ("text file busy").
+///
+/// # Errors
+/// That `cp` fails.
+pub fn copy_program(program: &Path, copy: &Path) -> Result<()> {
+    let status = Command::new("cp").args([program, copy]).status()?;
+    ensure!(status.success(), "cp to {}: {status}", copy.display());
+    Ok(())
+}
+
 /// Who runs the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sovereign_tests::net::{Agent, Lan, Place, TAG, can_run, signal};
-use sovereign_tests::seat::NOBODY;
+use sovereign_tests::seat::{NOBODY, copy_program};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_nft-agent");
 /// Tables of others, with what ours do not have.
@@ -347,7 +347,7 @@ fn an_ordinary_user_has_all_of_it_in_a_namespace_of_its_own() -> Result<()> {
     let copy = tempfile::Builder::new().prefix("svl").tempdir_in("/tmp")?;
     std::fs::set_permissions(copy.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let program = copy.path().join("agent");
-    std::fs::copy(AGENT, &program)?; // its own directory may be closed to the user
+    copy_program(Path::new(AGENT), &program)?; // its own directory may be closed to the user
     let program = program.to_str().context("a path that is no text")?;
     let user = NOBODY.to_string();
     let words = [

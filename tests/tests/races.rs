@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use sovereign_tests::Instance;
 use sovereign_tests::instance::{kill, signal};
+use sovereign_tests::seat::copy_program;
 
 const AGAIN: Duration = Duration::from_secs(90);
 /// An interrupted command ends within this time.
@@ -71,7 +72,7 @@ fn a_replaced_program_replaces_the_agent_and_adopts_the_guest(instance: &Instanc
     let agent = instance.process(&["sovereign-host run"])?;
     let program = std::fs::read_link(format!("/proc/{agent}/exe"))?;
     let copy = program.with_extension("copy");
-    std::fs::copy(&program, &copy)?;
+    copy_program(&program, &copy)?;
     std::fs::rename(&copy, &program)?; // what `make build` does
     let up = instance.run(&["up"])?;
     ensure!(

@@ -1,12 +1,14 @@
 //! Floor 2: guests are told when the way out of their host is another one, and of nothing less.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sovereign_tests::android::{Phone, Uplink, Vpn};
-use sovereign_tests::lan::{Lan, Nic};
+use sovereign_tests::lan::{GUEST, GUEST6, INTERNET, INTERNET6, Lan, Nic};
 use sovereign_tests::net::{Agent, Filter, Hosted, Router as Seat, SOON, can_run};
+use sovereign_tests::space::SILENCE;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
 const BOTH: &str = "want 192.168.100.1/24,fd00:64::1/64 1500 sql=192.168.100.2 host uplink=auto";
@@ -17,6 +19,9 @@ const PHONE: &str = "want 192.168.100.1/24 1500 sql=192.168.100.2 host uplink=au
 const FLAP: Duration = Duration::from_millis(80);
 /// Attempts at a flap that is short enough, on a busy machine.
 const FLAPS: usize = 50;
+
+/// The port of a flow that goes on, as WireGuard's.
+const STEADY: u16 = 51_820;
 
 /// What guests are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,10 +119,14 @@ fn flap(lan: &Lan) -> Result<bool> {
 
 /// Runs a test on a machine that is not as before afterwards; nothing of the agent's is left there.
 fn run(name: &str, want: &str, body: fn(&mut Seat) -> Result<()>) -> Result<()> {
+    run_with(Filter::Owned, name, want, body)
+}
+
+fn run_with(filter: Filter, name: &str, want: &str, body: fn(&mut Seat) -> Result<()>) -> Result<()> {
     if !can_run(name) {
         return Ok(());
     }
-    let (mut seat, _) = Seat::new(AGENT, Filter::Owned, want, |_| Ok(()))?;
+    let (mut seat, _) = Seat::new(AGENT, filter, want, |_| Ok(()))?;
     if let Err(error) = body(&mut seat) {
         eprintln!("{}", seat.hosted.log());
         return Err(error);
@@ -217,6 +226,78 @@ fn moves(seat: &mut Seat) -> Result<()> {
 #[test]
 fn another_uplink_address_or_vpn_is_another_way_for_every_agent() -> Result<()> {
     run("moves", PHONE, moves)
+}
+
+/// A program of the guest that always sends from the same port, and never stops for long.
+struct Steady {
+    socket: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Steady {
+    fn new(lan: &Lan, to: SocketAddr) -> Result<Self> {
+        let from: SocketAddr = match to {
+            SocketAddr::V4(_) => (GUEST, STEADY).into(),
+            SocketAddr::V6(_) => (GUEST6, STEADY).into(),
+        };
+        let socket = lan.guest().space().enter(|| UdpSocket::bind(from))??;
+        socket.set_read_timeout(Some(SILENCE))?;
+        Ok(Self { socket, to })
+    }
+
+    /// Sends on until the other side sees it under this address.
+    fn is_seen_as(&self, address: &str) -> Result<()> {
+        let (begun, sees) = (Instant::now(), format!("wan sees {address}:{STEADY}"));
+        let mut bytes = [0; 256];
+        loop {
+            let sent = self.socket.send_to(b"hello", self.to); // no route, just now
+            let answer = sent.and_then(|_| self.socket.recv(&mut bytes));
+            let seen = answer.map(|length| String::from_utf8_lossy(&bytes[..length]).into_owned());
+            if seen.as_ref().is_ok_and(|seen| *seen == sees) {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < SOON, "not {sees}: {seen:?}");
+            std::thread::sleep(Duration::from_millis(5)); // its pace
+        }
+    }
+}
+
+fn a_steady_flow_moves(seat: &mut Seat) -> Result<()> {
+    first(&seat.hosted, &["v4", "v6"])?;
+    let lan = &seat.lan;
+    let outside: [SocketAddr; 2] = [(INTERNET, STEADY).into(), (INTERNET6, STEADY).into()];
+    let serve = |at: SocketAddr| lan.internet().serve_udp(at, "wan"); // a wildcard's answers had another address
+    let _services = [serve(outside[0])?, serve(outside[1])?];
+    let flows = [Steady::new(lan, outside[0])?, Steady::new(lan, outside[1])?];
+    let moved = |four: &str, six: &str| flows[0].is_seen_as(four).and_then(|()| flows[1].is_seen_as(six));
+    moved("10.1.0.2", "[fd10:1::2]")?;
+    // Of what leaves by another link the kernel forgets the translation by itself (nf_nat_oif_changed).
+    lan.prefer(Nic::Eth1)?;
+    moved("10.2.0.2", "[fd10:2::2]").context("another link")?;
+    lan.prefer(Nic::Eth0)?;
+    moved("10.1.0.2", "[fd10:1::2]").context("and back")?;
+    // A router of another subnet on the same link, and a prefix that the provider takes back: it is deprecated, and stays.
+    lan.internet().ip("address add 10.77.0.1/24 dev lan0\n")?;
+    lan.machine().ip("address add 10.77.0.2/24 dev eth0\n\
+         route replace default via 10.77.0.1 dev eth0 proto dhcp metric 100\n\
+         -6 address add fd10:1::77/64 dev eth0 nodad\n\
+         -6 address change fd10:1::2/64 dev eth0 preferred_lft 0 valid_lft forever\n")?;
+    moved("10.77.0.2", "[fd10:1::77]").context("another address")
+}
+
+#[test]
+fn datagrams_from_a_fixed_port_follow_to_another_uplink_or_address_with_tables() -> Result<()> {
+    run("steady_tables", &format!("{BOTH} {SIX}"), a_steady_flow_moves)
+}
+
+#[test]
+fn datagrams_from_a_fixed_port_follow_to_another_uplink_or_address_with_iptables() -> Result<()> {
+    run_with(
+        Filter::Iptables,
+        "steady_iptables",
+        &format!("{BOTH} {SIX}"),
+        a_steady_flow_moves,
+    )
 }
 
 fn on_a_phone(phone: &Phone, hosted: &Hosted, agent: &mut Agent) -> Result<()> {

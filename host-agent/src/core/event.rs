@@ -32,6 +32,8 @@ pub struct Edition {
 pub enum Event {
     /// ctl replaced the wanted state; the document was validated and kept.
     Applied(HostSpec),
+    /// The guest boots without the card that it should have; the text says why.
+    NoCard(Name, String),
     /// A shim runs with this boot.
     Booted {
         /// The guest.

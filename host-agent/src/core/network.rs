@@ -15,6 +15,7 @@ use sovereign_reconcile::resolver::{Advice, HostResolver};
 use sovereign_reconcile::uplink::{Exit, NoExit};
 use sovereign_reconcile::view::NetworkMode;
 
+use super::event::Effect;
 use super::translations::Translated;
 use super::world::{Guest, LASTING_MS, World, host_key};
 use crate::net::{NetworkEvent, Part, Stop, UNFILTERED};
@@ -130,7 +131,8 @@ impl Network {
                 }
                 (None, None, _) => return None,
                 (None, Some(machine), _) if !machine.card => {
-                    Verdict::no("NoCard", "the network was not there when the guest booted")
+                    let unknown = "the network was not there when the guest booted";
+                    Verdict::no("NoCard", guest.cardless.as_deref().unwrap_or(unknown))
                 }
                 (None, Some(_), Some(true)) => {
                     let private = match self.mode {
@@ -165,6 +167,17 @@ impl World {
         carded
             .map(|(name, guest)| (name.clone(), addresses(guest)))
             .collect()
+    }
+
+    /// A guest that is being started gets no card: nor does its document speak of one.
+    pub(super) fn goes_without_card(&mut self, name: &Name, why: String, effects: &mut Vec<Effect>) {
+        let Some(guest) = self.guests.get_mut(name) else {
+            return;
+        };
+        guest.cardless = Some(why);
+        if guest.phase == Phase::Starting {
+            effects.push(Effect::Push(name.clone(), guest.config.clone()));
+        }
     }
 
     /// Guests whose VMM has a card now.

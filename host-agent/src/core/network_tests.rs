@@ -81,3 +81,33 @@ fn another_way_is_pushed_to_the_guests_that_it_concerns_under_the_same_revision(
     assert_eq!(ways(&world, "four").v4, Some(8));
     assert_eq!(world.revision(), 1, "nobody asked for anything else");
 }
+
+#[test]
+fn a_guest_that_gets_no_card_is_told_so_and_so_are_people() {
+    let mut world = World::new(1);
+    world.step(Event::NetworkMode(NetworkMode::Host), 0);
+    world.step(Event::Applied(spec()), 0);
+    let ready = NetworkEvent::Ready {
+        guests: [name("four")].into(),
+        lacking: BTreeMap::new(),
+    };
+    world.step(Event::Network(ready), 0);
+    let lost = || Event::NoCard(name("four"), "another process holds it".to_owned());
+    assert_eq!(pushed(&world.step(lost(), 0)), ["four"]);
+    let guest = world.guests.get_mut(&name("four")).unwrap();
+    guest.machine = Some(crate::shim::contract::Machine::wanted(&guest.config, false));
+    world.step(Event::Tick, 0);
+    let card = world
+        .feed
+        .verdict(&host_key(Layer::Tap, &name("four"), CARD))
+        .unwrap();
+    assert_eq!(
+        (&*card.reason, &*card.evidence),
+        ("NoCard", "another process holds it")
+    );
+    world.step(Event::StopAll, 0);
+    assert!(
+        pushed(&world.step(lost(), 0)).is_empty(),
+        "it would take the stop back"
+    );
+}

@@ -132,6 +132,7 @@ impl World {
             Event::Applied(_)
             | Event::Found(..)
             | Event::Running(_)
+            | Event::NoCard(..)
             | Event::NetworkMode(_)
             | Event::Network(_)
             | Event::Resolver(_)

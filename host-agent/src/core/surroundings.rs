@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use sovereign_protocol::condition::{Key, Layer, Verdict};
+use sovereign_protocol::condition::{Key, Layer, Status, Verdict};
 use sovereign_protocol::interface::{InterfaceSpec, MTU, Prefix};
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{GuestConfig, Namespace, Uplink};
+use sovereign_protocol::status::Phase;
+use sovereign_reconcile::finding::Cards;
 use sovereign_reconcile::resolver::{Advice, HostResolver, NoResolver, Way, advise, complete};
 use sovereign_reconcile::view::NetworkMode;
 use sovereign_reconcile::wanted::DEFAULT_MTU;
 
 use super::event::Effect;
-use super::world::{LASTING_MS, World};
+use super::world::{Guest, LASTING_MS, World, host_key};
 
 /// The subject of whether guests can ask for names.
 const RESOLVER: &str = "resolver";
@@ -56,6 +58,25 @@ impl World {
             ways: self.network.ways.of(addresses),
             ..complete(interface, advice, self.guest_mtu())
         })
+    }
+
+    /// What is known of guests' cards: who holds one, and who keeps to the MTU that it is told. One whose agent is not
+    /// reached, or refused what it was told, keeps to what it knew.
+    #[must_use]
+    pub fn cards(&self) -> Cards {
+        let hears = |name: &Name| {
+            let agent = self.feed.verdict(&host_key(Layer::Session, name, "agent"));
+            agent.is_some_and(|verdict| verdict.status == Status::True)
+        };
+        let keeps = |(name, guest): &(&Name, &Guest)| match guest.phase {
+            Phase::Stopped | Phase::Failed | Phase::CrashLoop => true, // it will be told when it boots
+            Phase::Starting | Phase::Running | Phase::Stopping => guest.applied == guest.given && hears(name),
+        };
+        let mtu = |(name, guest): (&Name, &Guest)| Some((name.clone(), self.interface(&guest.config)?.mtu?));
+        Cards {
+            held: self.holding_cards(),
+            mtu: self.guests.iter().filter(keeps).filter_map(mtu).collect(),
+        }
     }
 
     /// What fits through the guests' cards and through the way out. It is always said: a guest goes back to its card's own

@@ -134,6 +134,33 @@ fn a_guest_is_told_what_changed_around_the_host_and_nothing_else() {
     assert_eq!(told(&world), "10.9.9.9 |  | Some(1500)", "back to the card's own");
 }
 
+/// What `doctor` judges a narrow way out by.
+#[test]
+fn a_guest_is_known_to_keep_to_its_mtu_while_its_agent_is_heard_and_follows() {
+    let up = |world: &mut World| drop(world.step(Event::SessionUp(sql(), "hello".to_owned()), 0));
+    let mut world = running(Uplink::Auto, PLAIN);
+    assert_eq!(world.cards().held, [sql()].into());
+    assert!(world.cards().mtu.is_empty(), "nobody has heard of it");
+    up(&mut world);
+    world.step(exits(1400), 0);
+    assert_eq!(world.cards().mtu, [(sql(), 1400)].into());
+    world.step(Event::SpecRefused(sql(), "no such key".to_owned()), 0);
+    assert!(world.cards().mtu.is_empty(), "it goes on as before");
+    up(&mut world);
+    world.step(Event::SessionLost(sql(), "gone".to_owned()), 0);
+    assert!(world.cards().mtu.is_empty());
+
+    let own = r#"{"addresses":["10.0.0.2/24"],"mtu":1450}"#;
+    let mut world = running(Uplink::Auto, own);
+    up(&mut world);
+    world.step(exits(1400), 0);
+    assert_eq!(world.cards().mtu, [(sql(), 1450)].into(), "as it is configured");
+    let mut stopped = World::new(1);
+    stopped.step(Event::Applied(spec(Uplink::Auto, PLAIN)), 0);
+    stopped.step(exits(1400), 0);
+    assert_eq!(stopped.cards().mtu, [(sql(), 1400)].into(), "it will be told so");
+}
+
 #[test]
 fn what_is_configured_is_not_the_hosts_to_say() {
     let own = r#"{"addresses":["10.0.0.2/24"],"dns":["10.0.0.1"],"search":["own.example"],"mtu":1300}"#;

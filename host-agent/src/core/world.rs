@@ -34,6 +34,8 @@ pub(super) struct Guest {
     pub(super) applied: Edition,
     pub(super) boot: Option<(String, VmmStatus)>,
     pub(super) machine: Option<Machine>,
+    /// Why this boot has no card, where one was meant to.
+    pub(super) cardless: Option<String>,
     pub(super) ready: Status,
     pub(super) ready_since_ms: u64,
     pub(super) start_at_ms: Option<u64>,
@@ -125,6 +127,7 @@ impl World {
             Event::Found(name, config) => self.stop_leftover(name, config, now_ms, &mut effects),
             Event::Ended(name, record) => self.ended(&name, &record, now_ms),
             Event::Tick => {}
+            Event::NoCard(name, why) => self.goes_without_card(&name, why, &mut effects),
             Event::Running(names) => self.network.running = names,
             Event::NetworkMode(mode) => {
                 if mode.is_there() {
@@ -361,6 +364,7 @@ impl World {
         };
         guest.boot = None;
         guest.machine = None;
+        guest.cardless = None;
         self.network.running.remove(name);
         guest.wedge.ended();
         guest.crowded = false;
@@ -429,6 +433,7 @@ impl Guest {
             applied: Edition::default(),
             boot: None,
             machine: None,
+            cardless: None,
             ready: Status::Unknown,
             ready_since_ms: now_ms,
             start_at_ms: None,

@@ -36,7 +36,7 @@ impl Engine {
 
     /// What others did that harms guests. Nothing is to be found where there is no network.
     pub(super) fn findings(&self, reply: oneshot::Sender<Result<FindingsView, Refusal>>) {
-        let cards = self.world.holding_cards();
+        let cards = self.world.cards();
         let looked = self.network.as_ref().map(|open| open.network.findings(cards));
         tokio::spawn(async move {
             let view = match looked {

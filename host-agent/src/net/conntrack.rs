@@ -2,7 +2,8 @@
 //!
 //! A translation is decided by the first packet of a connection. UDP has no end: a client that goes on asking keeps
 //! its entry alive, and is sent where the forward led before. So the entries go when a forward or a guest's address
-//! changes. TCP ends by itself and is left alone, unless it began without the translation that it needs ([`Gap`]).
+//! changes, and those of guests when the way out does ([`Former`]). TCP ends by itself and is left alone, unless it began
+//! without the translation that it needs ([`Gap`]).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 use sovereign_protocol::port::Transport;
 use sovereign_reconcile::filter::{Filter, PortForward};
 
+use super::former::Former;
 use super::gap::Gap;
 use super::nft::NftError;
 use super::nft::attributes::{Fields, Malformed, Message};
@@ -44,6 +46,8 @@ pub struct Stale {
     pub guests: BTreeSet<IpAddr>,
     /// What could begin untranslated.
     pub gap: Gap,
+    /// What guests left by.
+    pub former: Former,
 }
 
 impl Stale {
@@ -60,14 +64,14 @@ impl Stale {
         Self {
             forwards: &forwards(before) ^ &forwards(after),
             guests: &guests(before) ^ &guests(after),
-            gap: Gap::default(),
+            ..Self::default()
         }
     }
 
     /// Whether an entry may lead to the wrong place now.
     #[must_use]
     pub fn has(&self, entry: &Entry) -> bool {
-        self.gap.has(entry) || self.leads_elsewhere(entry)
+        self.gap.has(entry) || self.former.has(entry) || self.leads_elsewhere(entry)
     }
 
     fn leads_elsewhere(&self, entry: &Entry) -> bool {
@@ -75,8 +79,7 @@ impl Stale {
             return false;
         }
         // A flow that only left under this host's address asked another machine's port.
-        let translated = entry.status & (SOURCE_TRANSLATED | DESTINATION_TRANSLATED);
-        let is_ours = translated != SOURCE_TRANSLATED;
+        let is_ours = !entry.is_masqueraded();
         let to_port = |forward: &&PortForward| {
             forward.transport == Transport::Udp
                 && (forward.ports.first()..=forward.ports.last()).contains(&entry.port)
@@ -93,11 +96,13 @@ impl Stale {
         self.forwards.extend(more.forwards);
         self.guests.extend(more.guests);
         self.gap.add(more.gap);
+        self.former.add(more.former);
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.guests.is_empty()
             && self.gap.is_empty()
+            && self.former.is_empty()
             && !self
                 .forwards
                 .iter()
@@ -118,6 +123,8 @@ pub struct Entry {
     pub port: u16,
     /// Who answers: the destination after translation.
     pub answers_from: IpAddr,
+    /// Whom it answers: the source after translation.
+    pub answers_to: IpAddr,
     /// IPS_*.
     pub status: u32,
     /// The kernel's own words for it, to remove just this one.
@@ -137,6 +144,12 @@ impl Entry {
     #[must_use]
     pub fn is_translated(&self) -> bool {
         self.status & (SOURCE_TRANSLATED | DESTINATION_TRANSLATED) != 0
+    }
+
+    /// Whether only who opened it was changed: it leaves under this host's address.
+    #[must_use]
+    pub fn is_masqueraded(&self) -> bool {
+        self.status & (SOURCE_TRANSLATED | DESTINATION_TRANSLATED) == SOURCE_TRANSLATED
     }
 
     /// Reads one; `None` for anything else.
@@ -159,6 +172,7 @@ impl Entry {
             destination: there.destination,
             port: there.port,
             answers_from: back.source,
+            answers_to: back.destination,
             status: fields.u32(STATUS).unwrap_or_default(),
             key: Key {
                 family,
@@ -295,7 +309,7 @@ pub(super) fn fuzz(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use sovereign_protocol::port::Ports;
@@ -309,7 +323,7 @@ mod tests {
     /// What a kernel 6.18 told of six connections (`golden/remake-conntrack.sh`), a datagram on each line.
     const TOLD: &str = include_str!("nft/golden/conntrack.told");
 
-    fn entries() -> Vec<Entry> {
+    pub(in crate::net) fn entries() -> Vec<Entry> {
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         let bytes: Vec<u8> = TOLD
             .lines()
@@ -334,7 +348,7 @@ mod tests {
         let stale = Stale {
             forwards: forwards.iter().cloned().collect(),
             guests: guests.iter().map(|text| text.parse().unwrap()).collect(),
-            gap: Gap::default(),
+            ..Stale::default()
         };
         let mut found: Vec<_> = entries()
             .iter()
@@ -376,7 +390,7 @@ mod tests {
         );
     }
 
-    fn filter(forwards: &[PortForward], way_out: WayOut) -> Filter {
+    pub(in crate::net) fn filter(forwards: &[PortForward], way_out: WayOut) -> Filter {
         Filter {
             tag: "sv".to_owned(),
             bridge: LinkName::parse("svb").unwrap(),

@@ -60,7 +60,10 @@ async fn forget(mut conntrack: Conntrack, asked: &Receiver<Stale>) {
         match conntrack.flush(&stale).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "connections begin anew"),
-            Err(error) => tracing::warn!(error = chain(&error), "connections of a former forward may go on"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "connections of a former forward or way may go on"
+            ),
         }
         std::thread::sleep(PAUSE); // this thread has nothing else to do
     }

@@ -134,7 +134,7 @@ pub async fn collect(
         {
             Ok(switches) => switches,
             Err(error) => {
-                collected.failed.push(format!("{}: {error}", record.display()));
+                collected.failed.push(error.to_string()); // with its path
                 continue;
             }
         };

@@ -20,7 +20,7 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
@@ -44,6 +44,9 @@ pub enum KernelError {
     /// No complete answer came: nothing is known, and the socket is not to be used again.
     #[error("no complete answer from the kernel")]
     NoAnswer,
+    /// The answer is none that is known here: this question has none, and the socket is fine.
+    #[error("an answer that cannot be understood")]
+    Unreadable,
     /// Every dump was changed on the way.
     #[error("the links changed during each of {DUMPS} dumps")]
     Unsteady,
@@ -66,6 +69,8 @@ impl KernelError {
 /// A socket for requests.
 pub struct Kernel {
     socket: TokioSocket,
+    /// By which others hear who made a change; 0, which is the kernel's, before the first request.
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -76,9 +81,17 @@ impl Kernel {
     pub fn over(socket: OwnedFd) -> Self {
         Self {
             socket: passed_socket(socket),
+            port: 0,
             sequence: 0,
             buffer: Vec::with_capacity(DATAGRAM),
         }
+    }
+
+    /// By which notifications say that we made a change: the port of this socket, which the kernel chooses with the first
+    /// request, and that of the first socket of this process.
+    #[must_use]
+    pub fn own_ports(&self) -> [u32; 2] {
+        [self.port, std::process::id()]
     }
 
     /// Makes one change; `flags` beside REQUEST and ACK. Not cancel safe: the change may be made.
@@ -102,11 +115,7 @@ impl Kernel {
     pub async fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, KernelError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST;
-        let answers = self.request(request).await?;
-        match answers.into_iter().next().map(|first| first.payload) {
-            Some(NetlinkPayload::InnerMessage(found)) => Ok(found),
-            _ => Err(KernelError::NoAnswer),
-        }
+        object(self.request(request).await?)
     }
 
     /// Asks for all objects of a kind; whole and of one moment, or an error.
@@ -191,6 +200,12 @@ impl Kernel {
     async fn ask(&mut self, request: &[u8]) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, KernelError> {
         let sent = self.socket.send(request).await;
         sent.map_err(|_| KernelError::NoAnswer)?;
+        if self.port == 0 {
+            let mut address = SocketAddr::new(0, 0);
+            let known = self.socket.socket_ref().get_address(&mut address);
+            known.map_err(|_| KernelError::NoAnswer)?;
+            self.port = address.port_number();
+        }
         let mut answers = Vec::new();
         loop {
             self.buffer.clear();
@@ -210,6 +225,12 @@ impl Kernel {
             }
         }
     }
+}
+
+/// The object that was asked for. The answer is complete, so whatever it is, the next one is read from its beginning.
+fn object(answers: Vec<NetlinkMessage<RouteNetlinkMessage>>) -> Result<RouteNetlinkMessage, KernelError> {
+    let first = answers.into_iter().next();
+    first.and_then(inner).ok_or(KernelError::Unreadable)
 }
 
 /// Takes the answers to one request out of a datagram; whether the last one was among them. An object that cannot be
@@ -297,6 +318,16 @@ mod tests {
             "of a request that nobody waits for"
         );
         assert_eq!(taken(&[ack(6), ack(7)].concat()), (Ok(true), 1));
+        // One that was asked for is an error of that question alone.
+        for odd in [message(RULE, 0, 7, &[2, 0, 0, 0]), ack(7)] {
+            let mut answers = Vec::new();
+            assert!(take(&odd, 7, &mut answers).unwrap());
+            let error = object(answers).unwrap_err();
+            assert!(error.socket_lives(), "{error}");
+        }
+        let mut answers = Vec::new();
+        take(&message(RULE, 0, 7, &rule), 7, &mut answers).unwrap();
+        assert!(matches!(object(answers), Ok(RouteNetlinkMessage::NewRule(_))));
         // What is no object of ours does not end a dump.
         let odd = message(RULE, NLM_F_MULTIPART, 7, &[2, 0, 0, 0]);
         assert_eq!(taken(&[odd, many].concat()), (Ok(false), 1));

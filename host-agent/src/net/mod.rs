@@ -18,6 +18,7 @@ mod examine;
 mod families;
 mod filter;
 mod forget;
+pub mod former;
 pub mod gap;
 pub mod gc;
 mod ground;

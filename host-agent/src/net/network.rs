@@ -1,6 +1,5 @@
 //! The network of an instance, for the engine.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fd::OwnedFd;
 use sovereign_protocol::name::Name;
-use sovereign_reconcile::finding::FindingsView;
+use sovereign_reconcile::finding::{Cards, FindingsView};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -120,13 +119,14 @@ impl Network {
     }
 
     /// Opens the TAP of a guest for its VMM; it has carrier until the last copy is closed, so
-    /// close ours right after the VMM was started. Cancel safe; waits for nothing but the helper.
+    /// close ours right after the VMM was started. Cancel safe; waits for the helper, and up to three seconds for who
+    /// holds the TAP still, so it borrows nothing.
     ///
     /// # Errors
     /// [`TapError`].
-    pub async fn open_tap(&self, guest: &Name) -> Result<OwnedFd, TapError> {
-        let tuns = self.tuns.borrow().clone().ok_or(TapError::NoNetwork)?;
-        tuns.open(&names::tap(&self.instance, guest)).await
+    pub fn open_tap(&self, guest: &Name) -> impl Future<Output = Result<OwnedFd, TapError>> + Send + use<> {
+        let (tuns, tap) = (self.tuns.borrow().clone(), names::tap(&self.instance, guest));
+        async move { tuns.ok_or(TapError::NoNetwork)?.open(&tap).await }
     }
 
     /// What is seen in the namespace, to plan against; the sender is dropped when the loop has ended. The answer must
@@ -146,10 +146,10 @@ impl Network {
         Seat::new(&Ground::Private(helper.clone())).end().await
     }
 
-    /// What others did that harms guests, and where the kernel would send packets: looked at anew. `cards`: guests whose
-    /// VMM holds a card. The answer must not be waited for by who takes the network's events.
+    /// What others did that harms guests, and where the kernel would send packets: looked at anew. `cards`: what is
+    /// known of guests' cards. The answer must not be waited for by who takes the network's events.
     #[must_use]
-    pub fn findings(&self, cards: BTreeSet<Name>) -> oneshot::Receiver<Result<FindingsView, ExamineError>> {
+    pub fn findings(&self, cards: Cards) -> oneshot::Receiver<Result<FindingsView, ExamineError>> {
         let (sender, receiver) = oneshot::channel();
         let _ = self.examine.try_send(Ask::Look(cards, sender)); // too many ask: this one hears nothing
         receiver
@@ -181,5 +181,25 @@ impl Network {
             StageFailure::new(Stage::Answer, error.to_string())
         })?;
         reconciler.end().await
+    }
+}
+
+#[cfg(test)]
+impl Network {
+    /// One that is there, and whose TAPs come from this helper; nothing is kept.
+    pub(crate) fn over_helper(helper: HelperConfig) -> Self {
+        use super::taps::Source;
+        let instance = helper.instance.clone();
+        let pool = TunPool::new(Source::Helper(helper, 0), Vec::new());
+        let (ask, examine) = (mpsc::channel(1).0, mpsc::channel(1).0);
+        Self {
+            instance,
+            tuns: watch::channel(Some(Arc::new(pool))).1,
+            ask,
+            examine,
+            examiner: tokio::spawn(std::future::pending()),
+            task: tokio::spawn(std::future::pending()),
+            stop: CancellationToken::new().drop_guard(),
+        }
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct Notifications {
     socket: TokioSocket,
     buffer: Vec<u8>,
     lost: bool,
-    /// The port of whoever made the last change.
+    /// The port of whoever else made the last change.
     author: Option<u32>,
 }
 
@@ -81,16 +81,16 @@ impl Notifications {
         Ok(())
     }
 
-    /// The port of whoever made the last change since this was asked; the kernel's own changes have none.
+    /// The port of whoever else made the last change since this was asked; the kernel's own changes have none.
     pub(super) fn take_author(&mut self) -> Option<u32> {
         self.author.take()
     }
 
-    /// Folds everything that is there into `observed`.
+    /// Folds everything that is there into `observed`; changes by the ports of `own` sockets have no author.
     ///
     /// # Errors
     /// When the socket is of no use any more.
-    pub(super) fn drain(&mut self, observed: &mut Observed) -> io::Result<Drained> {
+    pub(super) fn drain(&mut self, observed: &mut Observed, own: &[u32]) -> io::Result<Drained> {
         let mut lost = std::mem::take(&mut self.lost);
         let (mut taken, mut switches) = (0, false);
         while taken < MESSAGES {
@@ -98,7 +98,7 @@ impl Notifications {
                 break;
             }
             lost |= std::mem::take(&mut self.lost);
-            match fold(&self.buffer, observed) {
+            match fold(&self.buffer, observed, own) {
                 Some(folded) => {
                     taken += folded.messages;
                     switches |= folded.switches;
@@ -143,12 +143,12 @@ struct Folded {
 }
 
 /// Folds one datagram; `None` when a message in it cannot be read.
-fn fold(mut bytes: &[u8], observed: &mut Observed) -> Option<Folded> {
+fn fold(mut bytes: &[u8], observed: &mut Observed, own: &[u32]) -> Option<Folded> {
     let mut folded = Folded::default();
     while !bytes.is_empty() {
         let header = NetlinkBuffer::new_checked(bytes).ok()?;
         let (length, replaces) = (header.length() as usize, header.flags() & REPLACES != 0);
-        let author = Some(header.port_number()).filter(|port| *port > 0);
+        let author = Some(header.port_number()).filter(|port| *port > 0 && !own.contains(port));
         folded.author = author.or(folded.author);
         let is_switch = header.message_type() == NEW_SWITCH;
         let (message, rest) = bytes.split_at_checked(length)?;
@@ -166,4 +166,37 @@ fn fold(mut bytes: &[u8], observed: &mut Observed) -> Option<Folded> {
         folded.messages += 1;
     }
     Some(folded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A rule that a socket added, as the kernel tells it.
+    fn rule_by(port: u32) -> Vec<u8> {
+        let body = [2u8, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0];
+        let length = u32::try_from(16 + body.len()).unwrap();
+        let parts: [&[u8]; 6] = [
+            &length.to_ne_bytes(),
+            &32u16.to_ne_bytes(), // RTM_NEWRULE
+            &[0; 2],
+            &1u32.to_ne_bytes(),
+            &port.to_ne_bytes(),
+            &body,
+        ];
+        parts.concat()
+    }
+
+    #[test]
+    fn who_changed_something_is_remembered_beside_our_own_change_and_we_are_not() {
+        let author = |ports: &[u32]| {
+            let datagram: Vec<u8> = ports.iter().flat_map(|port| rule_by(*port)).collect();
+            let folded = fold(&datagram, &mut Observed::default(), &[5, 6]).unwrap();
+            assert_eq!(folded.messages, ports.len());
+            folded.author
+        };
+        assert_eq!(author(&[5, 6, 0]), None);
+        assert_eq!(author(&[5, 77, 6]), Some(77), "his came with the news of ours");
+        assert_eq!(author(&[77, 78]), Some(78));
+    }
 }

@@ -170,13 +170,13 @@ impl Watch {
 
     /// Looks at everything; news that are older than the look are dropped first.
     async fn look(&mut self) -> Result<(), Broken> {
-        self.notifications.drain(&mut self.observed)?;
+        self.notifications.drain(&mut self.observed, &[])?;
         self.observed = self.kernel.observe().await?;
         self.ask().await
     }
 
     async fn catch_up(&mut self) -> Result<(), Broken> {
-        match self.notifications.drain(&mut self.observed)? {
+        match self.notifications.drain(&mut self.observed, &[])? {
             Drained::Nothing => Ok(()),
             Drained::All | Drained::AllAndSwitches => self.ask().await,
             Drained::Lost => self.look().await,

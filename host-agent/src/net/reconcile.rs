@@ -289,7 +289,9 @@ impl Reconciler {
             true => Ok(led_out_by(&wanted, self.outside.ways())),
             false => ways(&mut session.kernel, &session.observed, &wanted, &spec).await,
         };
+        let before = self.ways.told();
         let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
+        session.forget_former(&wanted, (&before, &self.ways.told()));
         self.tell(moved.map(|ways| NetworkEvent::Ways { ways })).await;
         self.heard = session.heard();
         self.session = Some(session);
@@ -441,7 +443,6 @@ impl Reconciler {
         let why = (wake, by_others, by.as_deref());
         let instance = self.config.instance.clone();
         let Work { made, left, failures } = work(session, &instance, spec, wanted, todo, why).await?;
-        let _ = session.changed_by(); // that was us
         if by_others && !made.is_empty() {
             self.tell_repair(made, by).await;
         }

@@ -1,20 +1,23 @@
 //! The namespace as the agent holds it: its helper, its sockets, and what was seen through them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::family::Family;
 use sovereign_reconcile::filter::{Filter, PortForward};
 use sovereign_reconcile::sysctl::Sysctl;
 use sovereign_reconcile::wanted::Switched;
+use sovereign_reconcile::way::Way;
 use tokio::time::Instant;
 
 use super::apply::{self, Failure};
 use super::conntrack::Stale;
 use super::filter::{Enforcer, FilterError};
 use super::forget::Forgetter;
+use super::former::Former;
 use super::gap::Gap;
 use super::ground::{self, Ground, Opened};
 use super::iptables;
@@ -312,7 +315,8 @@ impl Session {
         }
     }
 
-    /// The program that made the last of the changes that were taken in, where the kernel told and it still runs.
+    /// The program, none of ours, that made the last of the changes that were taken in since this was asked, where the
+    /// kernel told; by its name, too, if it still runs.
     pub(super) fn changed_by(&mut self) -> Option<String> {
         if let Some(by) = self.by.take() {
             return Some(by);
@@ -339,7 +343,9 @@ impl Session {
         if self.filter.due().is_some_and(|due| due <= Instant::now()) {
             self.filter.look().await?;
         }
-        let drained = self.notifications.drain(&mut self.observed)?;
+        let drained = self
+            .notifications
+            .drain(&mut self.observed, &self.kernel.own_ports())?;
         self.doubtful |= drained != Drained::Nothing;
         // Where the filter tells of nothing it is looked at now and then for nothing.
         self.heard = drained != Drained::Nothing || self.filter.due().is_none();
@@ -364,7 +370,8 @@ impl Session {
     /// Looks at everything. News that are older than the look are dropped first; those that
     /// come later are still there for the next turn.
     pub(super) async fn look(&mut self, instance: &Name, spec: &NetworkSpec) -> Result<(), Broken> {
-        self.notifications.drain(&mut self.observed)?;
+        self.notifications
+            .drain(&mut self.observed, &self.kernel.own_ports())?;
         (self.doubtful, self.heard) = (true, true);
         self.observed = self.kernel.observe().await?;
         let observed = &self.observed;
@@ -405,8 +412,17 @@ impl Session {
         self.doubtful = true;
     }
 
-    /// What is to be done, the packet filter included.
+    /// What is to be done, the packet filter included. If nothing is, who changed something is not named for the next harm.
     pub(super) fn plan(&mut self, wanted: &Wanted) -> Plan {
+        let todo = self.todo(wanted);
+        if todo.is_done() {
+            self.by = None;
+            self.notifications.take_author();
+        }
+        todo
+    }
+
+    fn todo(&mut self, wanted: &Wanted) -> Plan {
         let mut todo = Plan::default();
         if self.doubtful {
             todo = plan(wanted, &self.observed);
@@ -466,6 +482,20 @@ impl Session {
         self.enforced.clone_from(&wanted.filter);
         if let Some(forgetter) = &self.forgetter {
             forgetter.forget(stale);
+        }
+    }
+
+    /// Has the flows of guests forgotten that left by a former way: `ways` are those before and now.
+    pub(super) fn forget_former(
+        &self,
+        wanted: &Wanted,
+        ways: (&BTreeMap<Family, Way>, &BTreeMap<Family, Way>),
+    ) {
+        if let (Some(filter), Some(forgetter)) = (&wanted.filter, &self.forgetter) {
+            forgetter.forget(Stale {
+                former: Former::of(filter, ways, &self.observed),
+                ..Stale::default()
+            });
         }
     }
 

@@ -63,14 +63,6 @@ struct Record {
     switched: Vec<(Sysctl, Prior)>,
 }
 
-/// A [`Record`], or what was kept before it had a boot.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Kept {
-    Of(Record),
-    Bare(Vec<(Sysctl, Prior)>),
-}
-
 fn boot() -> io::Result<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(text.trim().to_owned())
@@ -92,12 +84,18 @@ impl Switches {
     /// When the record is there and cannot be read: then nothing is known of what is to be put back.
     pub(super) fn open(place: Place, record: PathBuf) -> io::Result<Self> {
         let text = files::read_optional(&record).map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let kept = text
+            .map(|text| serde_json::from_slice::<Record>(&text))
+            .transpose();
+        let kept = kept.map_err(|error| {
+            let path = record.display();
+            io::Error::other(format!(
+                "{path}, which keeps what switches were, cannot be understood ({error}): put back by hand what it says, and remove it"
+            ))
+        })?;
         let boot = boot()?;
-        let pairs = match text.map(|text| serde_json::from_slice(&text)).transpose()? {
-            Some(Kept::Of(record)) if record.boot == boot => record.switched,
-            Some(Kept::Bare(pairs)) => pairs,
-            Some(Kept::Of(_)) | None => Vec::new(),
-        };
+        let of_this_boot = kept.filter(|kept| kept.boot == boot);
+        let pairs = of_this_boot.map(|kept| kept.switched).unwrap_or_default();
         Ok(Self {
             place,
             record,
@@ -303,13 +301,24 @@ mod tests {
         assert!(text.contains(&boot().unwrap()), "{text}");
         std::fs::write(&record, text.replace(&boot().unwrap(), "another")).unwrap();
         assert!(switches(dir.path()).to_restore().is_empty());
-        let bare = "[[\"forward_v4\",{\"before\":0,\"set\":1}]]";
-        std::fs::write(&record, bare).unwrap();
-        assert_eq!(
-            switches(dir.path()).to_restore().len(),
-            1,
-            "kept by an older agent"
-        );
+    }
+
+    /// Whose boot it was in is not known: what it says may be as another boot began.
+    #[test]
+    fn a_record_that_cannot_be_understood_is_named_and_nothing_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = dir.path().join("record");
+        for text in ["[[\"forward_v4\",{\"before\":0,\"set\":1}]]", "{", ""] {
+            std::fs::write(&record, text).unwrap();
+            let place = Place::Files(BTreeMap::new());
+            let error = Switches::open(place, record.clone()).unwrap_err().to_string();
+            assert!(error.starts_with(record.to_str().unwrap()), "{error}");
+            assert_eq!(
+                std::fs::read_to_string(&record).unwrap(),
+                text,
+                "it is left for people"
+            );
+        }
     }
 
     #[test]

@@ -84,6 +84,11 @@ impl Teller {
         }
     }
 
+    /// The ways that guests were told of.
+    pub(super) fn told(&self) -> BTreeMap<Family, Way> {
+        self.told.told()
+    }
+
     /// When it is to be looked again although nothing happens.
     pub(super) fn due_ms(&self) -> Option<u64> {
         self.told.due_ms()

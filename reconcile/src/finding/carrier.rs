@@ -7,7 +7,7 @@ use super::{Code, Finding};
 
 pub(super) fn findings(look: &Look) -> Vec<Finding> {
     let taps = look.ours.wanted.taps.iter();
-    let held = taps.filter(|(_, guest)| look.ours.cards.contains(*guest));
+    let held = taps.filter(|(_, guest)| look.ours.cards.held.contains(*guest));
     let without = held.filter_map(|(tap, guest)| {
         let link = look.observed.link(tap.as_str())?;
         (!link.carrier).then_some((tap, guest))

@@ -23,8 +23,18 @@ pub struct Networked {
     pub wanted: Wanted,
     /// The guests with a card, with the addresses they may send from.
     pub guests: BTreeMap<Name, BTreeSet<IpAddr>>,
-    /// Those whose VMM holds a card now.
-    pub cards: BTreeSet<Name>,
+    /// What is known of their cards.
+    pub cards: Cards,
+}
+
+/// What is known of guests' cards by who talks to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cards {
+    /// Guests whose VMM holds a card now.
+    pub held: BTreeSet<Name>,
+    /// Bytes of the largest packet of those that took over what they were told, and of those that will be told so when
+    /// they boot. Any other guest is taken to send what its card takes.
+    pub mtu: BTreeMap<Name, u32>,
 }
 
 impl Networked {

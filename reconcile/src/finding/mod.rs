@@ -34,7 +34,7 @@ mod tests;
 
 pub use code::Code;
 pub use leftover::{Leftover, LeftoverName};
-pub use look::{Look, Networked, Saved, Switches};
+pub use look::{Cards, Look, Networked, Saved, Switches};
 pub use probe::Probe;
 pub use view::FindingsView;
 

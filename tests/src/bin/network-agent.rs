@@ -25,7 +25,7 @@ use sovereign_protocol::port::{Ports, Transport};
 use sovereign_protocol::spec::{Uplink, Vpn};
 use sovereign_protocol::subnet::HostAddress;
 use sovereign_reconcile::filter::PortForward;
-use sovereign_reconcile::finding::FindingsView;
+use sovereign_reconcile::finding::{Cards, FindingsView};
 use sovereign_tests::guard;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -199,8 +199,7 @@ async fn run(config: NetworkConfig) -> Result<()> {
                     Some(("kill", guest)) => drop(vmms.remove(&Name::parse(guest)?)),
                     Some(("close", guest)) => drop(open.remove(&Name::parse(guest)?)),
                     Some(("findings", cards)) => {
-                        let cards = cards.split(' ').filter(|name| !name.is_empty()).map(Name::parse);
-                        asked.push(Asked::Findings(running.findings(cards.collect::<Result<_, _>>()?)));
+                        asked.push(Asked::Findings(running.findings(known(cards)?)));
                     }
                     Some(("remove", names)) => {
                         let names = names.split(' ').map(str::to_owned).collect();
@@ -245,6 +244,18 @@ async fn answer(asked: Option<&mut Asked>) -> Result<String> {
         }),
         None => std::future::pending().await,
     }
+}
+
+/// `sql web=1400`: sql's VMM holds a card, and web keeps to an MTU.
+fn known(cards: &str) -> Result<Cards> {
+    let mut known = Cards::default();
+    for word in cards.split(' ').filter(|word| !word.is_empty()) {
+        match word.split_once('=') {
+            Some((name, mtu)) => drop(known.mtu.insert(Name::parse(name)?, mtu.parse()?)),
+            None => drop(known.held.insert(Name::parse(word)?)),
+        }
+    }
+    Ok(known)
 }
 
 /// `want ADDRESS[,ADDRESS] MTU GUEST[=ADDRESS[,ADDRESS]]... [host] [uplink=auto|LINK,LINK] [vpn=block|bypass] [isolated]

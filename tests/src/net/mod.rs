@@ -72,7 +72,7 @@ impl World {
         guard::refuse_vsock();
         let dir = tempfile::Builder::new().prefix("svn").tempdir_in("/tmp")?;
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
-        std::fs::copy(program, dir.path().join("agent"))?; // its own directory may be closed to the user
+        seat::copy_program(program, &dir.path().join("agent"))?; // its own directory may be closed to the user
         let run = dir.path().join("run");
         std::fs::create_dir(&run)?;
         if user == User::Ordinary {

@@ -9,9 +9,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
-use sovereign_protocol::name::Name;
 use sovereign_reconcile::family::Family;
-use sovereign_reconcile::finding::{Look, Networked, Switches};
+use sovereign_reconcile::finding::{Cards, Look, Networked, Switches};
 use sovereign_reconcile::plan::{Step, plan};
 use sovereign_reconcile::route::Route;
 use sovereign_reconcile::rule::Rule;
@@ -73,7 +72,7 @@ impl Eyes {
 pub(super) async fn look(
     config: &NetworkConfig,
     spec: &NetworkSpec,
-    cards: BTreeSet<Name>,
+    cards: Cards,
 ) -> Result<Seen, ExamineError> {
     let mut eyes = Eyes::open(&config.ground).await.map_err(ExamineError::Look)?;
     look_with(&mut eyes, config, spec, cards).await
@@ -83,7 +82,7 @@ pub(super) async fn look_with(
     eyes: &mut Eyes,
     config: &NetworkConfig,
     spec: &NetworkSpec,
-    cards: BTreeSet<Name>,
+    cards: Cards,
 ) -> Result<Seen, ExamineError> {
     let failed = |error: KernelError| ExamineError::Look(StageFailure::new(Stage::Netlink, chain(&error)));
     let observed = eyes.kernel.observe().await.map_err(failed)?;

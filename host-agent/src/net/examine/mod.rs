@@ -5,13 +5,11 @@
 //! a processor. What surely stops guests is told as an event when it begins and when it ends. Changes nothing, but for
 //! leftovers that somebody asks for by name.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_protocol::condition::Layer;
-use sovereign_protocol::name::Name;
-use sovereign_reconcile::finding::{Code, FindingsView, Leftover, Look, judge, leftover};
+use sovereign_reconcile::finding::{Cards, Code, FindingsView, Leftover, Look, judge, leftover};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -80,11 +78,8 @@ pub struct Stop {
 
 /// What is asked.
 pub(super) enum Ask {
-    /// A look, with the guests whose VMM holds a card.
-    Look(
-        BTreeSet<Name>,
-        oneshot::Sender<Result<FindingsView, ExamineError>>,
-    ),
+    /// A look, with what is known of guests' cards.
+    Look(Cards, oneshot::Sender<Result<FindingsView, ExamineError>>),
     /// The removal of leftovers by their names.
     Remove(Vec<String>, Mode, oneshot::Sender<Result<Removal, ExamineError>>),
 }
@@ -135,7 +130,7 @@ impl Examiner {
     async fn answer(&mut self, ask: Option<Ask>) {
         match ask {
             None => {
-                if let Err(error) = self.look(BTreeSet::new()).await {
+                if let Err(error) = self.look(Cards::default()).await {
                     tracing::debug!(%error, "no look at what others did");
                 }
             }
@@ -149,7 +144,7 @@ impl Examiner {
         }
     }
 
-    async fn look(&mut self, cards: BTreeSet<Name>) -> Result<FindingsView, ExamineError> {
+    async fn look(&mut self, cards: Cards) -> Result<FindingsView, ExamineError> {
         let began = Instant::now();
         let spec = self.spec.borrow().clone();
         let config = self.config.clone();

@@ -31,7 +31,10 @@ pub(super) async fn ask(kernel: &mut Kernel, look: &Look) -> Result<Vec<Probe>, 
             },
             None => None,
         };
-        let reply = one(kernel, look, &question, iif).await?;
+        let reply = match one(kernel, look, &question, iif).await {
+            Err(KernelError::Unreadable) => continue, // nothing is known of this one
+            other => other?,
+        };
         probes.push(Probe::of(question, reply, &look.rules, &routes, uid));
     }
     Ok(probes)
@@ -45,7 +48,7 @@ async fn one(
 ) -> Result<Reply, KernelError> {
     let mut reply = match kernel.get(message(question, iif, RouteFlags::LookupTable)).await {
         Ok(RouteNetlinkMessage::NewRoute(route)) => reply(look, &route),
-        Ok(_) => return Err(KernelError::NoAnswer),
+        Ok(_) => return Err(KernelError::Unreadable),
         Err(KernelError::Refused(error)) => {
             Reply::Refused(Refused::of(error.raw_os_error().unwrap_or_default()))
         }

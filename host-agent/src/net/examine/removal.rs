@@ -1,10 +1,10 @@
 //! Leftovers of scripts, removed by name: each is looked at again right before, and nothing else is touched.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use sovereign_reconcile::family::Family;
+use sovereign_reconcile::finding::Cards;
 pub use sovereign_reconcile::finding::leftover::Removal;
 use sovereign_reconcile::finding::leftover::{Copies, Item, Leftover, leftovers};
 use sovereign_reconcile::iptables::Family as Programs;
@@ -35,7 +35,7 @@ pub(super) async fn remove(
     mode: Mode,
 ) -> Result<Removal, ExamineError> {
     let mut eyes = Eyes::open(&config.ground).await.map_err(ExamineError::Look)?;
-    let seen = look_with(&mut eyes, config, spec, BTreeSet::new()).await?;
+    let seen = look_with(&mut eyes, config, spec, Cards::default()).await?;
     let there = leftovers(&seen.look);
     let mut wanted: Vec<&Leftover> = Vec::new();
     for name in names {

@@ -64,7 +64,7 @@ struct Host {
     switches: Switches,
     tables: Vec<nft::Table>,
     saves: Vec<Saved>,
-    cards: BTreeSet<Name>,
+    cards: Cards,
     /// The kernel drops what comes by this link.
     strict: Option<(&'static str, Refused)>,
 }
@@ -89,7 +89,7 @@ impl Host {
             switches: Switches::default(),
             tables: of_ours.into_iter().collect(),
             saves: Vec::new(),
-            cards: BTreeSet::new(),
+            cards: Cards::default(),
             strict: None,
         }
     }
@@ -390,6 +390,26 @@ fn a_narrow_way_out_is_told_without_a_clamp() {
     host.tables.clear();
     let finding = host.only(Code::MtuBlackHole);
     assert!(finding.evidence[0].contains("mtu 1400"), "{finding:#?}");
+    // A guest that keeps to what it is told sends what fits; one that does not, or says otherwise itself, does not.
+    for (mtu, told) in [(1_400, 0), (1_280, 0), (1_450, 1)] {
+        host.cards.mtu = [(name("sql"), mtu)].into();
+        assert_eq!(host.codes().len(), told, "{mtu}");
+    }
+    let finding = host.only(Code::MtuBlackHole);
+    assert!(
+        finding
+            .evidence
+            .contains(&"guest sql sends up to 1450 bytes".to_owned()),
+        "{finding:#?}"
+    );
+    let web = ["192.168.100.3".parse().unwrap()].into();
+    host.spec.guests.insert(name("web"), web);
+    host.cards.mtu = [(name("sql"), 1_400)].into();
+    let finding = host.only(Code::MtuBlackHole);
+    let named = finding.evidence.iter().filter(|line| line.starts_with("guest "));
+    assert_eq!(named.collect::<Vec<_>>(), ["guest web sends up to 1500 bytes"]);
+    host.spec.guests.remove(&name("web"));
+    host.cards = Cards::default();
     host.save("*mangle\n:FORWARD ACCEPT [0:0]\n:sv5pkj-clamp - [0:0]\n-A sv5pkj-clamp -o sv5pkj -p tcp -j TCPMSS --clamp-mss-to-pmtu\nCOMMIT\n");
     assert_eq!(host.codes(), [], "our chain clamps");
     host.saves.clear();
@@ -428,7 +448,7 @@ fn others_in_the_subnet_are_told() {
 fn a_tap_without_carrier_is_told_of_guests_that_hold_a_card() {
     let mut host = Host::linux();
     assert_eq!(host.codes(), []);
-    host.cards.insert(name("sql"));
+    host.cards.held.insert(name("sql"));
     assert_eq!(host.only(Code::NoCarrier).subject, "sql");
     let tap = host.index("sv5pkj-sql");
     host.kernel.link(tap, |link| link.carrier = true).unwrap();
