@@ -1,6 +1,7 @@
 //! Floor 3: `namespace = "host"` on a machine of its own: a guest that other machines of the LAN reach, and that gets out.
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use sovereign_tests::client;
 use sovereign_tests::machine::{ADDRESS, Machine, PEER, SOON, holds, until};
 use sovereign_tests::net::can_run;
@@ -23,6 +24,40 @@ fn answers_the_lan(machine: &Machine, when: &str) -> Result<()> {
         let heard = client::answers(machine.from_peer(PORT, SOON)?)?;
         Ok((heard, "another answer".to_owned()))
     })
+}
+
+/// A program begins to wait on the port of the forward: that is told beside it, nobody is kept from the guest, and it is
+/// over when the program ends.
+fn a_program_on_the_port_is_told_and_hears_nothing(machine: &Machine) -> Result<()> {
+    let instance = &machine.instance;
+    let program = machine
+        .space()
+        .serve_tcp(([0, 0, 0, 0], PORT).into(), "a program")?;
+    let us = format!("pid {} (", std::process::id());
+    until("the program is told beside the forward", || {
+        let guest = instance.guest()?;
+        let shared = condition(&guest, "lan.port");
+        let told = shared["reason"] == "PortShared"
+            && shared["status"] == "False"
+            && shared["evidence"].as_str().is_some_and(|said| said.contains(&us));
+        let goes_on = guest["ready"] == "True" && condition(&guest, "lan")["reason"] == "Translated";
+        Ok((told && goes_on, format!("{guest:#}")))
+    })?;
+    instance.until_found(SOON, |found| found.iter().any(|code| code.contains("PortShared")))?;
+    answers_the_lan(machine, "beside a program on the port")?;
+    drop(program);
+    until("the program is gone", || {
+        let guest = instance.guest()?;
+        Ok((condition(&guest, "lan.port").is_null(), format!("{guest:#}")))
+    })?;
+    instance.until_found(SOON, <[String]>::is_empty).map(drop)
+}
+
+/// What is true of a forward.
+fn condition(guest: &Value, subject: &str) -> Value {
+    let mut all = guest["conditions"].as_array().into_iter().flatten();
+    let found = all.find(|one| one["layer"] == "forward" && one["subject"] == subject);
+    found.cloned().unwrap_or_default()
 }
 
 fn on_the_lan(machine: &Machine) -> Result<()> {
@@ -59,6 +94,7 @@ fn on_the_lan(machine: &Machine) -> Result<()> {
     ensure!(said.contains("refused"), "the guest gets out: {said:?}");
     ensure!(instance.ok(&["plan"])?.trim() == "nothing to do");
     instance.ok(&["up", "--timeout", "60"])?; // it asks for the same forward again
+    a_program_on_the_port_is_told_and_hears_nothing(machine)?;
 
     // Others tidy up, and nobody notices; then without a host agent.
     machine

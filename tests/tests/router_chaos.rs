@@ -223,9 +223,20 @@ fn foreign(lan: &Lan) -> Result<()> {
     lan.machine().set_sysctl("net.ipv4.conf.eth1.rp_filter", "1")
 }
 
-/// Kills the agent when it makes one of these calls for the `step`th time, while it carries out its plans; false when it makes
-/// fewer. The next agent goes on and ends.
-fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usize) -> Result<bool> {
+/// When an agent was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    /// While it made what it wants.
+    Making,
+    /// While it took all away.
+    Taking,
+    /// Not at all: it makes fewer such calls.
+    Never,
+}
+
+/// Kills the agent when it makes one of these calls for the `step`th time, while it carries out its plans. What it left is
+/// then taken away: by the next agent, which goes on and ends, or, of what was half gone, in turn by `gc` without an agent.
+fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usize) -> Result<Killed> {
     let (trace, inject) = (
         format!("trace={calls}"),
         format!("inject={calls}:signal=KILL:when={step}"),
@@ -235,14 +246,22 @@ fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usiz
     let over = ["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject];
     let over = [&over[..], threads].concat();
     let mut first = hosted.start_under(lan.machine(), &over, "-", WANT)?;
-    let mut survived = first.expect("works Filter").is_ok();
-    if survived && filter != Filter::Iptables {
-        survived = first.say("end").is_ok() && first.expect("ended").is_ok(); // the plan that takes all away
-    }
-    if survived {
-        first.restart_ends()?;
-    } else {
+    let killed = if first.expect("works Filter").is_err() {
         first.ends()?;
+        Killed::Making
+    } else if first.say("end").is_err() || first.expect_any(&["ended", "not ended"]).is_err() {
+        first.ends()?;
+        Killed::Taking
+    } else {
+        ensure!(first.told("not ended").is_err(), "{:#?}", first.seen());
+        match first.restart_ends() {
+            Ok(()) => Killed::Never,
+            Err(_) => Killed::Taking, // when all was gone
+        }
+    };
+    if killed == Killed::Taking && step.is_multiple_of(2) {
+        hosted.collect(lan.machine())?;
+        return Ok(killed);
     }
     let mut next = hosted.up(lan.machine(), WANT)?;
     if step.is_multiple_of(8) {
@@ -252,11 +271,12 @@ fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usiz
     next.say("end")?;
     next.expect("ended")?;
     next.restart_ends()?;
-    Ok(!survived)
+    Ok(killed)
 }
 
 /// Kills the agent at each step of its first plan, and of the one that takes all away: what it says to the kernel, what it
-/// writes on disk, and what it starts and says to programs (with iptables of the first plan only: that takes long).
+/// writes on disk, and what it starts and says to programs. Whatever was half gone then, nothing of ours is left and
+/// nothing of others is another.
 fn killed_at_any_step(filter: Filter) -> Result<()> {
     if !can_run("killed_at_any_step") {
         return Ok(());
@@ -264,27 +284,40 @@ fn killed_at_any_step(filter: Filter) -> Result<()> {
     let (lan, hosted) = (Lan::new()?, Hosted::new(AGENT, filter)?);
     foreign(&lan)?;
     let clean = lan.foreign_state(left_by_the_kernel)?;
+    let is_clean = || {
+        let left = hosted.leftovers(lan.machine())?;
+        ensure!(left.is_empty() && !hosted.record().exists(), "{left:#?}");
+        let left = clean.difference(&lan.foreign_state(left_by_the_kernel)?);
+        ensure!(left.is_empty(), "{left:#?}");
+        Ok(())
+    };
     let mut told = Vec::new();
     let programs: &[&str] = match filter {
         Filter::Iptables => &["clone,clone3,vfork", "write"],
         Filter::Owned | Filter::Plain => &[],
     };
     for calls in [&["sendto", "sendmsg", "ioctl", "rename"], programs].concat() {
-        let mut steps = 0;
-        while killed_at(&lan, &hosted, filter, calls, steps + 1)
-            .with_context(|| format!("killed at {calls} {}: {}", steps + 1, hosted.log()))?
-        {
-            steps += 1;
+        let (mut making, mut taking) = (0, 0);
+        loop {
+            let step = making + taking + 1;
+            let at = || format!("killed at {calls} {step}: {}", hosted.log());
+            match killed_at(&lan, &hosted, filter, calls, step).with_context(at)? {
+                Killed::Making => making += 1,
+                Killed::Taking => {
+                    taking += 1;
+                    is_clean().with_context(at)?;
+                }
+                Killed::Never => break,
+            }
         }
-        told.push((calls, steps));
+        told.push((calls, making, taking));
     }
-    let all: usize = told.iter().map(|(_, steps)| steps).sum();
-    eprintln!("{filter:?}: killed at each of {all} steps: {told:?}");
-    ensure!(all > 20, "only {told:?} were seen");
-    ensure!(hosted.leftovers(lan.machine())?.is_empty() && !hosted.record().exists());
-    let left = clean.difference(&lan.foreign_state(left_by_the_kernel)?);
-    ensure!(left.is_empty(), "{left:#?}");
-    Ok(())
+    let (making, taking) = told.iter().fold((0, 0), |all, (_, making, taking)| {
+        (all.0 + making, all.1 + taking)
+    });
+    eprintln!("{filter:?}: killed at {making} steps of making and {taking} of taking away: {told:?}");
+    ensure!(making > 20 && taking > 10, "only {told:?} were seen");
+    is_clean()
 }
 
 #[test]
