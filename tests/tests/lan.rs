@@ -103,6 +103,11 @@ fn on_the_lan(machine: &Machine) -> Result<()> {
     answers_the_lan(machine, "after a flush")?;
     instance.ok(&["host", "stop"])?;
     answers_the_lan(machine, "without the host agent: the kernel goes on")?;
+    let guest = instance.guest()?;
+    ensure!(
+        guest["phase"] == "Running" && guest["ready"] == "Unknown",
+        "{guest:#}"
+    );
     instance.ok(&["up"])?;
     ensure!(instance.guest()?["boot_id"] == first["boot_id"]);
     answers_the_lan(machine, "after another agent")?;

@@ -14,7 +14,7 @@ use crate::context::{Context, data, data_json, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
 use crate::picture::picture;
-use crate::{config, progress};
+use crate::{config, progress, shims};
 
 pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, CommandError> {
     let link = Link::connect_if_running(&context.layout).await?;
@@ -29,14 +29,16 @@ pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, Com
     } else {
         let names: Vec<&str> = report.guests.iter().map(|guest| guest.name.as_str()).collect();
         data(&format!(
-            "instance {}: nothing running (guests: {})",
+            "instance {}: {} (guests: {})",
             report.instance,
+            unattended(&report),
             names.join(", ")
         ))?;
     }
     if link.is_none() {
         talk(&format!(
-            "nothing running; next: {}",
+            "{}; next: {}",
+            unattended(&report),
             context.spell("sovereign up")
         ));
     }
@@ -48,7 +50,22 @@ pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, Com
     })
 }
 
-/// Without an agent nothing was observed: readiness is unknown, and so is what a lone shim may still do.
+/// What is to be seen without a host agent: guests outlive one that was ended or killed.
+fn unattended(report: &StatusReport) -> String {
+    let runs = |guest: &&GuestStatus| guest.phase != Phase::Stopped;
+    let names: Vec<&str> = report
+        .guests
+        .iter()
+        .filter(runs)
+        .map(|guest| guest.name.as_str())
+        .collect();
+    match names[..] {
+        [] => "nothing running".to_owned(),
+        _ => format!("no host agent, and without one: {}", names.join(", ")),
+    }
+}
+
+/// Without an agent it is only seen whose shim answers; whether a guest is ready is unknown.
 fn at_rest(context: &Context) -> StatusReport {
     let configured: Vec<Name> = config::load(context)
         .map(|settings| settings.guests.into_keys().collect())
@@ -58,9 +75,13 @@ fn at_rest(context: &Context) -> StatusReport {
         .into_iter()
         .chain(configured)
         .collect::<BTreeSet<Name>>();
+    let phase = |name: &Name| match shims::runs(&context.layout, name) {
+        true => Phase::Running,
+        false => Phase::Stopped,
+    };
     let guests = names.into_iter().map(|name| GuestStatus {
+        phase: phase(&name),
         name,
-        phase: Phase::Stopped,
         ready: Status::Unknown,
         since: since.clone(),
         boot_id: None,
