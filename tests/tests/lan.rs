@@ -8,6 +8,8 @@ use sovereign_tests::net::can_run;
 
 /// The port on the LAN.
 const PORT: u16 = 15_999;
+/// The last port of a second forward, which leads to one where nobody waits in the guest.
+const SHARED: u16 = 16_001;
 
 #[test]
 fn a_guest_is_on_the_lan_and_the_machine_is_as_it_was_afterwards() -> Result<()> {
@@ -26,29 +28,33 @@ fn answers_the_lan(machine: &Machine, when: &str) -> Result<()> {
     })
 }
 
-/// A program begins to wait on the port of the forward: that is told beside it, nobody is kept from the guest, and it is
-/// over when the program ends.
-fn a_program_on_the_port_is_told_and_hears_nothing(machine: &Machine) -> Result<()> {
+/// A program begins to wait on a port of a forward that nobody holds, which is all but the first: that is told beside the
+/// forward, what comes for it goes to the guest as before, and it is over when the program ends.
+fn a_program_on_a_port_is_told_and_hears_nothing(machine: &Machine) -> Result<()> {
     let instance = &machine.instance;
     let program = machine
         .space()
-        .serve_tcp(([0, 0, 0, 0], PORT).into(), "a program")?;
+        .serve_tcp(([0, 0, 0, 0], SHARED).into(), "a program")?;
     let us = format!("pid {} (", std::process::id());
     until("the program is told beside the forward", || {
         let guest = instance.guest()?;
-        let shared = condition(&guest, "lan.port");
+        let shared = condition(&guest, "more.port");
         let told = shared["reason"] == "PortShared"
             && shared["status"] == "False"
             && shared["evidence"].as_str().is_some_and(|said| said.contains(&us));
-        let goes_on = guest["ready"] == "True" && condition(&guest, "lan")["reason"] == "Translated";
+        let goes_on = guest["ready"] == "True" && condition(&guest, "more")["reason"] == "Translated";
         Ok((told && goes_on, format!("{guest:#}")))
     })?;
     instance.until_found(SOON, |found| found.iter().any(|code| code.contains("PortShared")))?;
-    answers_the_lan(machine, "beside a program on the port")?;
+    ensure!(
+        machine.from_peer(SHARED, SOON).is_err(),
+        "nobody waits in the guest, and the program is not asked"
+    );
+    answers_the_lan(machine, "beside a program on a port")?;
     drop(program);
     until("the program is gone", || {
         let guest = instance.guest()?;
-        Ok((condition(&guest, "lan.port").is_null(), format!("{guest:#}")))
+        Ok((condition(&guest, "more.port").is_null(), format!("{guest:#}")))
     })?;
     instance.until_found(SOON, <[String]>::is_empty).map(drop)
 }
@@ -65,6 +71,7 @@ fn on_the_lan(machine: &Machine) -> Result<()> {
     machine.configure(&format!(
         "[guest.sql]\nmemory = \"256MiB\"\ndata = \"512MiB\"\n\n\
          [[guest.sql.forward]]\nname = \"lan\"\nservice = \"postgres\"\nlisten = \"0.0.0.0:{PORT}\"\nvia = \"kernel\"\n\n\
+         [[guest.sql.forward]]\nname = \"more\"\nservice = \"postgres\"\nlisten = \"0.0.0.0:16000-{SHARED}\"\nvia = \"kernel\"\n\n\
          [guest.sql.service.postgres]\nkind = \"postgres\"\n"
     ))?;
     let before = machine.state()?;
@@ -94,7 +101,7 @@ fn on_the_lan(machine: &Machine) -> Result<()> {
     ensure!(said.contains("refused"), "the guest gets out: {said:?}");
     ensure!(instance.ok(&["plan"])?.trim() == "nothing to do");
     instance.ok(&["up", "--timeout", "60"])?; // it asks for the same forward again
-    a_program_on_the_port_is_told_and_hears_nothing(machine)?;
+    a_program_on_a_port_is_told_and_hears_nothing(machine)?;
 
     // Others tidy up, and nobody notices; then without a host agent.
     machine

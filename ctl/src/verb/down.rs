@@ -224,6 +224,30 @@ mod tests {
         cli::Down { name, dry_run: false }
     }
 
+    #[test]
+    fn what_a_killed_host_agent_left_is_told_with_what_removes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Context::in_dir(dir.path()).layout;
+        for created in [&layout.run, &layout.state] {
+            std::fs::create_dir_all(created).unwrap();
+        }
+        assert_eq!(at_rest(&layout), ("nothing is running", "sovereign up"));
+        let helper = std::os::unix::net::UnixListener::bind(layout.netns()).unwrap();
+        let (told, next) = at_rest(&layout);
+        assert!(
+            told.contains("private network") && next == "sovereign up",
+            "{told}"
+        );
+        drop(helper); // it is gone, and its socket is there
+        assert_eq!(at_rest(&layout).0, "nothing is running");
+        std::fs::write(layout.switched(), "{}").unwrap();
+        let (told, next) = at_rest(&layout);
+        assert!(
+            told.contains("left its network") && next == "sovereign gc",
+            "{told}"
+        );
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_dry_run_stops_nobody() {
         let (_dir, context, host) = two();

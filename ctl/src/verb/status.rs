@@ -61,7 +61,7 @@ fn unattended(report: &StatusReport) -> String {
         .collect();
     match names[..] {
         [] => "nothing running".to_owned(),
-        _ => format!("no host agent, and without one: {}", names.join(", ")),
+        _ => format!("no host agent, but guests run on: {}", names.join(", ")),
     }
 }
 
@@ -114,9 +114,33 @@ fn on_disk(layout: &Layout) -> BTreeSet<Name> {
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
+    use sovereign_protocol::layout::SHIM_SOCKET;
 
+    use super::*;
     use crate::picture::examples::{guest, report, with_network};
     use crate::schema::compare;
+
+    #[test]
+    fn a_guest_that_runs_without_a_host_agent_is_not_told_as_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = Context::in_dir(dir.path());
+        let sql = Name::parse("sql").unwrap();
+        std::fs::create_dir_all(context.layout.state.join("guests/sql")).unwrap();
+        let run = context.layout.guest_run(&sql);
+        std::fs::create_dir_all(&run).unwrap();
+        let seen = || {
+            let report = at_rest(&context);
+            let guest = &report.guests[0];
+            (guest.phase, guest.ready, unattended(&report))
+        };
+        assert_eq!(
+            seen(),
+            (Phase::Stopped, Status::Unknown, "nothing running".to_owned())
+        );
+        let _shim = std::os::unix::net::UnixListener::bind(run.join(SHIM_SOCKET)).unwrap();
+        let told = "no host agent, but guests run on: sql".to_owned();
+        assert_eq!(seen(), (Phase::Running, Status::Unknown, told));
+    }
 
     #[test]
     fn the_report_and_its_schema_name_the_same_fields() {
