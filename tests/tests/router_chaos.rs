@@ -275,18 +275,16 @@ fn killed_at(lan: &Lan, hosted: &Hosted, filter: Filter, calls: &str, step: usiz
     let over = ["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject];
     let over = [&over[..], threads].concat();
     let mut first = hosted.start_under(lan.machine(), &over, "-", WANT)?;
-    let killed = if first.expect("works Filter").is_err() {
-        first.ends()?;
-        Killed::Making
-    } else if first.say("end").is_err() || first.expect_any(&["ended", "not ended"]).is_err() {
-        first.ends()?;
-        Killed::Taking
-    } else {
-        ensure!(first.told("not ended").is_err(), "{:#?}", first.seen());
-        match first.restart_ends() {
-            Ok(()) => Killed::Never,
-            Err(_) => Killed::Taking, // when all was gone
-        }
+    let made = first.expect("works Filter");
+    let taken = made.and_then(|_| {
+        first.say("end")?;
+        first.expect("ended")
+    });
+    let made = first.told("works Filter").is_ok();
+    let killed = match (first.was_killed()?, made) {
+        (true, false) => Killed::Making,
+        (true, true) => Killed::Taking,
+        (false, _) => taken.map(|_| Killed::Never)?,
     };
     if killed == Killed::Taking && step.is_multiple_of(2) {
         hosted.collect(lan.machine())?;

@@ -10,6 +10,7 @@ use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostSpec, VERSION};
 use sovereign_protocol::status::{GuestStatus, Phase};
 
+use super::gc;
 use crate::agent::{self, Binaries, Process};
 use crate::cli;
 use crate::clock::seconds;
@@ -38,7 +39,8 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
     };
     match (link, &args.name) {
         (None, _) => {
-            let (evidence, next) = at_rest(layout);
+            let left = gc::left_over(context).await.unwrap_or(0); // `gc` says why it cannot be looked for
+            let (evidence, next) = at_rest(layout, left);
             talk(evidence);
             talk(&format!("next: {}", context.spell(next)));
             context.done("NotRunning", evidence, next)
@@ -51,10 +53,10 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
     }
 }
 
-/// What is there without a host agent and guests, and what to do then. One that was killed leaves its network; only an
-/// agent of this instance ends a private one.
-fn at_rest(layout: &Layout) -> (&'static str, &'static str) {
-    if layout.switched().exists() {
+/// What is there without a host agent and guests, and what to do then. One that was killed leaves its network, found by
+/// its marks; only an agent of this instance ends a private one.
+fn at_rest(layout: &Layout, left_over: usize) -> (&'static str, &'static str) {
+    if left_over > 0 {
         let evidence = "nothing is running, but a host agent that was killed left its network";
         (evidence, "sovereign gc")
     } else if std::os::unix::net::UnixStream::connect(layout.netns()).is_ok() {
@@ -231,17 +233,16 @@ mod tests {
         for created in [&layout.run, &layout.state] {
             std::fs::create_dir_all(created).unwrap();
         }
-        assert_eq!(at_rest(&layout), ("nothing is running", "sovereign up"));
+        assert_eq!(at_rest(&layout, 0), ("nothing is running", "sovereign up"));
         let helper = std::os::unix::net::UnixListener::bind(layout.netns()).unwrap();
-        let (told, next) = at_rest(&layout);
+        let (told, next) = at_rest(&layout, 0);
         assert!(
             told.contains("private network") && next == "sovereign up",
             "{told}"
         );
         drop(helper); // it is gone, and its socket is there
-        assert_eq!(at_rest(&layout).0, "nothing is running");
-        std::fs::write(layout.switched(), "{}").unwrap();
-        let (told, next) = at_rest(&layout);
+        assert_eq!(at_rest(&layout, 0).0, "nothing is running");
+        let (told, next) = at_rest(&layout, 2);
         assert!(
             told.contains("left its network") && next == "sovereign gc",
             "{told}"
