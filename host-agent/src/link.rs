@@ -459,3 +459,7 @@ mod tests {
         assert!((74..=75).contains(&heard.len()), "{heard:?}");
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod session_tests;

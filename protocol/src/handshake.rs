@@ -185,7 +185,19 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     identity: &Identity,
 ) -> Result<Session, HandshakeError> {
-    within(accept_unbounded(stream, identity)).await
+    accept_knowing(stream, identity, CAPABILITIES).await
+}
+
+/// The same as an agent that understands only these, which is what older agents are to the dialer.
+///
+/// # Errors
+/// As [`dial`].
+pub async fn accept_knowing<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    identity: &Identity,
+    capabilities: &[&str],
+) -> Result<Session, HandshakeError> {
+    within(accept_unbounded(stream, identity, capabilities)).await
 }
 
 async fn within<T>(run: impl Future<Output = Result<T, HandshakeError>>) -> Result<T, HandshakeError> {
@@ -204,7 +216,7 @@ async fn dial_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
         oldest: OLDEST,
         newest: NEWEST,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: capabilities(),
+        capabilities: names(CAPABILITIES),
         boot_id: identity.boot_id.clone(),
         channel,
         nonce: nonce.clone(),
@@ -241,6 +253,7 @@ async fn dial_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
 async fn accept_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     identity: &Identity,
+    knows: &[&str],
 ) -> Result<Session, HandshakeError> {
     let hello1 = read_hello(stream).await?;
     let hello: Hello1 = serde_json::from_slice(&hello1).map_err(HandshakeError::Malformed)?;
@@ -266,7 +279,7 @@ async fn accept_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
     let hello2 = encode(&Hello2::Accepted(Accepted {
         version,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: capabilities(),
+        capabilities: names(knows),
         nonce: random_hex::<NONCE_BYTES>()?,
     }))?;
     write_hello(stream, &hello2).await?;
@@ -283,8 +296,8 @@ async fn accept_unbounded<S: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-fn capabilities() -> Vec<String> {
-    CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()
+fn names(capabilities: &[&str]) -> Vec<String> {
+    capabilities.iter().map(|name| (*name).to_owned()).collect()
 }
 
 fn refusal(identity: &Identity, refused: Refused) -> HandshakeError {

@@ -8,6 +8,7 @@ pub mod conflict;
 pub mod family;
 pub mod filter;
 pub mod finding;
+pub mod gain;
 pub mod interface;
 pub mod iptables;
 pub mod leftovers;

@@ -15,19 +15,21 @@ use crate::family::Family;
 use crate::names::LinkName;
 use crate::observed::{Address, Observed};
 use crate::route::{MAIN, Route};
-use crate::uplink::{self, Exit};
+use crate::uplink::{self, Exit, Uplink, Vpn};
 
 /// A way that does not last so long is none: a DHCP client takes its route away and puts it back, and a link that comes up
 /// has its addresses one after the other.
 pub const LASTING_MS: u64 = 100;
 
-/// What a kernel answers who asks where a guest's packet goes.
+/// What a kernel answers who asks where a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
     /// The link's number.
     pub link: u32,
     /// The next hop, where there is one.
     pub gateway: Option<IpAddr>,
+    /// The address that a packet of the machine's own would have; none is said of a guest's.
+    pub source: Option<IpAddr>,
 }
 
 /// The way out of one family: all that a connection which was opened by it needs to go on.
@@ -54,7 +56,33 @@ impl Way {
             (Exit::Table(table, link), _) => (link.clone(), gateway(observed, family, *table, link)),
             (Exit::Own(link, gateway), _) => (link.clone(), *gateway),
         };
-        let sources = sources(observed, family, &link, gateway);
+        Self::by(observed, family, link, gateway, None)
+    }
+
+    /// The way that packets of the machine's own take: those of who opens sockets here for guests of a private namespace.
+    /// `asked` is the kernel's answer about such a packet; without one, who rules this machine's routing decides.
+    #[must_use]
+    pub fn of_machine(observed: &Observed, family: Family, asked: Option<Hop>) -> Option<Self> {
+        let answer = asked.and_then(|hop| Some((uplink::working(observed, hop.link)?, hop)));
+        let Some((link, hop)) = answer else {
+            let exit = uplink::exit(observed, family, &Uplink::Auto, Vpn::Follow);
+            return Self::of(observed, family, &exit, None);
+        };
+        Self::by(observed, family, link, hop.gateway, hop.source)
+    }
+
+    /// `source` counts where the link itself has no address: that of a router may be on its loopback.
+    fn by(
+        observed: &Observed,
+        family: Family,
+        link: LinkName,
+        gateway: Option<IpAddr>,
+        source: Option<IpAddr>,
+    ) -> Option<Self> {
+        let mut sources = sources(observed, family, &link, gateway);
+        if sources.is_empty() {
+            sources.extend(source.filter(|source| !is_link_local(*source) && !source.is_loopback()));
+        }
         (!sources.is_empty()).then_some(Self {
             link,
             gateway,

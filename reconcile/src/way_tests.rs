@@ -111,6 +111,7 @@ fn the_kernels_own_answer_counts_where_main_decides_and_nowhere_else() {
     let eth1 = Hop {
         link: index(&kernel, "eth1"),
         gateway: None,
+        source: None,
     };
     let way = now(&kernel, &Uplink::Auto, Some(eth1)).unwrap();
     assert_eq!((way.link.as_str(), way.gateway), ("eth1", None));
@@ -119,6 +120,47 @@ fn the_kernels_own_answer_counts_where_main_decides_and_nowhere_else() {
     let named = Uplink::Named(vec![LinkName::parse("eth0").unwrap()]);
     let way = now(&kernel, &named, Some(eth1)).unwrap();
     assert_eq!((way.link.as_str(), way.gateway), ("eth0", Some(ip("10.0.0.1"))));
+}
+
+#[test]
+fn the_machines_own_way_is_what_its_kernel_says_of_its_own_packets() {
+    let machine = |kernel: &Simulated, asked| Way::of_machine(&kernel.state, Family::V4, asked);
+    let kernel = addressed();
+    let hop = |kernel: &Simulated, link, gateway: Option<&str>, source: Option<&str>| Hop {
+        link: index(kernel, link),
+        gateway: gateway.map(ip),
+        source: source.map(ip),
+    };
+    let eth1 = hop(&kernel, "eth1", Some("10.1.0.1"), Some("10.1.0.2"));
+    let way = machine(&kernel, Some(eth1)).unwrap();
+    assert_eq!((way.link.as_str(), way.gateway), ("eth1", Some(ip("10.1.0.1"))));
+    assert_eq!(way.sources, [ip("10.1.0.2")].into());
+    assert_eq!(machine(&kernel, None), auto(&kernel), "who is not told looks");
+
+    // A VPN by rules, which no default route of the main table shows, and that has the only one.
+    let mut bare = addressed();
+    bare.state.routes.clear();
+    assert_eq!(machine(&bare, None), None);
+    assert_eq!(machine(&bare, Some(eth1)).unwrap().link.as_str(), "eth1");
+
+    // A router whose address is on its loopback: another one there is another way.
+    let mut router = router();
+    let from = |source| hop(&kernel, "eth1", Some("169.254.0.1"), Some(source));
+    give(&mut router, "eth1", "169.254.0.2/30", false);
+    let one = machine(&router, Some(from("192.0.2.1"))).unwrap();
+    assert_eq!(one.sources, [ip("192.0.2.1")].into());
+    assert!(machine(&router, Some(from("192.0.2.2"))).unwrap().leaves(&one));
+    for none in ["169.254.0.2", "127.0.0.1"] {
+        assert_eq!(machine(&router, Some(from(none))), None, "{none}");
+    }
+
+    // Of a phone the kernel is asked, too: netd's ladder is about packets of its own.
+    let mut phone = phone("wlan0", true);
+    give(&mut phone, "tun1", "10.99.0.2/24", false);
+    give(&mut phone, "wlan0", "10.0.0.2/24", false);
+    assert_eq!(machine(&phone, None).unwrap().link.as_str(), "tun1");
+    let wlan0 = hop(&phone, "wlan0", None, None);
+    assert_eq!(machine(&phone, Some(wlan0)).unwrap().link.as_str(), "wlan0");
 }
 
 #[test]

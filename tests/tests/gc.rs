@@ -63,6 +63,13 @@ fn left_behind(filter: &str) -> Result<()> {
     let after = world.outside(LOOK)?;
     ensure!(after == before, "{before}\n{after}");
     ensure!(gc()? == "failed []\n", "a second time there is nothing");
+    // After a reboot nothing is to be put back, and the record goes.
+    let record = world.path("switched.json");
+    std::fs::write(
+        &record,
+        r#"{"boot":"another","switched":[["forward_v4",{"before":0,"set":1}]]}"#,
+    )?;
+    ensure!(gc()? == "failed []\n" && !record.exists(), "{record:?}");
     Ok(())
 }
 

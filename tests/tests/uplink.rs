@@ -253,6 +253,30 @@ fn without_pasta_all_else_works_and_it_is_said_until_it_is_installed() -> Result
     ended(&world, agent)
 }
 
+/// Of cellular, PPP and WireGuard: no hardware address is there for pasta to take.
+#[test]
+fn a_machine_that_leaves_by_a_link_without_a_hardware_address_leads_guests_out() -> Result<()> {
+    for_both(
+        "a_machine_that_leaves_by_a_link_without_a_hardware_address",
+        |user| {
+            let world = World::new(Path::new(AGENT), user, "666")?;
+            world.machine()?.ip(
+                "tuntap add dev tun9 mode tun\nlink set tun9 up\naddress add 203.0.113.2/32 dev tun9\n\
+             route add default dev tun9\n",
+            )?;
+            let mut agent = world.agent(WANT)?;
+            let told = agent.expect_any(&["works Routing", "failed Routing"])?;
+            ensure!(told.starts_with("works"), "{told}");
+            let led_out = || world.private().ok()?.sh("ip route show default").ok();
+            let way_out = world.way_out();
+            until("no default route by pasta", || {
+                led_out().filter(|routes| routes.contains(&way_out))
+            })?;
+            ended(&world, agent)
+        },
+    )
+}
+
 #[test]
 fn in_the_machines_own_network_pasta_is_refused() -> Result<()> {
     if !can_run("in_the_machines_own_network_pasta_is_refused") {

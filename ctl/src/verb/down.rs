@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use sovereign_protocol::layout::Layout;
 use sovereign_protocol::limits::WATCH_HOLD;
 use sovereign_protocol::name::Name;
 use sovereign_protocol::spec::{HostSpec, VERSION};
 use sovereign_protocol::status::{GuestStatus, Phase};
 
+use super::gc;
 use crate::agent::{self, Binaries, Process};
 use crate::cli;
 use crate::clock::seconds;
@@ -37,14 +39,32 @@ pub(super) async fn run(context: &Context, args: &cli::Down) -> Result<(), Comma
     };
     match (link, &args.name) {
         (None, _) => {
-            talk("nothing is running");
-            context.done("NotRunning", "nothing is running", "sovereign up")
+            let left = gc::left_over(context).await.unwrap_or(0); // `gc` says why it cannot be looked for
+            let (evidence, next) = at_rest(layout, left);
+            talk(evidence);
+            talk(&format!("next: {}", context.spell(next)));
+            context.done("NotRunning", evidence, next)
         }
         (Some(link), None) if unit::is_installed(&context.environment, layout) => {
             guests_only(context, &link).await
         }
         (Some(link), None) => all(context, &link).await,
         (Some(link), Some(name)) => one(context, &link, name).await,
+    }
+}
+
+/// What is there without a host agent and guests, and what to do then. One that was killed leaves its network, found by
+/// its marks; only an agent of this instance ends a private one.
+fn at_rest(layout: &Layout, left_over: usize) -> (&'static str, &'static str) {
+    if left_over > 0 {
+        let evidence = "nothing is running, but a host agent that was killed left its network";
+        (evidence, "sovereign gc")
+    } else if std::os::unix::net::UnixStream::connect(layout.netns()).is_ok() {
+        let evidence = "nothing is running but the private network of a host agent that was killed: `up` takes it over, \
+                        and `down` then ends it";
+        (evidence, "sovereign up")
+    } else {
+        ("nothing is running", "sovereign up")
     }
 }
 
@@ -204,6 +224,29 @@ mod tests {
 
     fn asked(name: Option<Name>) -> cli::Down {
         cli::Down { name, dry_run: false }
+    }
+
+    #[test]
+    fn what_a_killed_host_agent_left_is_told_with_what_removes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Context::in_dir(dir.path()).layout;
+        for created in [&layout.run, &layout.state] {
+            std::fs::create_dir_all(created).unwrap();
+        }
+        assert_eq!(at_rest(&layout, 0), ("nothing is running", "sovereign up"));
+        let helper = std::os::unix::net::UnixListener::bind(layout.netns()).unwrap();
+        let (told, next) = at_rest(&layout, 0);
+        assert!(
+            told.contains("private network") && next == "sovereign up",
+            "{told}"
+        );
+        drop(helper); // it is gone, and its socket is there
+        assert_eq!(at_rest(&layout, 0).0, "nothing is running");
+        let (told, next) = at_rest(&layout, 2);
+        assert!(
+            told.contains("left its network") && next == "sovereign gc",
+            "{told}"
+        );
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -28,7 +28,7 @@ pub(super) async fn run(context: &Context, args: &cli::Gc) -> Result<(), Command
         let message = format!("instance {} runs, so nothing of it is left over", layout.instance);
         return Err(CommandError::new(Kind::Refused, "Running", message).next("sovereign down"));
     }
-    let collected = collect(context, args).await?;
+    let collected = collect(context, args.all, args.dry_run).await?;
     let what = if args.dry_run {
         "would be removed"
     } else {
@@ -61,7 +61,15 @@ pub(super) async fn run(context: &Context, args: &cli::Gc) -> Result<(), Command
     Err(CommandError::new(Kind::NotReached, "NotRemoved", failed).next("sudo sovereign gc"))
 }
 
-async fn collect(context: &Context, args: &cli::Gc) -> Result<Collected, CommandError> {
+/// How much is left over of this instance; nothing is changed.
+///
+/// # Errors
+/// When it cannot be looked for.
+pub(super) async fn left_over(context: &Context) -> Result<usize, CommandError> {
+    Ok(collect(context, false, true).await?.removed.len())
+}
+
+async fn collect(context: &Context, all: bool, dry_run: bool) -> Result<Collected, CommandError> {
     let failed = |error: String| {
         CommandError::new(Kind::Internal, "NotCollected", "leftovers cannot be looked for")
             .because(std::io::Error::other(error))
@@ -69,7 +77,7 @@ async fn collect(context: &Context, args: &cli::Gc) -> Result<Collected, Command
     };
     let mut command = tokio::process::Command::new(&Binaries::find()?.host);
     command.arg("gc").stdin(Stdio::null()).kill_on_drop(true);
-    if args.all {
+    if all {
         // Beside our own, which lies where an agent of the same user would look.
         let states = context.layout.state.parent();
         states.map(|states| command.arg("--states").arg(states));
@@ -77,7 +85,7 @@ async fn collect(context: &Context, args: &cli::Gc) -> Result<Collected, Command
         command.arg("--instance").arg(context.layout.instance.as_str());
         command.arg("--switched").arg(context.layout.switched());
     }
-    if args.dry_run {
+    if dry_run {
         command.arg("--dry-run");
     }
     let output = command

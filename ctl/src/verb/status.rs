@@ -14,7 +14,7 @@ use crate::context::{Context, data, data_json, talk};
 use crate::error::{CommandError, Kind};
 use crate::link::Link;
 use crate::picture::picture;
-use crate::{config, progress};
+use crate::{config, progress, shims};
 
 pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, CommandError> {
     let link = Link::connect_if_running(&context.layout).await?;
@@ -29,14 +29,16 @@ pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, Com
     } else {
         let names: Vec<&str> = report.guests.iter().map(|guest| guest.name.as_str()).collect();
         data(&format!(
-            "instance {}: nothing running (guests: {})",
+            "instance {}: {} (guests: {})",
             report.instance,
+            unattended(&report),
             names.join(", ")
         ))?;
     }
     if link.is_none() {
         talk(&format!(
-            "nothing running; next: {}",
+            "{}; next: {}",
+            unattended(&report),
             context.spell("sovereign up")
         ));
     }
@@ -48,7 +50,22 @@ pub(super) async fn run(context: &Context, args: &cli::Status) -> Result<u8, Com
     })
 }
 
-/// Without an agent nothing was observed: readiness is unknown, and so is what a lone shim may still do.
+/// What is to be seen without a host agent: guests outlive one that was ended or killed.
+fn unattended(report: &StatusReport) -> String {
+    let runs = |guest: &&GuestStatus| guest.phase != Phase::Stopped;
+    let names: Vec<&str> = report
+        .guests
+        .iter()
+        .filter(runs)
+        .map(|guest| guest.name.as_str())
+        .collect();
+    match names[..] {
+        [] => "nothing running".to_owned(),
+        _ => format!("no host agent, but guests run on: {}", names.join(", ")),
+    }
+}
+
+/// Without an agent it is only seen whose shim answers; whether a guest is ready is unknown.
 fn at_rest(context: &Context) -> StatusReport {
     let configured: Vec<Name> = config::load(context)
         .map(|settings| settings.guests.into_keys().collect())
@@ -58,9 +75,13 @@ fn at_rest(context: &Context) -> StatusReport {
         .into_iter()
         .chain(configured)
         .collect::<BTreeSet<Name>>();
+    let phase = |name: &Name| match shims::runs(&context.layout, name) {
+        true => Phase::Running,
+        false => Phase::Stopped,
+    };
     let guests = names.into_iter().map(|name| GuestStatus {
+        phase: phase(&name),
         name,
-        phase: Phase::Stopped,
         ready: Status::Unknown,
         since: since.clone(),
         boot_id: None,
@@ -93,9 +114,33 @@ fn on_disk(layout: &Layout) -> BTreeSet<Name> {
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
+    use sovereign_protocol::layout::SHIM_SOCKET;
 
+    use super::*;
     use crate::picture::examples::{guest, report, with_network};
     use crate::schema::compare;
+
+    #[test]
+    fn a_guest_that_runs_without_a_host_agent_is_not_told_as_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = Context::in_dir(dir.path());
+        let sql = Name::parse("sql").unwrap();
+        std::fs::create_dir_all(context.layout.state.join("guests/sql")).unwrap();
+        let run = context.layout.guest_run(&sql);
+        std::fs::create_dir_all(&run).unwrap();
+        let seen = || {
+            let report = at_rest(&context);
+            let guest = &report.guests[0];
+            (guest.phase, guest.ready, unattended(&report))
+        };
+        assert_eq!(
+            seen(),
+            (Phase::Stopped, Status::Unknown, "nothing running".to_owned())
+        );
+        let _shim = std::os::unix::net::UnixListener::bind(run.join(SHIM_SOCKET)).unwrap();
+        let told = "no host agent, but guests run on: sql".to_owned();
+        assert_eq!(seen(), (Phase::Running, Status::Unknown, told));
+    }
 
     #[test]
     fn the_report_and_its_schema_name_the_same_fields() {

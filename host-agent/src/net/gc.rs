@@ -158,6 +158,14 @@ pub async fn collect(
         collected
             .plan(&plan, mode, &mut kernel, &mut switches, &observed)
             .await;
+        // What is left in it is of another boot, or somebody set it since.
+        if mode == Mode::Remove
+            && switches.to_restore().is_empty()
+            && switches.unreadable().is_none()
+            && let Err(error) = crate::files::remove(&record)
+        {
+            collected.failed.push(format!("{error:#}"));
+        }
     }
     Ok(collected)
 }

@@ -29,6 +29,7 @@ mod network;
 pub mod nft;
 mod notify;
 pub mod observed;
+mod outside;
 mod pace;
 pub mod pasta;
 mod reconcile;

@@ -7,25 +7,21 @@
 //! No error ends it. A turn that failed is a state that is reported, and is tried again with
 //! growing pauses; broken sockets are replaced, a dead helper too. Each turn knows why it woke.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sovereign_reconcile::family::Family;
-use sovereign_reconcile::names::LinkName;
-use sovereign_reconcile::route::WantedRoute;
-use sovereign_reconcile::rule::Rule;
-use sovereign_reconcile::uplink::Exit;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::Failure;
 use super::chain;
 use super::families;
 use super::ground::Ground;
 use super::network::NetworkConfig;
 use super::observed::Observed;
+use super::outside::Outside;
 use super::pace::{Pace, Retry};
 use super::plan::{Part, Plan};
 use super::report::{Enforced, NetworkEvent, Reporter};
@@ -33,38 +29,9 @@ use super::session::{Broken, Changed, Seat, Session};
 use super::taps::TunPool;
 use super::wake::Wake;
 use super::wanted::{NetworkSpec, Wanted};
-use super::ways::{Teller, WAYS, ways};
-use super::work::{ROUNDS, Trouble, Work, troubles, work};
+use super::ways::{Teller, WAYS, led_out_by, ways};
+use super::work::{Followed, ROUNDS, Trouble, Turn, Work, followed, troubles, work};
 use crate::netns::{Stage, StageFailure};
-
-/// How a turn ended.
-#[derive(Default)]
-struct Turn {
-    /// What is not as wanted.
-    left: Plan,
-    /// Why, of what was tried.
-    failures: Vec<Failure>,
-    /// The rest is not tried yet.
-    waits: bool,
-}
-
-/// What of a network follows the host: ways out, our own table and what leads there, and by which links answers go back.
-type Followed = (
-    BTreeMap<Family, Exit>,
-    BTreeSet<WantedRoute>,
-    BTreeSet<Rule>,
-    BTreeMap<LinkName, u32>,
-);
-
-fn followed(wanted: &Wanted) -> Followed {
-    let answers = wanted.filter.as_ref().map(|filter| filter.answers.clone());
-    (
-        wanted.exits.clone(),
-        wanted.routes.clone(),
-        wanted.rules.clone(),
-        answers.unwrap_or_default(),
-    )
-}
 
 /// What the loop owns.
 pub(super) struct Reconciler {
@@ -100,6 +67,8 @@ pub(super) struct Reconciler {
     stuck: Option<Plan>,
     /// What guests were told of their way out.
     ways: Teller,
+    /// The machine around a private network.
+    outside: Outside,
 }
 
 impl Reconciler {
@@ -115,6 +84,7 @@ impl Reconciler {
         let seat = Seat::new(&config.ground);
         Self {
             ways: Teller::open(seat.record(&config).with_file_name(WAYS)),
+            outside: Outside::new(config.receive_buffer),
             seat,
             config,
             spec,
@@ -156,7 +126,9 @@ impl Reconciler {
     async fn next(&mut self) -> Option<Wake> {
         loop {
             let (session, listens) = (&mut self.session, !self.held);
-            let lasts = self.ways.due_ms().filter(|_| session.is_some());
+            let is_open = session.is_some(); // without a session only a look at everything helps
+            let lasts = [self.ways.due_ms(), self.outside.due_ms()].into_iter().flatten();
+            let lasts = lasts.min().filter(|_| is_open);
             let lasts = lasts.map(|due| self.began + Duration::from_millis(due));
             let news = async {
                 match session {
@@ -168,6 +140,10 @@ impl Reconciler {
             let wake = tokio::select! {
                 changed = self.spec.changed() => return changed.ok().map(|()| Wake::Spec),
                 told = news => if told.is_ok() { Wake::Notified } else { Wake::Broken },
+                () = self.outside.heard(), if is_open => match self.outside.take_in().await {
+                    true => Wake::Outside,
+                    false => continue,
+                },
                 changed = self.seat.changed() => match changed {
                     Changed::Helper => Wake::HelperEnded,
                     Changed::Pasta => Wake::Uplink,
@@ -277,6 +253,10 @@ impl Reconciler {
             Some(session) => session, // good without its helper, too
             None => self.seat.open(&self.config).await?,
         };
+        let is_led_out = self.seat.is_led_out(&spec);
+        self.outside
+            .keep(is_led_out, !wake.is_news(), self.now_ms())
+            .await;
         // A session in which something broke is dropped here.
         let led_out = self.lead_out(wake, &spec).await;
         let (wanted, turn) = self.converge(&mut session, wake, &spec).await?;
@@ -305,7 +285,10 @@ impl Reconciler {
         let lacks = !lacking.is_empty();
         self.report(&wanted, &left, (&troubles, lacking), enforced).await;
         session.forget_connections(&wanted);
-        let found = ways(&mut session.kernel, &session.observed, &wanted, &spec).await;
+        let found = match is_led_out {
+            true => Ok(led_out_by(&wanted, self.outside.ways())),
+            false => ways(&mut session.kernel, &session.observed, &wanted, &spec).await,
+        };
         let before = self.ways.told();
         let moved = self.ways.look(found.map_err(Broken::from)?, self.now_ms());
         session.forget_former(&wanted, (&before, &self.ways.told()));
@@ -367,19 +350,20 @@ impl Reconciler {
 
     /// Sees to it that guests of a private namespace are led out.
     async fn lead_out(&mut self, wake: Wake, spec: &NetworkSpec) -> Result<(), Trouble> {
-        let kept = self.seat.keep_pasta(&self.config.instance, spec).await;
-        let started = kept.map_err(|failure| Trouble {
+        let families = self.outside.families();
+        let kept = self.seat.keep_pasta(&self.config.instance, spec, families);
+        let started = kept.await.map_err(|failure| Trouble {
             part: Part::Routing,
             step: failure.step.to_owned(),
             evidence: failure.evidence,
         })?;
-        if started.is_some() {
-            self.ways.renew();
-        }
-        if let (Wake::Uplink, Some(pid)) = (wake, started) {
-            let what = vec![format!("pasta: start again as process {pid}")];
-            self.tell([NetworkEvent::Repaired { what }]).await;
-        }
+        let Some(started) = started else {
+            return Ok(());
+        };
+        self.ways.renew();
+        let again = started.again(wake == Wake::Uplink);
+        self.tell(again.map(|what| NetworkEvent::Repaired { what: vec![what] }))
+            .await;
         Ok(())
     }
 

@@ -26,7 +26,8 @@ use super::names::{self, Mark};
 use super::network::NetworkConfig;
 use super::notify::{Drained, Notifications};
 use super::observed::Observed;
-use super::pasta::{Attachment, Pasta, PastaFailure};
+use super::outside::Families;
+use super::pasta::{Attachment, Pasta, PastaFailure, Started};
 use super::plan::{Part, Plan, Step, plan};
 use super::report::Enforced;
 use super::switches::{Place, Switches};
@@ -123,13 +124,19 @@ impl Seat {
         Changed::Helper
     }
 
-    /// Sees to it that pasta leads out of a namespace of our own where `spec` wants it, and only then; its process where
-    /// it was started now. A session was opened before.
+    /// Whether the network has to be led out by somebody on the machine around it.
+    pub(super) fn is_led_out(&self, spec: &NetworkSpec) -> bool {
+        matches!(self, Self::Private(_)) && spec.is_led_out()
+    }
+
+    /// Sees to it that pasta leads out of a namespace of our own where `spec` wants it, and only then; what was started
+    /// now. A session was opened before.
     pub(super) async fn keep_pasta(
         &mut self,
         instance: &Name,
         spec: &NetworkSpec,
-    ) -> Result<Option<u32>, PastaFailure> {
+        families: Families,
+    ) -> Result<Option<Started>, PastaFailure> {
         let Self::Private(held) = self else {
             return Ok(None);
         };
@@ -138,6 +145,7 @@ impl Seat {
             link: names::way_out(instance),
             namespaces,
             resolvers: &spec.resolvers,
+            families,
         });
         held.pasta.keep(wanted).await
     }

@@ -11,8 +11,10 @@ pub(super) enum Wake {
     Spec,
     /// The kernel told of a change.
     Notified,
-    /// Another way out may have lasted by now.
+    /// Another way out, or a family that is new to the machine around a private network, may have lasted by now.
     WayLasts,
+    /// The machine around a private network has other ways out.
+    Outside,
     /// The helper's process has ended.
     HelperEnded,
     /// What leads out has ended, or may be started again.
@@ -30,6 +32,7 @@ impl fmt::Display for Wake {
             Self::Spec => "something else is wanted",
             Self::Notified => "the kernel told of a change",
             Self::WayLasts => "a way out may have lasted",
+            Self::Outside => "the machine's own ways out are others",
             Self::HelperEnded => "the netns helper ended",
             Self::Uplink => "pasta ended, or is due",
             Self::Broken => "the sockets broke",
@@ -41,6 +44,6 @@ impl fmt::Display for Wake {
 impl Wake {
     /// What was seen is right but for what the kernel tells: nothing needs to be looked at anew.
     pub(super) fn is_news(self) -> bool {
-        matches!(self, Self::Notified | Self::WayLasts)
+        matches!(self, Self::Notified | Self::WayLasts | Self::Outside)
     }
 }

@@ -1,4 +1,5 @@
-//! By which way guests leave now: asks the kernel where the main table decides, and keeps on disk what guests were told.
+//! By which way guests leave now: asks the kernel where the main table decides, and keeps on disk what guests were told. Of
+//! a private network that is the way of the machine's own packets (`outside.rs`).
 //!
 //! What is a move is decided in `reconcile::way`; here are its looks, its clock and its file.
 
@@ -6,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteVia};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use sovereign_protocol::ways::Ways;
@@ -133,7 +134,13 @@ pub(super) async fn ways(
     Ok(ways)
 }
 
-/// What a kernel says of a guest's packet to elsewhere.
+/// The ways of guests of a private network, who leave by those of the machine around it where something leads them there.
+pub(super) fn led_out_by(wanted: &Wanted, mut own: BTreeMap<Family, Way>) -> BTreeMap<Family, Way> {
+    own.retain(|family, _| wanted.exits.get(family).is_some_and(|exit| exit.link().is_some()));
+    own
+}
+
+/// What a kernel says of a packet to elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     /// It goes there.
@@ -159,11 +166,40 @@ async fn ask(
     let (Some(bridge), Some(guest)) = (bridge, guest) else {
         return Ok(Answer::Shut);
     };
-    let Some(question) = question(family, *guest, bridge.index) else {
+    asked(kernel, family, Some((*guest, bridge.index))).await
+}
+
+/// The ways that packets of the machine's own take, in the namespace that `kernel` speaks to.
+///
+/// # Errors
+/// As [`ways`].
+pub(super) async fn own_ways(
+    kernel: &mut Kernel,
+    observed: &Observed,
+) -> Result<BTreeMap<Family, Way>, KernelError> {
+    let mut ways = BTreeMap::new();
+    for family in Family::BOTH {
+        let way = match asked(kernel, family, None).await? {
+            Answer::Shut => None,
+            Answer::Hop(hop) => Way::of_machine(observed, family, Some(hop)),
+            Answer::Unknown => Way::of_machine(observed, family, None),
+        };
+        ways.extend(way.map(|way| (family, way)));
+    }
+    Ok(ways)
+}
+
+/// What the kernel says of a packet to elsewhere: of its own, or from an address behind a link.
+async fn asked(
+    kernel: &mut Kernel,
+    family: Family,
+    from: Option<(IpAddr, u32)>,
+) -> Result<Answer, KernelError> {
+    let Some(question) = question(family, from) else {
         return Ok(Answer::Unknown);
     };
     match kernel.get(question).await {
-        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(hop(&answer).map_or(Answer::Unknown, Answer::Hop)),
+        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(understood(&answer)),
         Err(error) if !error.socket_lives() => Err(error),
         // No route, forwarding is off, or a rule or route that says no.
         Err(error)
@@ -177,21 +213,25 @@ async fn ask(
     }
 }
 
-fn question(family: Family, guest: IpAddr, bridge: u32) -> Option<RouteNetlinkMessage> {
+fn question(family: Family, from: Option<(IpAddr, u32)>) -> Option<RouteNetlinkMessage> {
     let elsewhere = ELSEWHERE.iter().filter_map(|text| text.parse::<IpAddr>().ok());
     let elsewhere = elsewhere.into_iter().find(|ip| Family::of(*ip) == family)?;
     let mut message = RouteMessage::default();
-    let (header, bits) = (&mut message.header, if guest.is_ipv4() { 32 } else { 128 });
-    header.address_family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
+    let (address_family, bits) = match family {
+        Family::V4 => (AddressFamily::Inet, 32),
+        Family::V6 => (AddressFamily::Inet6, 128),
     };
-    (header.destination_prefix_length, header.source_prefix_length) = (bits, bits);
-    message.attributes = vec![
-        RouteAttribute::Destination(route_address(elsewhere)),
-        RouteAttribute::Source(route_address(guest)),
-        RouteAttribute::Iif(bridge),
-    ];
+    message.header.address_family = address_family;
+    message.header.destination_prefix_length = bits;
+    message.attributes = vec![RouteAttribute::Destination(route_address(elsewhere))];
+    if let Some((guest, bridge)) = from {
+        message.header.source_prefix_length = bits;
+        let from = [
+            RouteAttribute::Source(route_address(guest)),
+            RouteAttribute::Iif(bridge),
+        ];
+        message.attributes.extend(from);
+    }
     Some(RouteNetlinkMessage::GetRoute(message))
 }
 
@@ -202,13 +242,25 @@ fn route_address(ip: IpAddr) -> RouteAddress {
     }
 }
 
+/// IPv6 answers with the route itself where that one says no (`unreachable default`), by way of `lo`.
+fn understood(answer: &RouteMessage) -> Answer {
+    match answer.header.kind {
+        RouteType::Unicast => hop(answer).map_or(Answer::Unknown, Answer::Hop),
+        RouteType::Unreachable | RouteType::Prohibit | RouteType::BlackHole => Answer::Shut,
+        _ => Answer::Unknown,
+    }
+}
+
 fn hop(answer: &RouteMessage) -> Option<Hop> {
     let mut hop = Hop {
         link: 0,
         gateway: None,
+        source: None,
     };
     for attribute in &answer.attributes {
         match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => hop.source = Some(IpAddr::V4(*ip)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => hop.source = Some(IpAddr::V6(*ip)),
             RouteAttribute::Oif(index) => hop.link = *index,
             RouteAttribute::Gateway(RouteAddress::Inet(ip)) => hop.gateway = Some(IpAddr::V4(*ip)),
             RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => hop.gateway = Some(IpAddr::V6(*ip)),
@@ -254,6 +306,32 @@ mod tests {
         assert!(lost.look(way("b"), 1_000).unwrap().v4 >= told.v4);
         lost.forget().unwrap();
         assert!(!record.exists());
+    }
+
+    #[test]
+    fn an_answer_is_a_hop_only_where_packets_go_on() {
+        let answer = |kind, link| {
+            let mut answer = RouteMessage::default();
+            answer.header.kind = kind;
+            let ip = |text: &str| RouteAddress::Inet6(text.parse().unwrap());
+            answer.attributes = vec![
+                RouteAttribute::Oif(link),
+                RouteAttribute::Gateway(ip("fe80::1")),
+                RouteAttribute::PrefSource(ip("2001:db8::2")),
+            ];
+            understood(&answer)
+        };
+        let hop = Hop {
+            link: 2,
+            gateway: Some("fe80::1".parse().unwrap()),
+            source: Some("2001:db8::2".parse().unwrap()),
+        };
+        assert_eq!(answer(RouteType::Unicast, 2), Answer::Hop(hop));
+        assert_eq!(answer(RouteType::Unicast, 0), Answer::Unknown);
+        for no in [RouteType::Unreachable, RouteType::Prohibit, RouteType::BlackHole] {
+            assert_eq!(answer(no, 1), Answer::Shut, "{no:?}");
+        }
+        assert_eq!(answer(RouteType::Local, 1), Answer::Unknown, "elsewhere is here");
     }
 
     /// A disk that is full keeps nobody from being told.

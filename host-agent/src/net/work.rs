@@ -1,6 +1,13 @@
 //! One plan carried out, and what is to be said of what did not come of it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::family::Family;
+use sovereign_reconcile::names::LinkName;
+use sovereign_reconcile::route::WantedRoute;
+use sovereign_reconcile::rule::Rule;
+use sovereign_reconcile::uplink::Exit;
 
 use super::apply::{Failure, StepError};
 use super::chain;
@@ -15,6 +22,36 @@ use crate::netns::StageFailure;
 pub(super) const ROUNDS: u32 = 4;
 /// Failures that evidence names beside the first.
 const NAMED_FAILURES: usize = 3;
+
+/// How a turn ended.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// What is not as wanted.
+    pub(super) left: Plan,
+    /// Why, of what was tried.
+    pub(super) failures: Vec<Failure>,
+    /// The rest is not tried yet.
+    pub(super) waits: bool,
+}
+
+/// What of a network follows the host: ways out, our own table and what leads there, and by which links answers go back.
+pub(super) type Followed = (
+    BTreeMap<Family, Exit>,
+    BTreeSet<WantedRoute>,
+    BTreeSet<Rule>,
+    BTreeMap<LinkName, u32>,
+);
+
+/// That of a wanted state.
+pub(super) fn followed(wanted: &Wanted) -> Followed {
+    let answers = wanted.filter.as_ref().map(|filter| filter.answers.clone());
+    (
+        wanted.exits.clone(),
+        wanted.routes.clone(),
+        wanted.rules.clone(),
+        answers.unwrap_or_default(),
+    )
+}
 
 /// Why a part of the network is not as wanted.
 pub(super) struct Trouble {

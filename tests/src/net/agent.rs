@@ -1,9 +1,10 @@
 //! The network agent as a child: commands in, events out.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -120,6 +121,27 @@ impl Agent {
         let status = self.child.wait()?;
         ensure!(status.success(), "{status}: {:#?}", self.seen);
         Ok(())
+    }
+
+    /// Closes its input and waits for its end: whether somebody killed it (also as a program that it runs under tells it).
+    ///
+    /// # Errors
+    /// When it failed by itself, or goes on.
+    pub fn was_killed(mut self) -> Result<bool> {
+        drop(self.input.take());
+        let until = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(Instant::now() < until, "it does not end: {:#?}", self.seen);
+            std::thread::sleep(Duration::from_millis(5)); // polls a process
+        };
+        match (status.signal(), status.code()) {
+            (Some(9), _) | (_, Some(137)) => Ok(true),
+            (None, Some(0)) => Ok(false),
+            _ => bail!("{status}: {:#?}", self.seen),
+        }
     }
 
     /// Waits for its end, however it comes.

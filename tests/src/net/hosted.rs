@@ -152,6 +152,21 @@ impl Hosted {
             .collect())
     }
 
+    /// Has `gc` take away what a dead agent left, switches included.
+    ///
+    /// # Errors
+    /// With what it said, when it failed or could not remove something.
+    pub fn collect(&self, space: &Space) -> Result<()> {
+        let (program, dir) = (self.program.to_string_lossy(), self.dir.path().to_string_lossy());
+        let mut command = space.command(&[&*program, "gc", &*dir, self.instance.as_str()]);
+        let output = command.env("SOVEREIGN_TEST", machines_own()?).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        ensure!(output.status.success(), "{} {said}", output.status);
+        ensure!(said.lines().any(|line| line == "failed []"), "{said}");
+        Ok(())
+    }
+
     /// What an agent would do that begins now, a line for each step; `nothing` for one that takes all away. It is run
     /// under another program, and no agent runs.
     ///

@@ -17,6 +17,9 @@ const PREFIX_V4: &str = "29";
 /// Of a unique local network of our own (RFC 4193), whose global id was drawn once.
 const ADDRESS_V6: &str = "fdc0:5d1e:7a93::2";
 const GATEWAY_V6: &str = "fdc0:5d1e:7a93::1";
+/// Of its end of the link, as newer ones have it by themselves; older ones take that of the machine's way out and do not
+/// start where it has none (WireGuard, PPP, cellular).
+const MAC: &str = "9a:55:9a:55:9a:55";
 /// What guests have; pasta carries streams and datagrams, not packets, so a smaller one outside is its own business.
 const MTU: &str = "1500";
 
@@ -53,7 +56,7 @@ pub(super) fn arguments(
         link.as_str(),
     ]);
     words.extend(["-a", ADDRESS_V4, "-n", PREFIX_V4, "-g", GATEWAY_V4]);
-    words.extend(["-a", ADDRESS_V6, "-g", GATEWAY_V6, "-m", MTU]);
+    words.extend(["-a", ADDRESS_V6, "-g", GATEWAY_V6, "-M", MAC, "-m", MTU]);
     let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
     let forwarders = [IpAddr::V4(FORWARDER_V4), IpAddr::V6(FORWARDER_V6)];
     for forwarder in forwarders {

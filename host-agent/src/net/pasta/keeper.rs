@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fd::OwnedFd;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sovereign_reconcile::family::Family;
 use sovereign_reconcile::names::LinkName;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::super::ground;
+use super::super::outside::Families;
 use super::super::pace::Retry;
 use super::record::Record;
 use super::{VERB, arguments};
@@ -46,21 +48,59 @@ pub(in super::super) struct Attachment<'a> {
     pub(in super::super) namespaces: &'a Namespaces,
     /// Name servers on the machine's own loopback, for which it answers.
     pub(in super::super) resolvers: &'a BTreeSet<IpAddr>,
+    /// What the machine leads out by.
+    pub(in super::super) families: Families,
+}
+
+/// One that was started now.
+#[derive(Debug)]
+pub(in super::super) struct Started {
+    /// Its process.
+    pub(in super::super) pid: u32,
+    /// The families for whose sake the one before it was ended.
+    pub(in super::super) gained: BTreeSet<Family>,
+}
+
+impl Started {
+    /// What is told of one that takes the place of another: it had `ended`, or the machine has more now.
+    pub(in super::super) fn again(&self, ended: bool) -> Option<String> {
+        let again = format!("pasta: start again as process {}", self.pid);
+        let gained: Vec<String> = self.gained.iter().map(ToString::to_string).collect();
+        match gained.is_empty() {
+            true => ended.then_some(again),
+            false => Some(format!("{again}: this machine has {} now", gained.join(" and "))),
+        }
+    }
 }
 
 /// What tells whether one that runs is the one that is wanted.
-#[derive(Serialize)]
-struct Identity<'a> {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
     namespace: u64,
     /// It reads the machine's resolv.conf once, at its start.
-    resolvers: &'a BTreeSet<IpAddr>,
-    words: &'a [String],
+    resolvers: BTreeSet<IpAddr>,
+    /// Which families there are it looks once, too.
+    families: BTreeSet<Family>,
+    words: Vec<String>,
+}
+
+impl Identity {
+    /// The families that last and were not there when this one was started; `None` when it serves for another thing. One
+    /// that was lost may come back.
+    fn lacks(&self, wanted: &Self, lasting: &BTreeSet<Family>) -> Option<BTreeSet<Family>> {
+        let other = Self {
+            families: self.families.clone(),
+            ..wanted.clone()
+        };
+        (*self == other).then(|| lasting - &self.families)
+    }
 }
 
 #[derive(Debug)]
 struct Running {
     process: Process,
-    attachment: String,
+    /// Absent when another version of the agent started it.
+    identity: Option<Identity>,
     /// When this agent started it or found it.
     since: Instant,
     /// To be reaped; absent when another agent started it.
@@ -81,6 +121,8 @@ pub(in super::super) struct Pasta {
     /// Before this, none is started.
     due: Option<Instant>,
     failure: Option<PastaFailure>,
+    /// What the machine had when the last one was started.
+    tried: BTreeSet<Family>,
 }
 
 impl Pasta {
@@ -96,40 +138,49 @@ impl Pasta {
             retry: Retry::default(),
             due: None,
             failure: None,
+            tried: BTreeSet::new(),
         }
     }
 
-    /// Sees to it that one runs for `wanted`, and for nothing else; its process where it was started now.
+    /// Sees to it that one runs for `wanted`, and for nothing else; what was started now. One that was started without a
+    /// family which the machine has now is started anew, once.
     ///
     /// # Errors
     /// Why none runs.
     pub(in super::super) async fn keep(
         &mut self,
         wanted: Option<Attachment<'_>>,
-    ) -> Result<Option<u32>, PastaFailure> {
+    ) -> Result<Option<Started>, PastaFailure> {
         self.find()?;
         let Some(wanted) = wanted else {
             (self.due, self.failure) = (None, None);
             self.retry.reset();
             return self.end().await.map(|()| None);
         };
-        let (words, identity) = describe(&wanted)?;
+        let identity = describe(&wanted)?;
         self.take_ended();
+        let mut gained = BTreeSet::new();
         if let Some(running) = &self.running {
-            if running.attachment == identity {
-                return Ok(None);
+            let there = running.identity.as_ref();
+            match there.and_then(|there| there.lacks(&identity, &wanted.families.lasting)) {
+                Some(lacking) if lacking.is_empty() => return Ok(None),
+                lacking => gained = lacking.unwrap_or_default(), // else of another namespace, or another agent's version
             }
-            self.end().await?; // of another namespace, or of another agent's version
+            self.end().await?;
+        }
+        if !wanted.families.lasting.is_subset(&self.tried) {
+            self.due = None; // it may have failed for want of them
         }
         if self.due.is_some_and(|due| Instant::now() < due)
             && let Some(failure) = &self.failure
         {
             return Err(failure.clone());
         }
-        match self.start(&wanted, &words, identity) {
+        self.tried.clone_from(&identity.families);
+        match self.start(&wanted, identity) {
             Ok(pid) => {
                 (self.due, self.failure) = (None, None);
-                Ok(Some(pid))
+                Ok(Some(Started { pid, gained }))
             }
             Err(failure) => Err(self.failed(failure)),
         }
@@ -184,9 +235,10 @@ impl Pasta {
         if let Some(record) = Record::read(&self.record) {
             let process = record.process();
             let process = process.map_err(|error| failure("find pasta", error.to_string()))?;
+            let identity = serde_json::from_str(&record.attachment).ok();
             self.running = process.map(|process| Running {
                 process,
-                attachment: record.attachment,
+                identity,
                 since: Instant::now(),
                 child: None,
             });
@@ -219,12 +271,7 @@ impl Pasta {
         failure
     }
 
-    fn start(
-        &mut self,
-        wanted: &Attachment<'_>,
-        words: &[String],
-        identity: String,
-    ) -> Result<u32, PastaFailure> {
+    fn start(&mut self, wanted: &Attachment<'_>, identity: Identity) -> Result<u32, PastaFailure> {
         if let Some(why) = ground::out_of_bounds() {
             return Err(failure("attach pasta", why));
         }
@@ -232,12 +279,12 @@ impl Pasta {
             let missing = "pasta is not installed; on Debian and Ubuntu: apt-get install passt";
             failure("attach pasta", missing.to_owned())
         })?;
-        let started = self.spawn(wanted, &pasta, words, &identity);
+        let started = self.spawn(wanted, &pasta, &identity);
         let (child, process) = started.map_err(|error| failure("attach pasta", error.to_string()))?;
         let pid = process.pid;
         self.running = Some(Running {
             process,
-            attachment: identity,
+            identity: Some(identity),
             since: Instant::now(),
             child: Some(child),
         });
@@ -248,9 +295,9 @@ impl Pasta {
         &self,
         wanted: &Attachment<'_>,
         pasta: &Path,
-        words: &[String],
-        identity: &str,
+        identity: &Identity,
     ) -> io::Result<(Child, Process)> {
+        let attachment = serde_json::to_string(identity)?;
         let (net, user) = wanted.namespaces.copies()?;
         let user = match user {
             Some(user) => user,
@@ -260,9 +307,9 @@ impl Pasta {
             .args([VERB, &self.instance, "--record"])
             .arg(&self.record)
             .args(["--parent", &std::process::id().to_string()])
-            .args(["--attachment", identity, "--"])
+            .args(["--attachment", &attachment, "--"])
             .arg(pasta)
-            .args(words)
+            .args(&identity.words)
             .env_clear()
             .stdin(net)
             .stdout(user)
@@ -278,17 +325,53 @@ fn failure(step: &'static str, evidence: String) -> PastaFailure {
     PastaFailure { step, evidence }
 }
 
-fn describe(wanted: &Attachment<'_>) -> Result<(Vec<String>, String), PastaFailure> {
-    let at = |error: String| failure("attach pasta", error);
+fn describe(wanted: &Attachment<'_>) -> Result<Identity, PastaFailure> {
     let root = rustix::process::geteuid().is_root();
     let owned = wanted.namespaces.is_owned();
-    let words = arguments::arguments(&wanted.link, owned, root && !owned, wanted.resolvers);
     let number = wanted.namespaces.number();
-    let identity = Identity {
-        namespace: number.map_err(|error| at(error.to_string()))?,
-        resolvers: wanted.resolvers,
-        words: &words,
-    };
-    let identity = serde_json::to_string(&identity).map_err(|error| at(error.to_string()))?;
-    Ok((words, identity))
+    Ok(Identity {
+        namespace: number.map_err(|error| failure("attach pasta", error.to_string()))?,
+        resolvers: wanted.resolvers.clone(),
+        families: wanted.families.now.clone(),
+        words: arguments::arguments(&wanted.link, owned, root && !owned, wanted.resolvers),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_serves_until_a_family_is_gained_and_whatever_is_lost() {
+        let (none, four) = (BTreeSet::new(), BTreeSet::from([Family::V4]));
+        let (six, both) = (BTreeSet::from([Family::V6]), BTreeSet::from(Family::BOTH));
+        let of = |namespace, families: &BTreeSet<Family>| Identity {
+            namespace,
+            resolvers: ["127.0.0.53".parse().unwrap()].into(),
+            families: families.clone(),
+            words: vec!["--foreground".to_owned()],
+        };
+        for (began, now, lasting, lacks) in [
+            (&four, &four, &none, &none),
+            (&four, &four, &four, &none),
+            (&four, &both, &four, &none), // not for long
+            (&four, &both, &both, &six),
+            (&four, &six, &six, &six), // IPv4 went and IPv6 came
+            (&both, &four, &four, &none),
+            (&both, &none, &none, &none),
+            (&none, &both, &both, &both),
+        ] {
+            let found = of(1, began).lacks(&of(1, now), lasting);
+            assert_eq!(found.as_ref(), Some(lacks), "{began:?} {now:?} {lasting:?}");
+        }
+        assert_eq!(of(1, &four).lacks(&of(2, &four), &four), None);
+        let mut other = of(1, &four);
+        other.words.push("--quiet".to_owned());
+        assert_eq!(of(1, &four).lacks(&other, &four), None);
+
+        // What another agent finds in the record.
+        let kept = serde_json::to_string(&of(1, &both)).unwrap();
+        assert_eq!(serde_json::from_str::<Identity>(&kept).unwrap(), of(1, &both));
+        assert!(serde_json::from_str::<Identity>(r#"{"namespace":1,"resolvers":[],"words":[]}"#).is_err());
+    }
 }

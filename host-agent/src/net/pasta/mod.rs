@@ -9,5 +9,5 @@ mod keeper;
 mod launch;
 mod record;
 
-pub(super) use keeper::{Attachment, Pasta, PastaFailure};
+pub(super) use keeper::{Attachment, Pasta, PastaFailure, Started};
 pub use launch::{VERB, launch};
