@@ -77,6 +77,8 @@ fn with_a_card(name: &Name) -> HostSpec {
 fn is_told_of_a_card(engine: &Engine, name: &Name) -> bool {
     let wanted = engine.guests[name].wanted.borrow();
     let spec = sovereign_protocol::spec::GuestSpec::parse(&wanted.document).unwrap();
+    let mtu = spec.interface.as_ref().and_then(|interface| interface.mtu);
+    assert_eq!(wanted.mtu, mtu, "what it says");
     spec.interface.is_some()
 }
 

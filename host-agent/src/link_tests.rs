@@ -103,7 +103,7 @@ async fn told(directory: &Path, knows: &[&str]) -> Vec<u8> {
     let (_wanted, wanted) = watch::channel(Wanted {
         document: serde_json::to_vec(&document()).unwrap(),
         edition,
-        mtu: None,
+        mtu: Some(1400),
         shutdown: false,
         kill: false,
     });
@@ -117,7 +117,7 @@ async fn told(directory: &Path, knows: &[&str]) -> Vec<u8> {
         let mut seen = Vec::new();
         loop {
             match events.recv().await {
-                Some(Event::SpecApplied(_, applied, _)) => return applied,
+                Some(Event::SpecApplied(_, applied, mtu)) => return (applied, mtu),
                 Some(Event::SpecRefused(_, why) | Event::SessionLost(_, why)) => panic!("{why}: {seen:?}"),
                 other => seen.push(other),
             }
@@ -128,7 +128,7 @@ async fn told(directory: &Path, knows: &[&str]) -> Vec<u8> {
         () = serve_as(played.clone(), listener, identity, knows) => unreachable!("it serves for ever"),
         () = keep(name, target, wanted, sender) => unreachable!("somebody hears it"),
     };
-    assert_eq!(applied, edition);
+    assert_eq!(applied, (edition, Some(1400)));
     let documents = played.0.lock().unwrap().clone();
     assert_eq!(documents.len(), 1, "told once");
     documents.into_iter().next().unwrap()
