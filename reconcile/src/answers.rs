@@ -6,7 +6,7 @@
 //! routed; a rule for each mark looks into the table that leads out by that link.
 //!
 //! A connection keeps its mark until the asker's next packet, and an asker may wait long. So a link keeps its number as long
-//! as the rule of it is there, whoever comes or goes beside it: nobody needs to remember, the kernel does.
+//! as it works, whoever comes or goes beside it; an agent that begins finds the numbers in the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,6 +63,7 @@ pub(crate) fn answers(
     exits: &BTreeMap<Family, &Exit>,
     scoped: impl Fn(Family) -> bool,
     observed: &Observed,
+    before: &BTreeMap<LinkName, u32>,
 ) -> Answers {
     let mut links: BTreeMap<u32, Backs> = BTreeMap::new();
     for (family, exit) in exits {
@@ -79,7 +80,7 @@ pub(crate) fn answers(
     links.sort_by_key(|(index, backs)| rank(observed, exits, *index, backs)); // stable: older ones first
     links.truncate(LINKS as usize);
     let mut answers = Answers::default();
-    for (number, (index, backs)) in numbered(bridge, observed, links) {
+    for (number, (index, backs)) in numbered(bridge, observed, before, links) {
         let marked = number << MASK.trailing_zeros();
         let rule = |family, priority, to, table| Rule {
             iif: Some(bridge.as_str().to_owned()),
@@ -142,41 +143,60 @@ fn tunnel(rule: &Rule) -> Option<u32> {
     }
 }
 
-/// Gives links numbers: that which a rule of ours says already, else the lowest one that is free.
-fn numbered(bridge: &LinkName, observed: &Observed, links: Vec<(u32, Backs)>) -> BTreeMap<u32, (u32, Backs)> {
+/// Gives links numbers: that of `before`, else that which the rules of ours say already, else the lowest one that is free.
+fn numbered(
+    bridge: &LinkName,
+    observed: &Observed,
+    before: &BTreeMap<LinkName, u32>,
+    links: Vec<(u32, Backs)>,
+) -> Numbers {
     let ours = |rule: &&Rule| {
         let of_us = rule.protocol == OURS && rule.iif.as_deref() == Some(bridge.as_str());
         of_us && rule.priority == ANSWERS
     };
-    let said: Vec<(u32, Family, u32)> = observed
-        .rules
-        .iter()
-        .filter(ours)
-        .filter_map(|rule| match (rule.mark?, rule.action) {
-            ((mark, MASK), RuleAction::Lookup(table)) => {
-                Some((mark >> MASK.trailing_zeros(), rule.family, table))
-            }
-            _ => None,
-        })
-        .filter(|(number, ..)| (1..=LINKS).contains(number))
-        .collect();
-    let mut numbers = BTreeMap::new();
-    let mut others = Vec::new();
-    for (index, backs) in links {
-        let has = |(_, family, table): &&(u32, Family, u32)| {
-            backs.get(family).is_some_and(|back| back.table() == *table)
-        };
-        let mut had = said.iter().filter(has).map(|(number, ..)| *number);
-        match had.find(|number| !numbers.contains_key(number)) {
-            Some(number) => drop(numbers.insert(number, (index, backs))),
-            None => others.push((index, backs)),
+    let mut said: BTreeMap<u32, BTreeMap<Family, u32>> = BTreeMap::new();
+    for rule in observed.rules.iter().filter(ours) {
+        if let (Some((mark, MASK)), RuleAction::Lookup(table)) = (rule.mark, rule.action) {
+            said.entry(mark).or_default().insert(rule.family, table);
         }
     }
-    for link in others {
+    let mut numbers = Numbers::new();
+    let links = claim(&mut numbers, links, |index, _, _| {
+        before.get(&uplink::working(observed, index)?).copied()
+    });
+    let links = claim(&mut numbers, links, |_, backs, numbers| {
+        let tables = backs.iter().map(|(family, back)| (*family, back.table()));
+        let tables: BTreeMap<Family, u32> = tables.collect();
+        let is_it = |(mark, there): &(&u32, &BTreeMap<Family, u32>)| {
+            **there == tables && !numbers.contains_key(&(*mark >> MASK.trailing_zeros()))
+        };
+        said.iter().find(is_it).map(|(mark, _)| *mark)
+    });
+    for link in links {
         let free = (1..=LINKS).find(|number| !numbers.contains_key(number));
         numbers.extend(free.map(|number| (number, link)));
     }
     numbers
+}
+
+/// Links by number.
+type Numbers = BTreeMap<u32, (u32, Backs)>;
+
+/// Gives links the number of the mark that `mark_of` says, where nobody has it; the rest.
+fn claim(
+    numbers: &mut Numbers,
+    links: Vec<(u32, Backs)>,
+    mark_of: impl Fn(u32, &Backs, &Numbers) -> Option<u32>,
+) -> Vec<(u32, Backs)> {
+    let mut rest = Vec::new();
+    for (index, backs) in links {
+        let number = mark_of(index, &backs, numbers).map(|mark| mark >> MASK.trailing_zeros());
+        match number.filter(|number| (1..=LINKS).contains(number) && !numbers.contains_key(number)) {
+            Some(number) => drop(numbers.insert(number, (index, backs))),
+            None => rest.push((index, backs)),
+        }
+    }
+    rest
 }
 
 /// By which table packets leave by each link, or reach at least what is attached to it. One pass over the routes.

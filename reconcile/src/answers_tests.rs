@@ -117,6 +117,28 @@ fn a_link_keeps_its_number_whoever_comes_or_goes() {
     );
 }
 
+/// Of several that are named the one that is the way out has our own table.
+#[test]
+fn a_link_keeps_its_number_when_it_becomes_the_way_out() {
+    let mut kernel = router();
+    let eth1 = index(&kernel, "eth1");
+    let spec = spec(named(&["eth1", "eth0"]));
+    let instance = Name::parse("default").unwrap();
+    let mut wanted = Wanted::of(&instance, &spec, &Switched::new(), &kernel.state).unwrap();
+    let of_eth0 = |wanted: &Wanted| {
+        let answers = &wanted.filter.as_ref().unwrap().answers;
+        answers[&LinkName::parse("eth0").unwrap()]
+    };
+    let before = of_eth0(&wanted);
+    for carrier in [false, true, false, true] {
+        kernel.state.rules.retain(|rule| rule.protocol != OURS);
+        kernel.state.rules.extend(wanted.rules.clone());
+        kernel.link(eth1, |link| link.carrier = carrier).unwrap();
+        wanted.follow(&spec, &Switched::new(), &kernel.state);
+        assert_eq!(of_eth0(&wanted), before);
+    }
+}
+
 /// As Tailscale's app without an exit node.
 #[test]
 fn a_vpn_that_takes_some_addresses_only_is_a_way_back() {

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use sovereign_host_agent::net::names;
 use sovereign_protocol::name::Name;
+use sovereign_reconcile::gain::GAINED_MS;
 use sovereign_tests::net::{Agent, SOON, User, World, for_both, signal};
 use sovereign_tests::space::{Service, Space};
 
@@ -341,8 +342,43 @@ fn a_family_that_the_machine_gains_is_its_guests_too() -> Result<()> {
         seat.sh("ip route del default via 198.18.2.1 dev out2 metric 50")?;
         seat.moves(&mut agent, now, "out1")?;
         leaves_by(&guest, FOUR, "one")?;
-        ensure!(seat.world.pasta() == Some(pasta), "{:?}", agent.seen());
+        stays(&seat, pasta)?;
 
+        drop(guest);
+        agent.say("end")?;
+        agent.expect("ended")?;
+        agent.restart_ends()
+    })
+}
+
+/// No other pasta is started while a family that came now would have lasted.
+fn stays(seat: &Seat, pasta: u32) -> Result<()> {
+    let lasts = Instant::now() + 2 * Duration::from_millis(GAINED_MS);
+    while Instant::now() < lasts {
+        let there = seat.world.pasta();
+        ensure!(there == Some(pasta), "{there:?} in the place of {pasta}");
+        std::thread::sleep(Duration::from_millis(20)); // polls for what must not come
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_are_not_ended_for_a_family_that_no_guest_has() -> Result<()> {
+    for_both("a_family_that_no_guest_has", |user| {
+        let seat = Seat::new(user)?;
+        seat.sh("ip route add default via 198.18.1.1 dev out1 metric 100")?;
+        let mut agent = seat
+            .world
+            .agent("want 192.168.100.1/24 1500 sql=192.168.100.2 uplink=auto")?;
+        agent.expect("ready")?;
+        let guest = seat.guest()?;
+        leaves_by(&guest, FOUR, "one")?;
+        let pasta = until("no pasta", || seat.world.pasta())?;
+        seat.sh(
+            "ip -6 address add fd00:1::2/64 dev out1 nodad; ip -6 route add default via fd00:1::1 dev out1 metric 100",
+        )?;
+        stays(&seat, pasta)?;
+        leaves_by(&guest, FOUR, "one")?;
         drop(guest);
         agent.say("end")?;
         agent.expect("ended")?;

@@ -4,9 +4,11 @@
 //! machine has are theirs. Both are seen without any right: by the kernel's news, dumps and questions (RTM_GETROUTE).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use sovereign_reconcile::family::Family;
 use sovereign_reconcile::gain::Gains;
+use sovereign_reconcile::observed::Address;
 use sovereign_reconcile::uplink::{self, Uplink, Vpn};
 use sovereign_reconcile::way::Way;
 
@@ -18,12 +20,15 @@ use super::session::Broken;
 use super::ways::own_ways;
 use crate::netns::{StageFailure, route_socket};
 
+/// The pause before what broke is opened again, in milliseconds.
+const AGAIN_MS: u64 = 1_000;
+
 /// Families of IP that the machine leads out by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Families {
-    /// Those that who starts now may find: they have a default route or a way.
+    /// Those that pasta finds when it starts now.
     pub(super) now: BTreeSet<Family>,
-    /// Those that have had a way for a while.
+    /// Those that it would have found for a while.
     pub(super) lasting: BTreeSet<Family>,
 }
 
@@ -32,6 +37,8 @@ pub(super) struct Outside {
     receive_buffer: usize,
     /// Absent while nobody is led out, and when it broke.
     watch: Option<Watch>,
+    /// When what broke is opened again.
+    again_ms: Option<u64>,
     gains: Gains,
 }
 
@@ -58,6 +65,7 @@ impl Outside {
         Self {
             receive_buffer,
             watch: None,
+            again_ms: None,
             gains: Gains::default(),
         }
     }
@@ -66,7 +74,7 @@ impl Outside {
     /// at the next call.
     pub(super) async fn keep(&mut self, wanted: bool, afresh: bool, now_ms: u64) {
         if !wanted {
-            (self.watch, self.gains) = (None, Gains::default());
+            *self = Self::new(self.receive_buffer);
             return;
         }
         let kept = match self.watch.take() {
@@ -82,13 +90,13 @@ impl Outside {
         };
         match kept {
             Ok(watch) => {
-                let there = watch.ways.keys().copied().collect();
-                self.gains.look(&there, now_ms);
-                self.watch = Some(watch);
+                self.gains.look(&watch.families(), now_ms);
+                (self.watch, self.again_ms) = (Some(watch), None);
             }
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(error, "the machine's own network cannot be watched");
+                self.again_ms = Some(now_ms.saturating_add(AGAIN_MS));
             }
         }
     }
@@ -130,27 +138,22 @@ impl Outside {
             .unwrap_or_default()
     }
 
-    /// The families that the machine has; of one that cannot be watched nothing is known, and it is taken to have both.
+    /// The families that the machine leads out by. Of one that cannot be watched nothing is known: what pasta found by then
+    /// counts as gained when it is watched again.
     pub(super) fn families(&self) -> Families {
-        let Some(watch) = &self.watch else {
-            return Families {
-                now: Family::BOTH.into(),
-                lasting: BTreeSet::new(),
-            };
-        };
-        let leads = |family: &Family| {
-            let exit = uplink::exit(&watch.observed, *family, &Uplink::Auto, Vpn::Follow);
-            watch.ways.contains_key(family) || exit.link().is_some()
-        };
+        let now = self.watch.as_ref().map(Watch::families);
         Families {
-            now: Family::BOTH.into_iter().filter(leads).collect(),
             lasting: self.gains.lasting().clone(),
+            now: now.unwrap_or_default(),
         }
     }
 
-    /// When a family may have lasted, in the milliseconds of [`Outside::keep`].
+    /// When a family may have lasted, or what broke is opened again, in the milliseconds of [`Outside::keep`].
     pub(super) fn due_ms(&self) -> Option<u64> {
-        self.watch.as_ref().and_then(|_| self.gains.due_ms())
+        match &self.watch {
+            Some(_) => self.gains.due_ms(),
+            None => self.again_ms,
+        }
     }
 }
 
@@ -181,6 +184,22 @@ impl Watch {
             Drained::All | Drained::AllAndSwitches => self.ask().await,
             Drained::Lost => self.look().await,
         }
+    }
+
+    /// The families that pasta would find: it looks for a default route in the main table, not for what rules lead elsewhere,
+    /// and speaks IPv6 under a link-local address as well.
+    fn families(&self) -> BTreeSet<Family> {
+        let is_found = |family: &Family| {
+            let exit = uplink::exit(&self.observed, *family, &Uplink::Auto, Vpn::Bypass);
+            let link = exit.link().and_then(|link| self.observed.link(link.as_str()));
+            let is_local =
+                |address: &Address| matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            link.is_some_and(|link| match family {
+                Family::V4 => true,
+                Family::V6 => self.observed.addresses_of(link.index).any(is_local),
+            })
+        };
+        Family::BOTH.into_iter().filter(is_found).collect()
     }
 
     async fn ask(&mut self) -> Result<(), Broken> {

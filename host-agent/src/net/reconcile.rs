@@ -350,7 +350,9 @@ impl Reconciler {
 
     /// Sees to it that guests of a private namespace are led out.
     async fn lead_out(&mut self, wake: Wake, spec: &NetworkSpec) -> Result<(), Trouble> {
-        let families = self.outside.families();
+        let mut families = self.outside.families();
+        // Nobody's connections are ended for what no guest has an address of.
+        families.lasting.retain(|family| spec.families().contains(family));
         let kept = self.seat.keep_pasta(&self.config.instance, spec, families);
         let started = kept.await.map_err(|failure| Trouble {
             part: Part::Routing,

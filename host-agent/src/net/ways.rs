@@ -201,16 +201,16 @@ async fn asked(
     match kernel.get(question).await {
         Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(understood(&answer)),
         Err(error) if !error.socket_lives() => Err(error),
-        // No route, forwarding is off, or a rule or route that says no.
-        Err(error)
-            if [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS]
-                .iter()
-                .any(|e| error.is(*e)) =>
-        {
-            Ok(Answer::Shut)
-        }
+        Err(error) if is_no(&error, from.is_some()) => Ok(Answer::Shut),
         Ok(_) | Err(_) => Ok(Answer::Unknown),
     }
+}
+
+/// No route, forwarding is off, or a rule or route that says no. A blackhole says EINVAL, which to a question of somebody
+/// else's packet also means that he may not send it.
+fn is_no(error: &KernelError, of_guest: bool) -> bool {
+    let noes = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS];
+    noes.iter().any(|no| error.is(*no)) || (!of_guest && error.is(Errno::INVAL))
 }
 
 fn question(family: Family, from: Option<(IpAddr, u32)>) -> Option<RouteNetlinkMessage> {

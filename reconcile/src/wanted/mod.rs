@@ -133,7 +133,14 @@ impl Wanted {
             };
             let exits = self.exits.iter().map(|(family, exit)| (*family, exit));
             let exits = exits.filter(|(family, _)| asked(family)).collect();
-            let answers = answers(&self.mark, &bridge.name, &exits, scoped, observed);
+            let answers = answers(
+                &self.mark,
+                &bridge.name,
+                &exits,
+                scoped,
+                observed,
+                &filter.answers,
+            );
             self.rules.extend(answers.rules);
             filter.answers = answers.marks;
         }

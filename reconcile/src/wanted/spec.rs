@@ -82,7 +82,9 @@ impl NetworkSpec {
         self.place == Place::Private && self.uplink != Uplink::None
     }
 
-    pub(super) fn families(&self) -> BTreeSet<Family> {
+    /// The families that guests have addresses of.
+    #[must_use]
+    pub fn families(&self) -> BTreeSet<Family> {
         self.addresses.iter().map(|a| Family::of(a.ip())).collect()
     }
 }
