@@ -169,7 +169,7 @@ fn life(name: &Name) -> Vec<Event> {
         },
         Event::VmmState(name.clone(), VmmState::Says("running".to_owned())),
         Event::SessionUp(name.clone(), "agent 0.1.0 speaks version 1".to_owned()),
-        Event::SpecApplied(name.clone(), first),
+        Event::SpecApplied(name.clone(), first, None),
         conditions(name, &CONDITIONS, Status::True),
     ]
 }
