@@ -178,19 +178,16 @@ fn read(name: &str, data: &[u8]) -> Expression {
 fn known(name: &str, data: &[u8]) -> Option<Expression> {
     let mut fields = Fields::<9>::read(data).ok()?;
     let expression = match name {
-        "meta" => {
-            let key = meta_of(fields.u32(2)?)?;
-            match fields.u32(3) {
-                Some(from) if key == MetaKey::Mark => Expression::SetMark {
-                    from: Register::of(from)?,
-                },
-                Some(_) => return None,
-                None => Expression::Meta {
-                    key,
-                    to: Register::of(fields.u32(1)?)?,
-                },
-            }
-        }
+        "meta" => match (meta_of(fields.u32(2)?)?, fields.u32(3)) {
+            (MetaKey::Mark, Some(from)) => Expression::SetMark {
+                from: Register::of(from)?,
+            },
+            (_, Some(_)) => return None,
+            (key, None) => Expression::Meta {
+                key,
+                to: Register::of(fields.u32(1)?)?,
+            },
+        },
         "payload" => Expression::Payload {
             base: base_of(fields.u32(2)?)?,
             offset: fields.u32(3)?,
@@ -203,19 +200,16 @@ fn known(name: &str, data: &[u8]) -> Option<Expression> {
             value: value(fields.bytes(3)?)?,
         },
         "bitwise" => bits(&mut fields)?,
-        "ct" => {
-            let key = ct_of(fields.u32(2)?)?;
-            match fields.u32(4) {
-                Some(from) if key == CtKey::Mark => Expression::SetConnectionMark {
-                    from: Register::of(from)?,
-                },
-                Some(_) => return None,
-                None => Expression::Ct {
-                    key,
-                    to: Register::of(fields.u32(1)?)?,
-                },
-            }
-        }
+        "ct" => match (ct_of(fields.u32(2)?)?, fields.u32(4)) {
+            (CtKey::Mark, Some(from)) => Expression::SetConnectionMark {
+                from: Register::of(from)?,
+            },
+            (_, Some(_)) => return None,
+            (key, None) => Expression::Ct {
+                key,
+                to: Register::of(fields.u32(1)?)?,
+            },
+        },
         "rt" => {
             let to = Register::of(fields.u32(1)?)?;
             (fields.u32(2)? == TCP_MSS).then_some(Expression::RouteMss { to })?
