@@ -13,7 +13,9 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sovereign_host_agent::net::names;
 use sovereign_protocol::name::Name;
-use sovereign_tests::net::{Agent, SOON, User, World, can_run, for_both, holders, namespace_of, signal};
+use sovereign_tests::net::{
+    Agent, SOON, User, World, can_run, for_both, holders, namespace_of, signal, until,
+};
 use sovereign_tests::space::{SILENCE, Service, Space};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
@@ -51,21 +53,6 @@ impl Outside {
     }
 }
 
-/// A namespace in the place of a guest, on the bridge of the private network.
-fn guest(world: &World) -> Result<Space> {
-    let (private, space) = (world.private()?, Space::new()?);
-    let bridge = names::bridge(&Name::parse(world.instance())?);
-    private.ip(&format!(
-        "link add vguest type veth peer name eth0 netns {}\nlink set vguest up master {bridge}\n",
-        space.pid()
-    ))?;
-    space.ip(
-        "link set eth0 up\naddress add 192.168.100.9/24 dev eth0\naddress add fd00:9::9/64 dev eth0 nodad\n\
-         route add default via 192.168.100.1\n-6 route add default via fd00:9::1\n",
-    )?;
-    Ok(space)
-}
-
 /// Asks until it answers.
 fn reaches(space: &Space, to: SocketAddr) -> Result<String> {
     let begun = Instant::now();
@@ -75,17 +62,6 @@ fn reaches(space: &Space, to: SocketAddr) -> Result<String> {
             last => ensure!(begun.elapsed() < SOON, "{to}: {last:?}"),
         }
         std::thread::sleep(Duration::from_millis(20)); // polls what may refuse at once
-    }
-}
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let begun = Instant::now();
-    loop {
-        if let Some(seen) = look() {
-            return Ok(seen);
-        }
-        ensure!(begun.elapsed() < SOON, "{what}");
-        std::thread::sleep(Duration::from_millis(10)); // polls /proc
     }
 }
 
@@ -128,7 +104,7 @@ fn guests_leave_by_pasta_and_nobody_comes_in() -> Result<()> {
         let before = listening(&machine)?;
         let mut agent = world.agent(WANT)?;
         agent.expect("works Filter")?;
-        let guest = guest(&world)?;
+        let guest = world.guest()?;
         leave(&world, &guest)?;
         ensure!(listening(&machine)? == before, "{}", listening(&machine)?);
 
@@ -199,7 +175,7 @@ fn whoever_is_killed_guests_leave_again() -> Result<()> {
         })?;
         let mut agent = world.agent(WANT)?;
         agent.expect("works Filter")?;
-        let guest = guest(&world)?;
+        let guest = world.guest()?;
         leave(&world, &guest)?;
         // An agent that was killed while pasta runs: the next one ends it, whatever it is asked.
         signal(agent.pid(), Signal::KILL)?;
@@ -216,7 +192,7 @@ fn whoever_is_killed_guests_leave_again() -> Result<()> {
 fn guest_of(world: &World) -> Option<Result<Space>> {
     let bridge = names::bridge(&Name::parse(world.instance()).ok()?).to_string();
     let picture = world.picture().ok()?;
-    picture.link(&bridge).map(|_| guest(world))
+    picture.link(&bridge).map(|_| world.guest())
 }
 
 #[test]
@@ -248,7 +224,7 @@ fn without_pasta_all_else_works_and_it_is_said_until_it_is_installed() -> Result
     std::fs::remove_file(directory.join("pasta"))?;
     std::os::unix::fs::symlink("/usr/bin/pasta", directory.join("pasta"))?;
     agent.expect("works Routing")?;
-    leave(&world, &guest(&world)?)?;
+    leave(&world, &world.guest()?)?;
     std::fs::remove_dir_all(&directory)?;
     ended(&world, agent)
 }

@@ -14,10 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use sovereign_host_agent::net::names;
-use sovereign_protocol::name::Name;
 use sovereign_reconcile::gain::GAINED_MS;
-use sovereign_tests::net::{Agent, SOON, User, World, for_both, signal};
+use sovereign_tests::net::{Agent, SOON, User, World, for_both, signal, until};
 use sovereign_tests::space::{Service, Space};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_network-agent");
@@ -74,20 +72,6 @@ impl Seat {
 
     fn sh(&self, line: &str) -> Result<()> {
         self.machine.sh(line).map(drop).with_context(|| line.to_owned())
-    }
-
-    /// A namespace in the place of a guest, on the bridge of the private network.
-    fn guest(&self) -> Result<Space> {
-        let (private, space) = (self.world.private()?, Space::new()?);
-        let bridge = names::bridge(&Name::parse(self.world.instance())?);
-        private.ip(&format!(
-            "link add vguest type veth peer name eth0 netns {}\nlink set vguest up master {bridge}\n",
-            space.pid()
-        ))?;
-        space.ip("link set eth0 up\naddress add 192.168.100.9/24 dev eth0\n\
-             address add fd00:9::9/64 dev eth0 nodad\nroute add default via 192.168.100.1\n\
-             -6 route add default via fd00:9::1\n")?;
-        Ok(space)
     }
 
     /// What is kept of a family: the link and the number.
@@ -197,17 +181,6 @@ fn leaves_by(guest: &Space, to: &str, router: &str) -> Result<()> {
     }
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let begun = Instant::now();
-    loop {
-        if let Some(seen) = look() {
-            return Ok(seen);
-        }
-        ensure!(begun.elapsed() < SOON, "{what}");
-        std::thread::sleep(Duration::from_millis(10)); // polls /proc
-    }
-}
-
 /// The default route goes and comes back within some 20 ms, as DHCP clients have it; whether it was so quick.
 fn flap(seat: &Seat) -> Result<bool> {
     let begun = Instant::now();
@@ -237,7 +210,7 @@ fn guests_hear_when_the_machine_around_leaves_by_another_way() -> Result<()> {
             seat.sh("ip route del default via 198.18.2.1 dev out2 metric 50")?;
             now = seat.moves(&mut agent, now, "out1").context(round)?;
         }
-        let guest = seat.guest()?;
+        let guest = seat.world.guest()?;
         leaves_by(&guest, FOUR, "one")?;
         leaves_by(&guest, SIX, "one")?;
         let pasta = seat.world.pasta().context("no pasta")?;
@@ -314,7 +287,7 @@ fn a_family_that_the_machine_gains_is_its_guests_too() -> Result<()> {
         let mut agent = seat.world.agent(WANT)?;
         agent.expect("ready")?;
         seat.sh("ip route add default via 198.18.1.1 dev out1 metric 100")?;
-        let guest = seat.guest()?;
+        let guest = seat.world.guest()?;
         leaves_by(&guest, FOUR, "one")?;
         let four = seat.keeps("v4", "out1")?;
 
@@ -371,7 +344,7 @@ fn connections_are_not_ended_for_a_family_that_no_guest_has() -> Result<()> {
             .world
             .agent("want 192.168.100.1/24 1500 sql=192.168.100.2 uplink=auto")?;
         agent.expect("ready")?;
-        let guest = seat.guest()?;
+        let guest = seat.world.guest()?;
         leaves_by(&guest, FOUR, "one")?;
         let pasta = until("no pasta", || seat.world.pasta())?;
         seat.sh(
@@ -379,6 +352,37 @@ fn connections_are_not_ended_for_a_family_that_no_guest_has() -> Result<()> {
         )?;
         stays(&seat, pasta)?;
         leaves_by(&guest, FOUR, "one")?;
+        drop(guest);
+        agent.say("end")?;
+        agent.expect("ended")?;
+        agent.restart_ends()
+    })
+}
+
+/// pasta speaks IPv6 under a link-local address of the machine's, which may come long after the route: no way changes then.
+#[test]
+fn a_family_is_gained_when_pasta_can_have_it() -> Result<()> {
+    for_both("a_family_is_gained_when_pasta_can", |user| {
+        let seat = Seat::new(user)?;
+        seat.sh("ip link set out1 addrgenmode none; ip -6 address flush dev out1 scope link")?;
+        seat.sh("ip route add default via 198.18.1.1 dev out1 metric 100")?;
+        let mut agent = seat.world.agent(WANT)?;
+        agent.expect("ready")?;
+        let guest = seat.world.guest()?;
+        leaves_by(&guest, FOUR, "one")?;
+        let pasta = until("no pasta", || seat.world.pasta())?;
+        seat.sh(
+            "ip -6 address add fd00:1::2/64 dev out1 nodad; ip -6 route add default via fd00:1::1 dev out1 metric 100",
+        )?;
+        stays(&seat, pasta)?;
+        seat.sh("ip -6 address add fe80::2/64 dev out1 nodad")?;
+        let begun = Instant::now();
+        until("no other pasta", || {
+            seat.world.pasta().filter(|new| *new != pasta)
+        })?;
+        // Whatever else happens has everything looked at some time later.
+        ensure!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
+        leaves_by(&guest, SIX, "one")?;
         drop(guest);
         agent.say("end")?;
         agent.expect("ended")?;

@@ -47,7 +47,16 @@ struct Watch {
     kernel: Kernel,
     notifications: Notifications,
     observed: Observed,
+    leads: Leads,
+}
+
+/// By what a machine leads out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Leads {
+    /// The ways of its own packets.
     ways: BTreeMap<Family, Way>,
+    /// The families that pasta would find.
+    families: BTreeSet<Family>,
 }
 
 /// Why the machine is not watched.
@@ -70,8 +79,8 @@ impl Outside {
         }
     }
 
-    /// Begins to watch, goes on or stops, as `wanted`; takes the news in, or `afresh` looks at everything. What cannot be seen is tried again
-    /// at the next call.
+    /// Begins to watch, goes on or stops, as `wanted`; takes the news in, or `afresh` looks at everything.
+    /// What cannot be seen is tried again at the next call.
     pub(super) async fn keep(&mut self, wanted: bool, afresh: bool, now_ms: u64) {
         if !wanted {
             *self = Self::new(self.receive_buffer);
@@ -90,7 +99,7 @@ impl Outside {
         };
         match kept {
             Ok(watch) => {
-                self.gains.look(&watch.families(), now_ms);
+                self.gains.look(&watch.leads.families, now_ms);
                 (self.watch, self.again_ms) = (Some(watch), None);
             }
             Err(error) => {
@@ -118,9 +127,9 @@ impl Outside {
         let Some(watch) = &mut self.watch else {
             return true;
         };
-        let before = watch.ways.clone();
+        let before = watch.leads.clone();
         match watch.catch_up().await {
-            Ok(()) => watch.ways != before,
+            Ok(()) => watch.leads != before,
             Err(broken) => {
                 let error = chain(&broken);
                 tracing::warn!(error, "the machine's own network is looked at anew");
@@ -134,14 +143,14 @@ impl Outside {
     pub(super) fn ways(&self) -> BTreeMap<Family, Way> {
         self.watch
             .as_ref()
-            .map(|watch| watch.ways.clone())
+            .map(|watch| watch.leads.ways.clone())
             .unwrap_or_default()
     }
 
     /// The families that the machine leads out by. Of one that cannot be watched nothing is known: what pasta found by then
     /// counts as gained when it is watched again.
     pub(super) fn families(&self) -> Families {
-        let now = self.watch.as_ref().map(Watch::families);
+        let now = self.watch.as_ref().map(|watch| watch.leads.families.clone());
         Families {
             lasting: self.gains.lasting().clone(),
             now: now.unwrap_or_default(),
@@ -165,7 +174,7 @@ impl Watch {
             kernel,
             notifications,
             observed: Observed::default(),
-            ways: BTreeMap::new(),
+            leads: Leads::default(),
         };
         watch.look().await?;
         Ok(watch)
@@ -186,24 +195,26 @@ impl Watch {
         }
     }
 
-    /// The families that pasta would find: it looks for a default route in the main table, not for what rules lead elsewhere,
-    /// and speaks IPv6 under a link-local address as well.
-    fn families(&self) -> BTreeSet<Family> {
-        let is_found = |family: &Family| {
-            let exit = uplink::exit(&self.observed, *family, &Uplink::Auto, Vpn::Bypass);
-            let link = exit.link().and_then(|link| self.observed.link(link.as_str()));
-            let is_local =
-                |address: &Address| matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-            link.is_some_and(|link| match family {
-                Family::V4 => true,
-                Family::V6 => self.observed.addresses_of(link.index).any(is_local),
-            })
-        };
-        Family::BOTH.into_iter().filter(is_found).collect()
-    }
-
     async fn ask(&mut self) -> Result<(), Broken> {
-        self.ways = own_ways(&mut self.kernel, &self.observed).await?;
+        self.leads = Leads {
+            ways: own_ways(&mut self.kernel, &self.observed).await?,
+            families: families(&self.observed),
+        };
         Ok(())
     }
+}
+
+/// The families that pasta would find: it looks for a default route in the main table, not for what rules lead elsewhere,
+/// and speaks IPv6 under a link-local address as well.
+fn families(observed: &Observed) -> BTreeSet<Family> {
+    let is_found = |family: &Family| {
+        let exit = uplink::exit(observed, *family, &Uplink::Auto, Vpn::Bypass);
+        let link = exit.link().and_then(|link| observed.link(link.as_str()));
+        let is_local = |address: &Address| matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        link.is_some_and(|link| match family {
+            Family::V4 => true,
+            Family::V6 => observed.addresses_of(link.index).any(is_local),
+        })
+    };
+    Family::BOTH.into_iter().filter(is_found).collect()
 }

@@ -200,6 +200,24 @@ impl World {
         Space::of(self.helper()?)
     }
 
+    /// A namespace in the place of a guest, on the bridge of a private network of 192.168.100.1/24 and fd00:9::1/64.
+    ///
+    /// # Errors
+    /// The system's own, or that there is no bridge.
+    pub fn guest(&self) -> Result<Space> {
+        let (private, space) = (self.private()?, Space::new()?);
+        let bridge = names::bridge(&Name::parse(self.instance())?);
+        private.ip(&format!(
+            "link add vguest type veth peer name eth0 netns {}\nlink set vguest up master {bridge}\n",
+            space.pid()
+        ))?;
+        space.ip(
+            "link set eth0 up\naddress add 192.168.100.9/24 dev eth0\naddress add fd00:9::9/64 dev eth0 nodad\n\
+             route add default via 192.168.100.1\n-6 route add default via fd00:9::1\n",
+        )?;
+        Ok(space)
+    }
+
     /// The process of pasta, where exactly one runs.
     #[must_use]
     pub fn pasta(&self) -> Option<u32> {
@@ -305,6 +323,21 @@ pub fn for_both(test: &str, body: impl Fn(User) -> Result<()> + Sync) -> Result<
         }
         Ok(())
     })
+}
+
+/// Looks again until there is something.
+///
+/// # Errors
+/// After [`SOON`], with `what` is lacking.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return Ok(seen);
+        }
+        ensure!(begun.elapsed() < SOON, "{what}");
+        std::thread::sleep(Duration::from_millis(10)); // polls /proc
+    }
 }
 
 fn all_processes() -> Vec<u32> {
